@@ -1,0 +1,49 @@
+# Needs only Python and make. `make train` trains, evaluates and prints one JSON object.
+#   PYTHON=python3.12   another interpreter; the environment is built anew for it
+#   EXTRA=cuda          an extra of pyproject.toml, or several: EXTRA=cuda,tf
+PYTHON ?= python3
+EXTRA ?=
+
+# The last line on stdout is the JSON object, also under `make -C`.
+MAKEFLAGS += --no-print-directory
+
+version := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')
+ifeq ($(version),)
+$(error PYTHON=$(PYTHON) does not run; name a Python >= 3.11: make PYTHON=python3.12)
+endif
+
+comma := ,
+bin := .venv/bin
+# Named after what it holds: another Python or EXTRA is another stamp, so a new environment.
+stamp := .venv/installed-$(version)$(if $(EXTRA),-$(subst $(comma),-,$(EXTRA)))
+run := runs/digits
+
+.PHONY: train test lint clean
+
+train: $(stamp)
+	@$(bin)/python train.py --config=configs/vit/digits.py --workdir=$(run) \
+		--config.seed=0
+	@echo "Curves: $(run)/curves.png   numbers: $(run)/metrics.jsonl   TensorBoard:" \
+		"$(run)/tensorboard"
+	@$(bin)/python -m attn_jax evaluate --workdir=$(run) --step=best
+
+test: $(stamp)
+	@$(bin)/python -m pytest
+
+lint: $(stamp)
+	@$(bin)/ruff format --check .
+	@$(bin)/ruff check .
+	@$(bin)/mypy
+
+clean:
+	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The one step that needs a network.
+$(stamp): pyproject.toml constraints.txt
+	@echo "Installing into .venv (Python $(version)); this takes some minutes once." >&2
+	@rm -rf .venv
+	@$(PYTHON) -m venv .venv
+	@$(bin)/python -m pip install --quiet --disable-pip-version-check \
+		--editable '.[test$(if $(EXTRA),$(comma)$(EXTRA))]' --constraint constraints.txt >&2
+	@touch $@

@@ -1,0 +1,387 @@
+"""Checkpoints: training state, what must agree with it, and proof that it is whole.
+
+A checkpoint is the state and a JSON record: step, shape, dtype and digest of every leaf,
+the resolved config, the data's fingerprint, metrics. Orbax writes both,
+asynchronously and atomically, and restores them onto any mesh. It does not
+notice a flipped bit; the digests do.
+"""
+
+import errno
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
+
+from attn_jax import paths
+
+RETRY_SECONDS = 10.0
+
+
+class Checkpoints:
+    """The checkpoints of one run, under DIR/checkpoints.
+
+    Args:
+        keep_latest: how many of the newest stay.
+        keep_best: "max:name/metric" or "min:name/metric": the best one stays too.
+        patience_seconds: how long `finish` waits for a disk that cannot be written.
+        say: where events worth a person's notice go.
+    """
+
+    def __init__(
+        self,
+        workdir: str | epath.Path,
+        *,
+        keep_latest: int = 2,
+        keep_best: str | None = None,
+        patience_seconds: float = 0.0,
+        say: Callable[[str], None] = print,
+        read_only: bool = False,
+    ):
+        self.directory = epath.Path(workdir) / "checkpoints"
+        self._keep_latest, self._patience, self._say = keep_latest, patience_seconds, say
+        self._best = parse_best(keep_best) if keep_best else None
+        self._read_only = read_only
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        keep: list = [policies.LatestN(self._keep_latest)]
+        best: dict[str, Any] = {}
+        if self._best:
+            mode, _ = self._best
+            keep.append(
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics["best"],
+                    reverse=mode == "min",
+                    n=1,
+                )
+            )
+            # Without best_fn the metrics are not written, and retention forgets
+            # them at the first restart.
+            best = {"best_fn": lambda metrics: metrics["best"], "best_mode": mode}
+        if self._read_only:
+            return ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(read_only=True, create=False),
+                item_handlers=handlers(),
+            )
+        return ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(keep),
+                cleanup_tmp_directories=True,
+                **best,
+            ),
+            item_handlers=handlers(),
+        )
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    # --- saving -------------------------------------------------------------------
+
+    def save(
+        self, state: Any, record: Mapping[str, Any], results: Mapping[str, float]
+    ) -> bool:
+        """Starts to write the state; False, and a line that says why, where it cannot.
+
+        A failure here does not end the run: the state is still in memory, the
+        previous checkpoints are untouched, and the next save tries again.
+        """
+        step = int(state.step)
+        try:
+            self._manager.check_for_errors()  # of the save before, which ran on meanwhile
+            if step in self._manager.all_steps():
+                return True
+            self._check_space(state)
+            leaves = described(state)
+            arguments = {
+                "state": ocp.args.PyTreeSave(state),
+                "record": ocp.args.JsonSave(
+                    {**record, "step": step, "leaves": leaves, "results": dict(results)}
+                ),
+            }
+            self._manager.save(
+                step, args=ocp.args.Composite(**arguments), metrics=self._rank(results)
+            )
+        except Exception as error:
+            # Orbax passes on whatever its storage layer raised; all of it means the same
+            # here. A manager whose write has failed is not to be trusted with another.
+            self._say(self._failure(state, step, error))
+            self._reopen()
+            return False
+        return True
+
+    def finish(
+        self, state: Any, record: Mapping[str, Any], results: Mapping[str, float]
+    ) -> None:
+        """Saves and waits until it is on disk, for as long as patience lasts.
+
+        Raises:
+            OSError: the state could not be written; what was needed, and where.
+        """
+        give_up = time.monotonic() + self._patience
+        while True:
+            if self.save(state, record, results) and self._wait(state):
+                return
+            if time.monotonic() + RETRY_SECONDS > give_up:
+                raise OSError(
+                    errno.EIO,
+                    f"step {int(state.step)} could not be saved in {self.directory} within "
+                    f"{self._patience:.0f} s: {size_of(state):,} bytes are needed. Earlier "
+                    "checkpoints are untouched; free space there and run the same command.",
+                )
+            self._say(f"trying again every {RETRY_SECONDS:.0f} s: free space, or stop me")
+            time.sleep(RETRY_SECONDS)
+
+    def _wait(self, state: Any) -> bool:
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._say(self._failure(state, int(state.step), error))
+            self._reopen()
+            return False
+        return True
+
+    def _reopen(self) -> None:
+        try:
+            self._manager.close()
+        except Exception as error:
+            self._say(f"closing the failed save: {short(error)}")
+        try:
+            self._manager = self._open()
+        except Exception as error:
+            self._say(f"{self.directory} cannot be opened: {short(error)}")
+
+    def _check_space(self, state: Any) -> None:
+        if "://" in str(self.directory):
+            return  # a cloud bucket has no free space to ask for
+        needed, free = size_of(state), shutil.disk_usage(self.directory).free
+        if needed > free:
+            raise OSError(errno.ENOSPC, f"only {free:,} bytes are free")
+
+    def _failure(self, state: Any, step: int, error: Exception) -> str:
+        return (
+            f"step {step} was NOT saved in {self.directory}: {short(error)}. "
+            f"{size_of(state):,} bytes are needed; the run goes on, nothing is lost while "
+            "it does, and the next checkpoint tries again. Free space or mend the folder."
+        )
+
+    def ranks(self, results: Mapping[str, float]) -> bool:
+        """Whether these results have the metric of `keep_best`."""
+        return self._best is not None and self._best[1] in results
+
+    def _rank(self, results: Mapping[str, float]) -> dict[str, float] | None:
+        if self._best is None:
+            return None
+        mode, metric = self._best
+        worst = -np.inf if mode == "max" else np.inf
+        value = results.get(metric, worst)
+        return {"best": float(value) if np.isfinite(value) else worst}
+
+    # --- restoring ------------------------------------------------------------------
+
+    def record(self, step: int) -> dict[str, Any]:
+        """The JSON record of a checkpoint."""
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
+        )
+        return restored["record"]
+
+    def restore(self, step: int, like: Any) -> Any:
+        """The leaves of `like`, arrays or ShapeDtypeStructs with shardings, from a step.
+
+        `like` may be a part of the state, such as {"params": ...}.
+
+        Raises:
+            Damaged: the checkpoint cannot be read, or its content has changed.
+            ValueError: it is whole, but holds other leaves.
+        """
+        try:
+            saved = self.record(step)["leaves"]
+        except Exception as error:
+            raise Damaged(step, short(error)) from error
+        wanted = paths.named_leaves(like)
+        check_same_leaves(saved, wanted, step)
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeRestore(
+                        like,
+                        restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+                        partial_restore=True,
+                    )
+                ),
+            )["state"]
+        except Exception as error:
+            raise Damaged(step, short(error)) from error
+        for name, digest in digests(restored).items():
+            if digest != saved[name]["digest"]:
+                raise Damaged(
+                    step, f"{name} has digest {digest}, saved was {saved[name]['digest']}"
+                )
+        return restored
+
+    def restore_latest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        """(state, record) of the newest whole checkpoint, None where there is none.
+
+        Damaged newer ones are named and moved to DIR/damaged, so that their steps can be
+        saved again; nothing is deleted.
+
+        Raises:
+            ValueError: there are checkpoints, and every one is damaged.
+        """
+        found = self.steps()
+        for step in found:
+            try:
+                return self.restore(step, like), self.record(step)
+            except Damaged as error:
+                self._say(f"{error}. Trying the one before it.")
+                self._set_aside(step)
+        if found:
+            raise ValueError(
+                f"every checkpoint under {self.directory} is damaged (steps {found}); they "
+                f"now lie in {self.directory.parent / 'damaged'}. Start in a new --workdir, "
+                "or run again to start this one from step 0."
+            )
+        return None
+
+    def best_step(self) -> int | None:
+        """The step with the best value of `keep_best`; the newest of equals."""
+        if self._best is None:
+            return None
+        mode, metric = self._best
+        sign = 1.0 if mode == "max" else -1.0
+        ranked = []
+        for step in self.steps():
+            results = self.record(step)["results"]
+            if metric in results:
+                ranked.append((sign * results[metric], step))
+        return max(ranked)[1] if ranked else None
+
+    def _set_aside(self, step: int) -> None:
+        aside = self.directory.parent / "damaged"
+        if jax.process_index() == 0:
+            aside.mkdir(parents=True, exist_ok=True)
+            (self.directory / str(step)).rename(aside / f"{step}-{int(time.time())}")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"damaged checkpoint {step}")
+        self._manager.reload()
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be trusted."""
+
+    def __init__(self, step: int, why: str):
+        super().__init__(f"the checkpoint of step {step} is damaged: {why}")
+
+
+def handlers() -> dict[str, Any]:
+    return {"state": ocp.PyTreeCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
+
+
+def parse_best(text: str) -> tuple[str, str]:
+    """("max" | "min", "name/metric") of `keep_best`."""
+    mode, _, metric = text.partition(":")
+    if mode not in ("max", "min") or "/" not in metric:
+        raise ValueError(
+            f"config.keep_best={text!r} must read 'max:name/metric' or 'min:name/metric', "
+            "such as 'max:validation/accuracy'."
+        )
+    return mode, metric
+
+
+def check_same_leaves(
+    saved: Mapping[str, Any], wanted: Mapping[str, Any], step: int
+) -> None:
+    """Raises one readable error where orbax would print thousands of lines."""
+    problems = []
+    for name, leaf in wanted.items():
+        if name not in saved:
+            problems.append(f"{name} is not in the checkpoint")
+        elif tuple(saved[name]["shape"]) != tuple(leaf.shape):
+            problems.append(
+                f"{name} is {tuple(saved[name]['shape'])} there, {tuple(leaf.shape)} here"
+            )
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(
+            f"the checkpoint of step {step} is of another model: {'; '.join(problems[:3])}"
+            f"{more}. Restore it with the config it was trained with."
+        )
+
+
+def described(tree: Any) -> dict[str, dict[str, Any]]:
+    """{name: shape, dtype and digest} of every leaf."""
+    found = digests(tree)
+    return {
+        name: {
+            "shape": list(leaf.shape),
+            "dtype": str(leaf.dtype),
+            "digest": found[name],
+        }
+        for name, leaf in paths.named_leaves(tree).items()
+    }
+
+
+def digests(tree: Any) -> dict[str, int]:
+    """A 32-bit digest of every leaf, the same on any mesh; any one flipped bit changes it."""
+    return {
+        name: int(value)
+        for name, value in paths.named_leaves(jax.device_get(_digests(tree))).items()
+    }
+
+
+@jax.jit
+def _digests(tree: Any) -> Any:
+    return jax.tree.map(digest, tree)
+
+
+def digest(leaf: jax.Array) -> jax.Array:
+    """Sum over the elements of bits times an odd number of their position, mod 2^32.
+
+    Integer sums do not depend on their order, so no sharding changes the result; an odd
+    factor is invertible, so no single changed word can cancel.
+    """
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if leaf.dtype == jnp.bool_:
+        leaf = leaf.astype(jnp.uint8)
+    width = np.dtype(leaf.dtype).itemsize * 8
+    bits = jax.lax.bitcast_convert_type(leaf, f"uint{width}").astype(jnp.uint32)
+    position = jnp.zeros((), jnp.uint32)
+    for dim, size in enumerate(leaf.shape):
+        along = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim)
+        position = position * jnp.uint32(size) + along
+    # An odd factor from a mixed position, or neighbours' differences could cancel.
+    mixed = (position + 1) * jnp.uint32(2654435761)
+    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(2246822519)
+    return jnp.sum(bits * (mixed | 1), dtype=jnp.uint32)
+
+
+def size_of(tree: Any) -> int:
+    """Bytes of every leaf."""
+    return sum(
+        int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    )
+
+
+def short(error: BaseException) -> str:
+    """The first line of an error: orbax and tensorstore append pages to it."""
+    text = str(error).strip() or type(error).__name__
+    return re.sub(r"\s+", " ", text.splitlines()[0])[:200].rstrip(".")

@@ -1,0 +1,424 @@
+"""A config from recipe to objects: load, fill in, override, lock, compare, build.
+
+A section with `cls` names a Flax module or a task; its fields are that class's fields. A
+section with `name` names an optimiser or a schedule; its fields are that function's
+arguments. Resolving fills in every default, so that a saved config says it all, and
+refuses every key that nothing would read.
+"""
+
+import ast
+import copy
+import dataclasses
+import difflib
+import importlib.util
+import inspect
+import json
+import pathlib
+import pkgutil
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+from ml_collections import ConfigDict
+
+from attn_jax import optim
+
+TASK_VERBS = ("source", "example", "inputs", "loss")
+NAMED = {"optimizer": optim.OPTIMIZERS, "schedule": optim.SCHEDULES}
+EVALUATION = {
+    "split": (str, "validation"),
+    "every": (str | None, None),
+    "batch_size": (int | None, None),
+    "task": (dict, {}),
+}
+
+# What may differ when a run is resumed: none of it changes the update at a given step,
+# but `duration`, of which train.py warns where it moves the schedule.
+MAY_CHANGE = (
+    "mesh",
+    "sharding_rules",
+    "fsdp_min_elements",
+    "duration",
+    "evals",
+    "data_workers",
+    "data_threads",
+    "data_prefetch",
+    "checkpoint_every",
+    "keep_latest",
+    "keep_best",
+    "save_patience_seconds",
+    "log_every",
+    "profile",
+    "watchdog_seconds",
+    "max_skipped",
+)
+
+
+def load(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The resolved config of `path/to/recipe.py[:variant]` with `key=value` overrides.
+
+    Raises:
+        ValueError: no such file, variant or key, or a value of the wrong type.
+    """
+    path, _, variant = recipe.partition(":")
+    if not pathlib.Path(path).is_file():
+        raise ValueError(
+            f"--config={recipe}: there is no file {path}; name a recipe such as "
+            "configs/vit/digits.py, with :variant behind it if it is not the default."
+        )
+    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if variant and variant not in module.VARIANTS:
+        raise ValueError(
+            f"--config={recipe}: {variant!r} is no variant of {path}; "
+            f"{suggest(variant, module.VARIANTS)}"
+        )
+    return override(module.get_config(*[variant] if variant else []), overrides)
+
+
+def override(
+    config: Mapping, overrides: Sequence[str], trust: Sequence[str] | None = None
+) -> ConfigDict:
+    """The resolved config with `a.b=value` settings, values as JSON or Python literals.
+
+    Raises:
+        ValueError: an unknown key, or a value of the wrong type.
+    """
+    config = editable(config)
+    settings = [setting.partition("=")[::2] for setting in overrides]
+    # `cls` and `name` first: they decide which other keys exist.
+    for key, text in sorted(settings, key=lambda s: not s[0].endswith((".cls", ".name"))):
+        put(config, key, parse(text))
+    return resolve(config, trust)
+
+
+def resolve(config: Mapping, trust: Sequence[str] | None = None) -> ConfigDict:
+    """A locked copy with every default filled in; `trust` as in `build`.
+
+    Raises:
+        ValueError: a key that nothing reads, or a value of the wrong type.
+    """
+    resolved = editable(config)
+    for key in ("model", "task"):
+        section = plain(resolved[key])
+        resolved[key] = ConfigDict(fill_class(section, f"config.{key}", trust))
+    for key, functions in NAMED.items():
+        section = plain(resolved[key])
+        resolved[key] = ConfigDict(fill_named(section, f"config.{key}", functions))
+    resolved["evals"] = ConfigDict(
+        {
+            name: fill_evaluation(
+                section, f"config.evals.{name}", plain(resolved["task"]), trust
+            )
+            for name, section in plain(resolved["evals"]).items()
+        }
+    )
+    return resolved.lock()
+
+
+def build(section: Mapping, trust: Sequence[str] | None = None) -> Any:
+    """The module or task that a section names, nested sections first.
+
+    Args:
+        section: {"cls": "package.module:Class", **fields}.
+        trust: packages whose classes may be built; None trusts the recipe's author. A
+            config read from a workdir is a stranger's: there it is ("attn_jax",).
+
+    Raises:
+        ValueError: the class is not trusted, not found, or neither module nor task.
+    """
+    cls = class_of(section, "config", trust)
+
+    def value_of(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return build(value, trust) if "cls" in value else plain(value)
+        return as_tuple(value)
+
+    return cls(**{key: value_of(v) for key, v in section.items() if key != "cls"})
+
+
+def evaluation_task(config: Mapping, name: str) -> dict:
+    """The task section of one evaluation: the training task with what differs."""
+    changes = plain(config["evals"][name]["task"])
+    return changes if "cls" in changes else {**plain(config["task"]), **changes}
+
+
+def differences(old: Mapping, new: Mapping) -> tuple[list[str], list[str]]:
+    """(allowed, forbidden) changes of a resumed run, as lines `key: old -> new`."""
+    before, after = flat(old), flat(new)
+    allowed, forbidden = [], []
+    for key in sorted(before.keys() | after.keys()):
+        ours, theirs = before.get(key, "absent"), after.get(key, "absent")
+        if ours != theirs:
+            lines = allowed if key.split(".")[0] in MAY_CHANGE else forbidden
+            lines.append(f"{key}: {ours} -> {theirs}")
+    return allowed, forbidden
+
+
+# --- sections -------------------------------------------------------------------------
+
+
+def class_of(section: Mapping, where: str, trust: Sequence[str] | None) -> type:
+    if "cls" not in section:
+        raise ValueError(
+            f"{where} has no `cls`; name its class, such as 'attn_jax.models.vit:ViT'."
+        )
+    name = section["cls"]
+    package, _, attribute = str(name).partition(":")
+    if not attribute.isidentifier():
+        raise ValueError(f"{where}.cls={name!r} must read 'package.module:Class'.")
+    if trust is not None and package.split(".")[0] not in trust:
+        raise ValueError(
+            f"{where}.cls={name!r}: a saved config may only name classes below "
+            f"{', '.join(trust)}. If you trust its author, pass "
+            f"--trust={package.split('.')[0]}."
+        )
+    try:
+        cls = pkgutil.resolve_name(f"{package}:{attribute}")
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{where}.cls={name!r} cannot be imported: {error}.") from None
+    # The second test keeps a trusted module from lending out what it imports itself.
+    if not (is_module(cls) or is_task(cls)) or (
+        trust is not None and cls.__module__.split(".")[0] not in trust
+    ):
+        raise ValueError(
+            f"{where}.cls={name!r} is neither a Flax module nor a task (a dataclass with "
+            f"{', '.join(TASK_VERBS)})."
+        )
+    return cls
+
+
+def is_module(cls: Any) -> bool:
+    return inspect.isclass(cls) and issubclass(cls, nn.Module)
+
+
+def is_task(cls: Any) -> bool:
+    return (
+        inspect.isclass(cls)
+        and dataclasses.is_dataclass(cls)
+        and all(callable(getattr(cls, verb, None)) for verb in TASK_VERBS)
+    )
+
+
+def fill_class(
+    section: Mapping, where: str, trust: Sequence[str] | None, dtype: Any = None
+) -> dict:
+    cls = class_of(section, where, trust)
+    hints = typing.get_type_hints(cls)
+    fields = {
+        field.name: (hints[field.name], default_of(field))
+        for field in dataclasses.fields(cls)
+        if field.init and field.name not in ("parent", "name")
+    }
+    if dtype is not None and "dtype" in fields:
+        fields["dtype"] = (fields["dtype"][0], dtype)
+    filled = fill({k: v for k, v in section.items() if k != "cls"}, fields, where)
+    for key, value in filled.items():
+        if isinstance(value, Mapping) and "cls" in value:
+            inherited = filled.get("dtype")
+            filled[key] = fill_class(value, f"{where}.{key}", trust, inherited)
+    return {"cls": section["cls"], **filled}
+
+
+def fill_named(section: Mapping, where: str, functions: Mapping) -> dict:
+    name = section.get("name")
+    if name not in functions:
+        raise ValueError(f"{where}.name={name!r}: {suggest(name, functions)}")
+    arguments = {
+        p.name: (p.annotation, MISSING if p.default is p.empty else p.default)
+        for p in inspect.signature(functions[name]).parameters.values()
+        if p.annotation is not p.empty and not p.name.startswith("_")
+    }
+    settings = {k: v for k, v in section.items() if k != "name"}
+    return {"name": name, **fill(settings, arguments, where)}
+
+
+def fill_evaluation(section: Mapping, where: str, training: Mapping, trust) -> dict:
+    filled = fill(section, EVALUATION, where)
+    task = filled["task"]
+    if "cls" in task:
+        filled["task"] = fill_class(task, f"{where}.task", trust)
+    else:  # only what differs is kept, so that a change of the training task carries over
+        whole = fill_class({**training, **task}, f"{where}.task", trust)
+        filled["task"] = {key: whole[key] for key in task}
+    return filled
+
+
+MISSING = object()
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return MISSING if field.default is dataclasses.MISSING else field.default
+
+
+def fill(section: Mapping, fields: Mapping[str, tuple], where: str) -> dict:
+    """The section with defaults; every value checked against its field's annotation."""
+    for key in section:
+        if key not in fields:
+            raise ValueError(unknown_key(key, fields, where))
+    filled = {}
+    for key, (annotation, default) in fields.items():
+        value = section.get(key, default)
+        if value is MISSING:
+            raise ValueError(f"{where}.{key} must be set; it has no default.")
+        if key in section:
+            value = checked(value, annotation, f"{where}.{key}")
+        elif not is_json(value):
+            continue  # an initialiser or the like: the class keeps its own default
+        filled[key] = copy.deepcopy(plain(value))
+    return filled
+
+
+# --- values ---------------------------------------------------------------------------
+
+
+def checked(value: Any, annotation: Any, where: str) -> Any:
+    """The value, an int made a float where one is asked for.
+
+    Raises:
+        ValueError: the value is not of the annotated type.
+    """
+    if fits(value, annotation):
+        return value
+    if fits(0.5, annotation) and type(value) is int:
+        return float(value)
+    name = getattr(annotation, "__name__", None) or str(annotation)
+    if typing.get_origin(annotation) is not None:
+        name = str(annotation).replace("typing.", "")
+    raise ValueError(f"{where}={value!r} must be of type {name}.")
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any or annotation is inspect.Parameter.empty:
+        return True
+    if annotation is None or annotation is type(None):
+        return value is None
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, arg) for arg in args)
+    if origin is typing.Literal:
+        return value in args
+    if origin is tuple or annotation in (tuple, list) or origin in (list, Sequence):
+        if not isinstance(value, list | tuple):
+            return False
+        if not args or Ellipsis in args or origin is not tuple:
+            return not args or all(fits(item, args[0]) for item in value)
+        return len(value) == len(args) and all(map(fits, value, args))
+    if origin in (dict, Mapping) or annotation is dict:
+        return isinstance(value, Mapping)
+    if isinstance(annotation, type):
+        if issubclass(annotation, nn.Module):
+            return isinstance(value, Mapping) and "cls" in value
+        if annotation in (int, float):
+            return type(value) is annotation  # bool is no number here
+        return isinstance(value, annotation)
+    return True
+
+
+def parse(text: str) -> Any:
+    """JSON, else a Python literal, else the text itself."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return plain(read(text))
+        except (ValueError, SyntaxError):
+            pass
+    return text
+
+
+def is_json(value: Any) -> bool:
+    try:
+        json.dumps(plain(value))
+    except TypeError:
+        return False
+    return True
+
+
+def plain(value: Any) -> Any:
+    """Nested dicts and lists, as JSON has them."""
+    if isinstance(value, ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def as_tuple(value: Any) -> Any:
+    """Lists as tuples, which a module's fields must be to be hashable."""
+    return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    config = plain(config)
+    if not isinstance(config, dict) or not config:
+        return {prefix: config}
+    leaves = {}
+    for key, value in config.items():
+        leaves |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return leaves
+
+
+def editable(config: Mapping) -> ConfigDict:
+    """An unlocked deep copy; knobs keep the types that `configs/common.py` gave them."""
+    if not isinstance(config, ConfigDict):
+        return ConfigDict(plain(config))
+    return copy.deepcopy(config).unlock()
+
+
+def put(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets `a.b.c`; inside a section the key's existence is checked by `resolve`."""
+    section, (*parents, last) = config, key.split(".")
+    for depth, parent in enumerate(parents):
+        if depth == 0 and parent not in config:
+            raise ValueError(unknown_key(parent, config, "config"))
+        if not isinstance(section.get(parent), ConfigDict):
+            section[parent] = ConfigDict()
+        section = section[parent]
+    if parents and parents[0] != "mesh":
+        if last in section:  # typed by its class's annotation, not by its last value
+            del section[last]
+    elif last not in section:
+        raise ValueError(unknown_key(last, section, ".".join(["config", *parents])))
+    try:
+        section[last] = ConfigDict(value) if isinstance(value, dict) else value
+    except TypeError:
+        kind = section.get_type(last).__name__
+        raise ValueError(f"config.{key}={value!r} must be of type {kind}.") from None
+
+
+def suggest(word: Any, known: typing.Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(str(word), known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known: {', '.join(map(repr, known))}."
+
+
+def unknown_key(key: str, known: typing.Iterable[str], where: str) -> str:
+    return f"{where}.{key}: nothing reads this key; {suggest(key, known)}"
+
+
+def to_steps(duration: str, *, batch_size: int, epoch_rows: int) -> int:
+    """Optimiser steps in "500 steps", "10 epochs" or "1000000 examples"; at least 1 if > 0.
+
+    Raises:
+        ValueError: the text is not a number and one of the three units.
+    """
+    number, _, unit = str(duration).strip().partition(" ")
+    rows = {"steps": batch_size, "epochs": epoch_rows, "examples": 1}
+    unit = unit.strip() if unit.strip().endswith("s") else unit.strip() + "s"
+    try:
+        value = float(number.replace("_", "").replace(",", ""))
+    except ValueError:
+        value = -1.0
+    if unit not in rows or value < 0:
+        raise ValueError(
+            f"the duration {duration!r} must be a number and a unit: '500 steps', "
+            "'10 epochs' or '1000000 examples'."
+        )
+    return max(round(value * rows[unit] / batch_size), int(value > 0))

@@ -1,0 +1,203 @@
+"""Labelled images in memory: the embedded digits, .npz archives, idx files (MNIST).
+
+Every opener answers {split: function that opens it}, which `sources.load` chooses from.
+"""
+
+import functools
+import gzip
+import hashlib
+import pathlib
+import re
+import struct
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, Integer, UInt8
+
+IDX = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(\.gz)?")
+
+
+class Arrays:
+    """Records in memory; each `image` is a read-only view."""
+
+    skipped = 0
+
+    def __init__(
+        self,
+        images: UInt8[np.ndarray, "N H W C"],
+        labels: Integer[np.ndarray, " N"],
+        names: tuple[str, ...] | None = None,
+    ):
+        self.images, self.targets, self.labels = images.view(), labels, names
+        self.images.flags.writeable = False
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.images[index], "label": int(self.targets[index])}
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(repr(self.images.shape).encode())
+        digest.update(np.ascontiguousarray(self.images))
+        digest.update(self.targets.astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
+
+
+def stratified(labels: np.ndarray, held: int) -> tuple[np.ndarray, np.ndarray]:
+    """(indices kept, indices held out), both with the class proportions of `labels`."""
+    from sklearn.model_selection import train_test_split  # slow to import
+
+    classes, counts = np.unique(labels, return_counts=True)
+    if counts.min() < 2 or not len(classes) <= held <= len(labels) - len(classes):
+        raise ValueError(
+            f"holdout={held} of {len(labels)} training examples in {len(classes)} "
+            f"classes (the rarest has {counts.min()}): every class needs two examples, "
+            "and both sides as many examples as there are classes. "
+            "Change config.task.holdout."
+        )
+    kept, held_out = train_test_split(
+        np.arange(len(labels)), test_size=held, random_state=0, stratify=labels
+    )
+    return kept, held_out
+
+
+def digits_openers() -> Mapping[str, Callable[[], Arrays]]:
+    """{split: opener} of scikit-learn's digits."""
+
+    def opener(part: int) -> Callable[[], Arrays]:
+        def open_split() -> Arrays:
+            from sklearn.datasets import load_digits  # slow to import
+
+            pixels, labels = load_digits(return_X_y=True)
+            pixels = np.round(pixels * 255 / 16)  # 0..16 in the original
+            grey = pixels.astype(np.uint8).reshape(-1, 8, 8, 1)
+            chosen = stratified(labels, 360)[part]
+            return Arrays(grey[chosen], labels[chosen], tuple("0123456789"))
+
+        return open_split
+
+    return {"train": opener(0), "test": opener(1)}
+
+
+def npz_openers(path: pathlib.Path) -> Mapping[str, Callable[[], Arrays]]:
+    """{split: opener} of the keys x_SPLIT, y_SPLIT."""
+    try:
+        with np.load(path) as archive:
+            keys = set(archive.files)
+    except Exception as error:  # a zip error, a pickle, a truncated header
+        raise ValueError(f"{path} is no readable .npz file: {error}") from error
+    splits = [s for s in ("train", "validation", "test") if {f"x_{s}", f"y_{s}"} & keys]
+    if not splits:
+        raise ValueError(
+            f"{path} holds the keys {sorted(keys)}; it must hold x_train, y_train, "
+            "x_test, y_test (and may hold x_validation, y_validation)."
+        )
+    return {split: functools.partial(_npz_split, path, split) for split in splits}
+
+
+def _npz_split(path: pathlib.Path, split: str) -> Arrays:
+    x, y = f"x_{split}", f"y_{split}"
+    with np.load(path) as archive:
+        for key in (x, y):
+            if key not in archive.files:
+                raise ValueError(f"{path} lacks {key}; a split needs both {x} and {y}.")
+        try:
+            pixels, labels = archive[x], archive[y]
+        except Exception as error:
+            raise ValueError(f"{path}: cannot read {x}, {y}: {error}") from error
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or not pixels.size:
+        raise ValueError(
+            f"{path}: {x} is {pixels.dtype} {list(pixels.shape)}; images must be uint8 "
+            "[N, H, W] or [N, H, W, C], at least one. Store pixel values 0..255."
+        )
+    if labels.ndim == 2 and labels.shape[1] == 1:  # as Keras stores CIFAR
+        labels = labels[:, 0]
+    whole = np.issubdtype(labels.dtype, np.integer)
+    if labels.shape != (len(pixels),) or not whole or labels.min() < 0:
+        raise ValueError(
+            f"{path}: {y} is {labels.dtype} {list(labels.shape)} for {len(pixels)} "
+            "images; labels must be one whole number from 0 up for each image."
+        )
+    return Arrays(pixels.reshape(*pixels.shape[:3], -1), labels)
+
+
+def is_idx(name: str) -> bool:
+    """Whether a file of this name is one of MNIST's four."""
+    return IDX.fullmatch(name) is not None
+
+
+def idx_openers(folder: pathlib.Path) -> Mapping[str, Callable[[], Arrays]]:
+    """{split: opener} of the idx files in `folder`; empty if it holds none."""
+
+    def open_split(paths: tuple[pathlib.Path, pathlib.Path]) -> Arrays:
+        return Arrays(*_read_idx(*paths))
+
+    found = _idx_files(folder)
+    return {split: functools.partial(open_split, found[split]) for split in found}
+
+
+def _idx_files(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, pathlib.Path]]:
+    """{split: (image file, label file)} of the idx files in `folder`.
+
+    Raises:
+        ValueError: a split has images without labels or the reverse.
+    """
+    found: dict[str, dict[str, pathlib.Path]] = {}
+    for path in sorted(folder.iterdir()):  # a plain file precedes its .gz
+        if match := IDX.fullmatch(path.name):
+            split = "train" if match[1] == "train" else "test"
+            found.setdefault(split, {}).setdefault(match[2], path)
+    for split, paths in found.items():
+        for kind in {"images", "labels"} - paths.keys():
+            raise ValueError(
+                f"{folder}: the {split} split has no idx file of {kind} beside "
+                f"{next(iter(paths.values())).name}. Add the missing file."
+            )
+    return {split: (paths["images"], paths["labels"]) for split, paths in found.items()}
+
+
+def _read_idx(
+    image_file: pathlib.Path, label_file: pathlib.Path
+) -> tuple[UInt8[np.ndarray, "N H W 1"], Int64[np.ndarray, " N"]]:
+    """Images and labels of a pair of idx files, gzipped or not.
+
+    Raises:
+        ValueError: a file has another magic number, is cut short or too long, or the
+            two disagree in length.
+    """
+    pixels, labels = _idx_array(image_file, dims=3), _idx_array(label_file, dims=1)
+    if len(pixels) != len(labels) or not len(pixels):
+        raise ValueError(
+            f"{image_file} holds {len(pixels)} images, {label_file.name} {len(labels)} "
+            "labels; they must be as many, and not none. Fetch the pair again."
+        )
+    return pixels[..., None], labels.astype(np.int64)
+
+
+def _idx_array(path: pathlib.Path, dims: int) -> np.ndarray:
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(
+                f"{path} is no whole gzip file: {error}. Fetch it again."
+            ) from error
+    magic = 0x0800 + dims  # 0x08: unsigned bytes
+    head = 4 + 4 * dims
+    if len(data) < head or int.from_bytes(data[:4], "big") != magic:
+        raise ValueError(
+            f"{path} starts with 0x{data[:4].hex()}; an idx file of uint8 with {dims} "
+            f"dimensions starts with 0x{magic:08x}. Fetch it again."
+        )
+    shape = struct.unpack(f">{dims}I", data[4:head])
+    size = int(np.prod(shape, dtype=np.int64))
+    if len(data) - head != size:
+        raise ValueError(
+            f"{path} holds {len(data) - head} bytes of data, its header {list(shape)} "
+            f"promises {size}. Fetch it again."
+        )
+    return np.frombuffer(data, np.uint8, offset=head).reshape(shape)

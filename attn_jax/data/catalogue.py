@@ -1,0 +1,98 @@
+"""Sets of TensorFlow Datasets, read from prepared files without TensorFlow.
+
+Nothing is downloaded or prepared here: opening a source in each of many processes must
+not start a download in each. Preparing is one command, once; many sets of the catalogue
+need TensorFlow for it (they encode images with it), none needs it for reading.
+"""
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def openers(address: str) -> Mapping[str, Callable[[], "CatalogueImages"]]:
+    """{split: opener} of "NAME[/CONFIG][:VERSION][@DATA_DIR]".
+
+    Without DATA_DIR the set is looked for in $TFDS_DATA_DIR, else where
+    tensorflow-datasets keeps its data (~/tensorflow_datasets).
+
+    Raises:
+        ValueError: the set is not prepared in a format of random access, or its records
+            have no image or no label.
+    """
+    name, _, data_dir = address.partition("@")
+    data_dir = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR", ""))
+    import tensorflow_datasets as tfds  # slow to import
+
+    try:
+        builder = tfds.core.read_only_builder.builder_from_files(
+            name, data_dir=data_dir or None
+        )
+    except tfds.core.registered.DatasetNotFoundError as error:
+        raise ValueError(
+            f"tfds:{name} is not prepared in {data_dir or '~/tensorflow_datasets'}. "
+            + remedy(name, data_dir)
+        ) from error
+    if builder.info.file_format.value not in ("array_record", "parquet"):
+        raise ValueError(
+            f"tfds:{name} is prepared as {builder.info.file_format.value}, which has "
+            f"no random access. Remove {builder.data_dir}. " + remedy(name, data_dir)
+        )
+    for feature in ("image", "label"):
+        if feature not in builder.info.features:
+            raise ValueError(
+                f"tfds:{name} has no feature {feature!r}; it has: "
+                f"{', '.join(builder.info.features)}. Use a set of labelled images."
+            )
+    return {
+        {"val": "validation"}.get(split, split): functools.partial(
+            CatalogueImages, builder, split
+        )
+        for split in builder.info.splits
+    }
+
+
+def remedy(name: str, data_dir: str) -> str:
+    where = f", data_dir={data_dir!r}" if data_dir else ""
+    return (
+        "Prepare it once: pip install 'attn_jax[tf]', then python -c "
+        '"import tensorflow_datasets as tfds; '
+        f"tfds.builder({name!r}{where}, file_format='array_record')"
+        '.download_and_prepare()". Reading it needs no TensorFlow.'
+    )
+
+
+class CatalogueImages:
+    """Records of a prepared set, `image` left encoded; other features pass through."""
+
+    skipped = 0
+
+    def __init__(self, builder: Any, split: str):
+        import tensorflow_datasets as tfds
+
+        self.builder, self.split = builder, split
+        self.labels = getattr(builder.info.features["label"], "names", None)
+        self.labels = tuple(self.labels) if self.labels else None
+        decoders = None
+        if isinstance(builder.info.features["image"], tfds.features.Image):
+            decoders = {"image": tfds.decode.SkipDecoding()}
+        self.records = builder.as_data_source(split=split, decoders=decoders)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        record = self.records[index]
+        name = f"tfds:{self.builder.info.full_name} {self.split}[{index}]"
+        return {**record, "label": int(record["label"]), "name": name}
+
+    def fingerprint(self) -> str:
+        text = f"{self.builder.info.full_name} {self.split} {len(self)}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __reduce__(self):
+        return CatalogueImages, (self.builder, self.split)

@@ -1,0 +1,152 @@
+"""Arithmetic of what a run reports: sums into means, operations into utilisation.
+
+A metric is a pair (sum, count), so that its mean is exact however examples were cut into
+batches and micro-batches. Operations are counted from the traced program, because XLA's
+own `cost_analysis` counts the body of a scan once, whatever its length.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+Sums = Mapping[str, tuple[Any, Any]]
+
+# Dense bfloat16 operations per second of one JAX device, from the makers' data sheets
+# (without sparsity; the fastest board of a name unless two are listed).
+PEAK_FLOPS = {
+    r"H100 PCIe": 756e12,  # NVIDIA H100 data sheet
+    r"H100": 989e12,  # the same, SXM5
+    r"H200": 989e12,  # NVIDIA H200 data sheet
+    r"A100": 312e12,  # NVIDIA A100 data sheet
+    r"V100": 125e12,  # NVIDIA V100 data sheet; float16, it has no bfloat16
+    r"L4\b": 121e12,  # NVIDIA L4 data sheet
+    r"RTX 4090\b(?! D)": 165e12,  # NVIDIA Ada white paper, float32 accumulation
+    r"TPU v4$": 275e12,  # this and the rest: Google Cloud TPU documentation, per chip
+    r"TPU v5 ?(lite|e)": 197e12,
+    r"TPU v5p?$": 459e12,
+    r"TPU v6 ?(lite|e)": 918e12,
+    r"TPU ?7x": 2307e12 / 2,  # a chip shows as two JAX devices
+}
+
+
+def add(left: Sums, right: Sums) -> dict[str, tuple[Any, Any]]:
+    """The sums and counts of two batches taken together.
+
+    Raises:
+        ValueError: the two do not report the same metrics.
+    """
+    if left.keys() != right.keys():
+        raise ValueError(
+            f"metrics {sorted(left)} and {sorted(right)} cannot be added; every batch "
+            "must report the same names. Report an absent one as (0, 0)."
+        )
+    return {
+        name: (left[name][0] + right[name][0], left[name][1] + right[name][1])
+        for name in left
+    }
+
+
+def ratio(sums: Sums) -> dict[str, float]:
+    """sum / count of every metric, on the host; nan where nothing was counted."""
+    return {
+        name: float(total) / float(count) if float(count) else math.nan
+        for name, (total, count) in sums.items()
+    }
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bfloat16 operations per second of one `jax.Device`; None if not listed."""
+    for pattern, peak in PEAK_FLOPS.items():
+        if re.search(pattern, device_kind):
+            return peak
+    return None
+
+
+def mfu(flops: float, seconds: float, peak: float) -> float:
+    """flops / (seconds * peak): the share of the peak that a program used, 0 to 1.
+
+    `flops` and `peak` must speak of the same devices: both of one, or both of all. The
+    peak is that of bfloat16, also for a program that computes in float32.
+
+    Source: Chowdhery 2022 (PaLM), appendix B, where the operations of rematerialisation
+    do not count: give the `count_flops` of the step without it.
+    """
+    return flops / (seconds * peak)
+
+
+def count_flops(program: ClosedJaxpr) -> int:
+    """Operations of all matrix products and convolutions, two per multiply-add.
+
+    Give it `jax.make_jaxpr(step)(*args)`, with the global shapes: the count is that of
+    all devices together. A scan counts its body times its length, a branch the dearest
+    of its sides, a loop of unknown length one round. Products with the zeros of padding
+    or dilation do not count, hence a gradient costs what its forward pass did.
+    A kernel that is no JAX primitive (cuDNN attention) counts nothing: trace the
+    reference path instead. Elementwise operations count nothing either.
+    """
+    return _count(program.jaxpr)
+
+
+def _count(jaxpr: Jaxpr) -> int:
+    return sum(_count_equation(equation) for equation in jaxpr.eqns)
+
+
+def _count_equation(equation: Any) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        return _count_product(equation)
+    if name == "conv_general_dilated":
+        return _count_convolution(equation)
+    inner = [_count(jaxpr) for jaxpr in _subprograms(params.values())]
+    if name == "cond":
+        return max(inner)
+    if name == "scan":
+        return params["length"] * sum(inner)
+    if name == "shard_map":  # its body is traced with the shapes of one device
+        axes = params["newly_manual_axes"]
+        shards = math.prod(params["mesh"].shape[axis] for axis in axes)
+        return shards * sum(inner)
+    if name == "pallas_call":  # and this one with those of one block
+        return math.prod(params["grid_mapping"].grid) * sum(inner)
+    return sum(inner)
+
+
+def _subprograms(values: Any) -> Iterator[Jaxpr]:
+    for value in values:
+        if isinstance(value, ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, Jaxpr):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _subprograms(value)
+
+
+def _count_product(equation: Any) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left, (output,) = equation.invars[0].aval, equation.outvars
+    depth = math.prod(left.shape[dim] for dim in contracted)
+    return 2 * math.prod(output.aval.shape) * depth
+
+
+def _count_convolution(equation: Any) -> int:
+    params = equation.params
+    image, kernel = (variable.aval.shape for variable in equation.invars)
+    output = equation.outvars[0].aval.shape
+    dims = params["dimension_numbers"]
+    batch, features, *space = dims.out_spec
+    _, inputs, *kernel_space = dims.rhs_spec  # input features of one group
+    pairs = 1  # of an output position and a kernel tap that meet on a real input
+    for i, (dim, kernel_dim) in enumerate(zip(space, kernel_space, strict=True)):
+        start = np.arange(output[dim])[:, None] * params["window_strides"][i]
+        tap = np.arange(kernel[kernel_dim]) * params["rhs_dilation"][i]
+        position = start + tap - params["padding"][i][0]
+        spacing = params["lhs_dilation"][i]
+        inside = (position >= 0) & (position < image[dims.lhs_spec[2 + i]] * spacing)
+        pairs *= int((inside & (position % spacing == 0)).sum())
+    # A weight gradient of a grouped convolution holds the groups in its batch instead;
+    # `kernel[inputs]` is then the batch of one group already.
+    return 2 * output[batch] * output[features] * kernel[inputs] * pairs

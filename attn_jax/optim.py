@@ -1,0 +1,401 @@
+"""The update: clip -> optimiser -> rates and decay -> schedule, out of optax's pieces.
+
+`SCHEDULES` and `OPTIMIZERS` are what a config may name; a function's keyword arguments
+are the keys of its config section. With d the optimiser's direction, r the learning rate,
+m the parameter's multiplier, w the weight decay and s the schedule's factor:
+
+    update = -s(step) * (r * m * d + r * w * parameter)        w only on decayed paths
+
+So weight decay has optax's unit and no multiplier touches it; big_vision's `wd` is r * w.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from attn_jax.paths import first_match, map_named, matching, named_leaves
+
+Factor = float | Sequence[float]
+
+
+def make_schedule(
+    section: Mapping, *, total_steps: int, to_steps: Callable[[str], int]
+) -> optax.Schedule:
+    """step -> factor in [0, 1] of the learning rate; 0 at step 0 if there is a warm-up.
+
+    Args:
+        section: {"name": one of SCHEDULES, **its arguments}.
+        to_steps: steps of a duration such as "500 steps" or "5 epochs".
+
+    Raises:
+        ValueError: an unknown name, or a warm-up longer than the run.
+    """
+    curve = choose(SCHEDULES, section, "schedule")
+    warmup, cooldown = to_steps(curve.warmup), to_steps(curve.cooldown)
+    if warmup + cooldown > total_steps:
+        parts = f"warmup={curve.warmup!r}"
+        parts += f" and cooldown={curve.cooldown!r}" if cooldown else ""
+        raise ValueError(
+            f"config.schedule: {parts} last {warmup + cooldown} steps, but the run has "
+            f"{total_steps}; shorten the warm-up or raise config.duration."
+        )
+    run = Run(warmup, total_steps, to_steps)
+
+    def factor(step):
+        rise = jnp.minimum(1.0, step / warmup) if warmup else 1.0
+        fall = jnp.clip((total_steps - step) / cooldown, 0, 1) if cooldown else 1.0
+        return jnp.asarray(rise * curve.decay(step, run) * fall, jnp.float32)
+
+    return factor
+
+
+def make_optimizer(
+    config: Mapping, params: Any, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """Gradients -> what is added to the parameters.
+
+    Args:
+        config: reads `optimizer` ({"name": one of OPTIMIZERS, **its arguments}),
+            `clip_norm` (of all gradients together; None: no clipping), the regexes
+            `weight_decay_on` and `freeze`, and `learning_rate_multipliers` ([regex, factor]
+            pairs, first match wins; a list of factors runs along a stacked layer axis).
+        params: the parameters, or their shapes.
+
+    Raises:
+        ValueError: a regex matches no parameter, or a value is out of range.
+    """
+    leaves, clip_norm = named_leaves(params), config["clip_norm"]
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"config.clip_norm={clip_norm} must be positive, or None.")
+    selection = Selection(
+        names=tuple(leaves),
+        decayed=matching(config["weight_decay_on"], leaves, key="weight_decay_on"),
+        multipliers=multipliers_of(config["learning_rate_multipliers"], leaves),
+    )
+    frozen = matching(config["freeze"], leaves, key="freeze")
+    rule = choose(OPTIMIZERS, config["optimizer"], "optimizer")
+    update = optax.chain(
+        optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
+        rule(selection),
+        optax.scale_by_schedule(schedule),
+        optax.scale(-1.0),
+    )
+    if not frozen:
+        return update
+    # A group sees only its own parameters: no slots for frozen ones, no share in the norm.
+    return optax.partition(
+        {"trained": update, "frozen": optax.set_to_zero()},
+        map_named(lambda name, _: "frozen" if name in frozen else "trained", params),
+    )
+
+
+# --- schedules ------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """A run as its schedule sees it, in steps."""
+
+    warmup: int
+    total: int
+    to_steps: Callable[[str], int]
+
+    def progress(self, step):
+        """0 at the end of the warm-up, 1 at the end of the run."""
+        return jnp.clip((step - self.warmup) / max(self.total - self.warmup, 1), 0, 1)
+
+
+class Curve(NamedTuple):
+    """min(1, step / warmup) * decay(step, run) * min(1, steps left / cooldown)."""
+
+    warmup: str
+    decay: Callable[[Any, Run], Any]
+    cooldown: str = "0 steps"
+
+
+def constant(*, warmup: str = "0 steps") -> Curve:
+    """1 after the warm-up."""
+    return Curve(warmup, lambda step, run: 1.0)
+
+
+def linear(*, warmup: str = "0 steps", final: float = 0.0) -> Curve:
+    """1 -> final in a line, from the end of the warm-up to the end of the run.
+
+    Source: vision_transformer and big_vision, utils.py; their `linear_end` is a rate,
+    `final` a fraction of the peak.
+    """
+    return Curve(warmup, lambda step, run: 1 - (1 - final) * run.progress(step))
+
+
+def cosine(*, warmup: str = "0 steps", final: float = 0.0) -> Curve:
+    """1 -> final along half a cosine, from the end of the warm-up to the end of the run.
+
+    Source: Loshchilov 2017 (arXiv:1608.03983) eq. 5, without restarts.
+    """
+
+    def decay(step, run):
+        return final + (1 - final) * (1 + jnp.cos(jnp.pi * run.progress(step))) / 2
+
+    return Curve(warmup, decay)
+
+
+def rsqrt(
+    *,
+    warmup: str = "0 steps",
+    timescale: str = "10000 steps",
+    cooldown: str = "0 steps",
+) -> Curve:
+    """1 / sqrt(1 + steps since the warm-up / timescale), at last a line to 0 (cooldown).
+
+    Source: Zhai 2022 (arXiv:2106.04560) sec. 3.5; big_vision utils.py with shift 0.
+    """
+
+    def decay(step, run):
+        since = jnp.maximum(step - run.warmup, 0)
+        return 1 / jnp.sqrt(1 + since / run.to_steps(timescale))
+
+    return Curve(warmup, decay, cooldown)
+
+
+def exponential(*, warmup: str = "0 steps", half_life: str = "100000 steps") -> Curve:
+    """0.5 ** (step / half_life), from step 0 on: also while the warm-up rises.
+
+    Source: slot_attention, object_discovery/train.py.
+    """
+    return Curve(warmup, lambda step, run: 0.5 ** (step / run.to_steps(half_life)))
+
+
+def bert_linear(*, warmup: str = "0 steps") -> Curve:
+    """step / warmup, then 1 - step / total: a jump down where the warm-up ends.
+
+    Unlike `linear` the line starts at step 0. Source: google-research/bert,
+    optimization.py, create_optimizer.
+    """
+
+    def decay(step, run):
+        left = jnp.maximum(run.total - step, 0) / max(run.total, 1)
+        return jnp.where(step < run.warmup, 1.0, left)
+
+    return Curve(warmup, decay)
+
+
+SCHEDULES: dict[str, Callable[..., Curve]] = {
+    "constant": constant,
+    "linear": linear,
+    "cosine": cosine,
+    "rsqrt": rsqrt,
+    "exponential": exponential,
+    "bert_linear": bert_linear,
+}
+
+
+# --- optimisers -----------------------------------------------------------------------
+
+
+class Selection(NamedTuple):
+    """What the config selects by path; see `make_optimizer`."""
+
+    names: tuple[str, ...]
+    decayed: set[str]
+    multipliers: Mapping[str, Factor]
+
+
+# What an optimiser is before the paths are known: clipped gradients -> r m d + r w p.
+Rule = Callable[[Selection], optax.GradientTransformation]
+
+
+def adamw(
+    *,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    mu_dtype: Literal["float32", "bfloat16"] | None = None,
+) -> Rule:
+    """d = mu / (sqrt(nu) + eps), with bias-corrected moments of the gradient.
+
+    Args:
+        mu_dtype: in which mu is stored; None: the parameter's. bfloat16 saves 2 bytes of
+            the 8 that the slots of a parameter take.
+
+    Source: Loshchilov 2019 (arXiv:1711.05101) alg. 2; big_vision optax.py, make.
+    """
+    adam = optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
+    return decoupled(adam, learning_rate, weight_decay)
+
+
+def bert_adamw(
+    *,
+    learning_rate: float = 1e-4,
+    weight_decay: float = 0.01,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+) -> Rule:
+    """d = mu / (sqrt(nu) + eps) without bias correction: the first steps are larger.
+
+    Source: google-research/bert, optimization.py, AdamWeightDecayOptimizer.
+    """
+
+    def init(params):
+        return Moments(optax.tree.zeros_like(params), optax.tree.zeros_like(params))
+
+    def update(gradients, state, params=None):
+        del params
+        mu = optax.tree.update_moment(gradients, state.mu, b1, 1)
+        nu = optax.tree.update_moment(gradients, state.nu, b2, 2)
+        direction = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+        return direction, Moments(mu, nu)
+
+    adam = optax.GradientTransformation(init, update)
+    return decoupled(adam, learning_rate, weight_decay)
+
+
+class Moments(NamedTuple):
+    """Running means of the gradient and of its square."""
+
+    mu: optax.Updates
+    nu: optax.Updates
+
+
+def lamb(
+    *,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.01,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+    stacked: Sequence[str] = (),
+) -> Rule:
+    """r * m * u * |parameter| / |u| with u = d + w * parameter, d as in `adamw`.
+
+    The ratio is taken per tensor; it scales the decay, hence so does a multiplier. It is 1
+    where a norm is 0, and for parameters without decay.
+
+    Args:
+        stacked: regexes of parameters whose leading axis is the layer (`nn.scan`); each of
+            their layers has its own ratio, as if it were a tensor of its own.
+
+    Source: You 2020 (arXiv:1904.00962) alg. 2, phi the identity; the parameters without a
+    ratio are the TensorFlow implementation's.
+    """
+    ratio = optax.scale_by_trust_ratio()
+
+    def layer(update, param):
+        return ratio.update(update, optax.EmptyState(), param)[0]
+
+    per_layer = optax.stateless(lambda us, ps: jax.tree.map(jax.vmap(layer), us, ps))
+
+    def rule(selection):
+        decayed = selection.decayed
+        layered = matching(stacked, selection.names, key="optimizer.stacked")
+        return optax.chain(
+            optax.scale_by_adam(b1, b2, eps),
+            optax.add_decayed_weights(weight_decay, only(decayed)),
+            optax.masked(ratio, only(decayed - layered)),
+            optax.masked(per_layer, only(decayed & layered)),
+            optax.scale(learning_rate),
+            multiply(selection.multipliers),
+        )
+
+    return rule
+
+
+def sgd(
+    *,
+    learning_rate: float = 1e-2,
+    weight_decay: float = 0.0,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    momentum_dtype: Literal["float32", "bfloat16"] | None = None,
+) -> Rule:
+    """d = t with t = gradient + momentum * t; Nesterov: d = gradient + momentum * t.
+
+    Args:
+        momentum: 0 keeps no slots.
+        momentum_dtype: in which t is stored; None: the parameter's. big_vision rounds
+            momentum * t to it as well, XLA under jit does not unless
+            xla_allow_excess_precision is off (1e-4 of a parameter after 6 steps).
+
+    Source: big_vision optax.py, momentum_hp.
+    """
+    if not momentum and (nesterov or momentum_dtype):
+        raise ValueError(
+            f"config.optimizer: {nesterov=} and {momentum_dtype=} mean nothing with "
+            f"{momentum=}; set a momentum such as 0.9, or leave them out."
+        )
+    trace = optax.trace(momentum, nesterov, momentum_dtype)
+    return decoupled(
+        trace if momentum else optax.identity(), learning_rate, weight_decay
+    )
+
+
+OPTIMIZERS: dict[str, Callable[..., Rule]] = {
+    "adamw": adamw,
+    "bert_adamw": bert_adamw,
+    "lamb": lamb,
+    "sgd": sgd,
+}
+
+
+# --- pieces ---------------------------------------------------------------------------
+
+
+def decoupled(
+    direction: optax.GradientTransformation, learning_rate: float, weight_decay: float
+) -> Rule:
+    """r * m * d + r * w * parameter: d never sees the decay."""
+    return lambda selection: optax.chain(
+        direction,
+        optax.scale(learning_rate),
+        multiply(selection.multipliers),
+        optax.add_decayed_weights(
+            learning_rate * weight_decay, only(selection.decayed)
+        ),
+    )
+
+
+def only(names: set[str]) -> Callable[[Any], Any]:
+    """An optax mask by name; unlike a tree of booleans it also fits a part of the tree."""
+    return lambda tree: map_named(lambda name, _: name in names, tree)
+
+
+def multiply(multipliers: Mapping[str, Factor]) -> optax.GradientTransformation:
+    def scaled(name, update):
+        if name not in multipliers:
+            return update
+        factor = jnp.asarray(multipliers[name], update.dtype)
+        return update * factor.reshape(
+            factor.shape + (1,) * (update.ndim - factor.ndim)
+        )
+
+    return optax.stateless(lambda updates, _: map_named(scaled, updates))
+
+
+def multipliers_of(
+    rules: Iterable[Sequence], leaves: Mapping[str, Any]
+) -> Mapping[str, Factor]:
+    key = "learning_rate_multipliers"
+    multipliers = first_match([tuple(rule) for rule in rules], leaves, key=key)
+    for name, factor in multipliers.items():
+        factors, shape = np.asarray(factor), leaves[name].shape
+        if not (factors > 0).all() or factors.shape not in ((), shape[:1]):
+            raise ValueError(
+                f"config.{key}: {factor} for {name} of shape {shape} must be a positive "
+                "number, or one for each entry of the leading (layer) axis; a parameter "
+                "that shall not move belongs in config.freeze."
+            )
+    return multipliers
+
+
+def choose(known: Mapping[str, Callable], section: Mapping, key: str) -> Any:
+    name = section["name"]
+    if name not in known:
+        raise ValueError(
+            f"config.{key}.name={name!r} is unknown; choose one of {', '.join(known)}."
+        )
+    return known[name](**{k: v for k, v in section.items() if k != "name"})

@@ -1,0 +1,181 @@
+"""Which device holds what: mesh, parameter rules, placement. Models know nothing of it.
+
+Mesh axes: `data` replicates parameters and splits the batch, `fsdp` splits both, `tensor`
+splits layers.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from attn_jax import paths
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of the given axis sizes; an axis of -1 takes the devices that are left.
+
+    Raises:
+        ValueError: unknown axis, or sizes whose product is not the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    if unknown := sorted(set(sizes) - set(AXES)):
+        raise ValueError(f"config.mesh.{unknown[0]}: the axes are {', '.join(AXES)}.")
+    shape = [sizes.get(axis, 1) for axis in AXES]
+    shown = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+    known = math.prod(size for size in shape if size != -1)
+    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+        raise ValueError(
+            f"config.mesh ({shown}): sizes are positive, and at most one may be -1 "
+            "(all devices that are left)."
+        )
+    if -1 in shape and len(devices) % known == 0:
+        shape[shape.index(-1)] = len(devices) // known
+    if math.prod(shape) != len(devices):
+        raise ValueError(
+            f"config.mesh ({shown}) asks for {known} devices, but {len(devices)} are here; "
+            "the product of the sizes must be the number of devices. Set one axis to -1 "
+            "to take all that are left."
+        )
+    auto = (AxisType.Auto,) * len(AXES)  # the default, Explicit, breaks Linen modules
+    try:
+        return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
+    except NotImplementedError:
+        # A torus whose physical axes must be split to fit; make_mesh tries it on v5e only.
+        grid = mesh_utils.create_device_mesh(
+            shape, devices=devices, allow_split_physical_axes=True
+        )
+        return Mesh(grid, AXES, axis_types=auto)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first dimension over `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
+    """Raises ValueError where devices and micro-batches do not divide the batch."""
+    shards = batch_shards(mesh) * micro_batches
+    if batch_size % shards:
+        below, above = batch_size // shards * shards, -(-batch_size // shards) * shards
+        raise ValueError(
+            f"config.batch_size={batch_size} must be divisible by data x fsdp x "
+            f"micro_batches = {mesh.shape['data']} x {mesh.shape['fsdp']} x "
+            f"{micro_batches} = {shards}; use {f'{below} or ' if below else ''}{above}, or "
+            "change config.mesh."
+        )
+
+
+def param_shardings(
+    mesh: Mesh, params: Any, rules: Sequence, fsdp_min_elements: int
+) -> Any:
+    """A NamedSharding for every parameter.
+
+    Args:
+        rules: [[path regex, [mesh axis or None for each dimension]], ...], first match wins.
+        fsdp_min_elements: a parameter without a rule has its largest divisible dimension
+            split over `fsdp` if it has at least so many elements; else it is replicated.
+
+    Raises:
+        ValueError: a rule that matches nothing, or that cannot be honoured.
+    """
+    chosen = paths.first_match(rules, paths.named_leaves(params), key="sharding_rules")
+
+    def sharding(name: str, leaf: Any) -> NamedSharding:
+        if name in chosen:
+            return NamedSharding(mesh, ruled(mesh, name, leaf.shape, chosen[name]))
+        return NamedSharding(mesh, fallback(mesh, leaf.shape, fsdp_min_elements))
+
+    return paths.map_named(sharding, params)
+
+
+def ruled(
+    mesh: Mesh, name: str, shape: Sequence[int], axes: Sequence[str | None]
+) -> PartitionSpec:
+    if len(axes) != len(shape):
+        raise ValueError(
+            f"config.sharding_rules: {list(axes)} has {len(axes)} entries, but {name} has "
+            f"the shape {tuple(shape)}; give one axis or None per dimension."
+        )
+    for dim, axis in zip(shape, axes, strict=True):
+        if axis is not None and axis not in AXES:
+            raise ValueError(f"config.sharding_rules: {axis!r} is none of {AXES}.")
+        if axis is not None and dim % mesh.shape[axis]:
+            raise ValueError(
+                f"config.mesh.{axis}={mesh.shape[axis]} must divide every dimension that "
+                f"a rule splits, but {name} has the shape {tuple(shape)} and the rule "
+                f"{list(axes)}. Change the mesh, or the rule in config.sharding_rules."
+            )
+    return PartitionSpec(*axes)
+
+
+def fallback(mesh: Mesh, shape: Sequence[int], min_elements: int) -> PartitionSpec:
+    size = mesh.shape["fsdp"]
+    divisible = [i for i, dim in enumerate(shape) if dim % size == 0]
+    if size == 1 or math.prod(shape) < min_elements or not divisible:
+        return PartitionSpec()
+    largest = max(divisible, key=lambda i: shape[i])
+    return PartitionSpec(*("fsdp" if i == largest else None for i in range(len(shape))))
+
+
+def state_shardings(mesh: Mesh, state: Any, params: Any, shardings: Any) -> Any:
+    """Shardings of a whole training state: what mirrors a parameter lies like it.
+
+    A leaf mirrors a parameter if its path ends with the parameter's and the shapes agree
+    (Adam's moments, the average); all else (counters, factored moments) is replicated.
+    """
+    layout = {
+        name: (leaf.shape, sharding)
+        for (name, leaf), sharding in zip(
+            paths.named_leaves(params).items(), jax.tree.leaves(shardings), strict=True
+        )
+    }
+
+    def sharding(name: str, leaf: Any) -> NamedSharding:
+        parts = name.split("/")
+        for start in range(len(parts)):
+            shape, found = layout.get("/".join(parts[start:]), (None, None))
+            if found is not None and tuple(shape) == tuple(leaf.shape):
+                return found
+        return replicated(mesh)
+
+    return paths.map_named(sharding, state)
+
+
+def placed(shapes: Any, shardings: Any) -> Any:
+    """Shapes and dtypes with shardings: what a checkpoint is restored into."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes,
+        shardings,
+    )
+
+
+def table(params: Any, shardings: Any) -> list[str]:
+    """The layout in short: one line for each way in which parameters are split."""
+    groups: dict[str, list[tuple[str, int]]] = {}
+    leaves = zip(
+        paths.named_leaves(params).items(), jax.tree.leaves(shardings), strict=True
+    )
+    for (name, leaf), sharding in leaves:
+        spec = ", ".join(str(axis) for axis in sharding.spec) or "replicated"
+        groups.setdefault(spec, []).append((name, int(np.prod(leaf.shape))))
+    return [
+        f"{spec}: {len(group)} arrays, {sum(size for _, size in group):,} parameters, "
+        f"such as {max(group, key=lambda pair: pair[1])[0]}"
+        for spec, group in groups.items()
+    ]

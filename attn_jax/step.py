@@ -1,0 +1,189 @@
+"""The update and the evaluation of one batch: pure functions of data.
+
+Model, task and optimiser arrive as arguments; bind them with `functools.partial` and jit.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+Batch = Mapping[str, jax.Array]
+Sums = dict[str, tuple[jax.Array, jax.Array]]  # {name: (sum, count)}
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that changes during training, hence all that a checkpoint must hold."""
+
+    step: jax.Array  # updates tried, skipped ones too
+    params: Any
+    opt_state: optax.OptState
+    key: jax.Array  # never split: every use folds in the step, so a resumed run repeats it
+    skipped: jax.Array  # updates left out because a gradient was not finite
+    skipped_in_a_row: jax.Array
+    average: Any = None  # exponential moving average of the parameters that train
+
+
+def init_params(model: nn.Module, task: Any, batch: Batch, key: jax.Array) -> Any:
+    """The model's parameters; jit it (`batch` may then be zeros, only shapes matter).
+
+    Raises:
+        ValueError: the module keeps state besides parameters.
+    """
+    params_key, prepare_key = jax.random.split(key)
+    batch = prepared(task, batch, prepare_key, train=False)
+    variables = model.init(params_key, **task.inputs(batch), train=False)
+    others = sorted(set(variables) - {"params", "intermediates"})
+    if others:
+        raise ValueError(
+            f"{type(model).__name__} creates the collection {others[0]!r}, but the state of "
+            "a run is parameters only (a batch statistic would depend on how the batch is "
+            "split). Use a stateless normalisation such as GroupNorm or LayerNorm."
+        )
+    return variables["params"]
+
+
+def init_state(
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    averaged: Callable[[Any], Any] | None,
+) -> TrainState:
+    """Step 0 from parameters; `averaged` picks what an average is kept of, None: nothing."""
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(
+        step=zero,
+        params=params,
+        opt_state=optimizer.init(params),
+        key=key,
+        skipped=zero,
+        skipped_in_a_row=zero,
+        average=averaged(params) if averaged else None,
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: nn.Module,
+    task: Any,
+    optimizer: optax.GradientTransformation,
+    micro_batches: int = 1,
+    ema_decay: float | None = None,
+    averaged: Callable[[Any], Any] | None = None,
+) -> tuple[TrainState, Sums]:
+    """One update: loss -> gradient -> optimiser. Jit with `donate_argnums=0`.
+
+    The loss is sum over terms of coefficient * sum / count, the counts those of the whole
+    global batch: a mean of micro-batch means would be another loss wherever counts differ.
+    A gradient that is not finite leaves everything but the counters as it was.
+    """
+    prepare_key, model_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+    batch = prepared(task, batch, prepare_key, train=True)
+    # Strided, so that every device keeps its own rows; contiguous parts would move them.
+    parts = jax.tree.map(
+        lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+    numbers = jnp.arange(micro_batches)
+
+    def outputs_of(params: Any, part: Batch, number: jax.Array) -> Any:
+        rngs = {"dropout": jax.random.fold_in(model_key, number)}
+        return model.apply({"params": params}, **task.inputs(part), train=True, rngs=rngs)
+
+    first = jax.tree.map(lambda x: x[0], (parts, numbers))
+    shapes = jax.eval_shape(outputs_of, state.params, *first)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    # A count depends on the batch alone, so any outputs will do.
+    counts = jax.vmap(lambda part: counts_of(task.loss(zeros, part)))(parts)
+    counts = jax.tree.map(lambda count: count.sum(axis=0), counts)
+
+    def gradient_of(part: Batch, number: jax.Array) -> tuple[Any, Sums]:
+        def scalar(params: Any) -> tuple[jax.Array, Sums]:
+            terms = task.loss(outputs_of(params, part, number), part)
+            return scalar_loss(task, terms, counts), terms
+
+        return jax.grad(scalar, has_aux=True)(state.params)
+
+    if micro_batches == 1:
+        gradient, terms = gradient_of(*first)
+    else:
+        zero = jax.tree.map(
+            lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient_of, *first)
+        )
+        gradient, terms = jax.lax.scan(
+            lambda total, x: (jax.tree.map(jnp.add, total, gradient_of(*x)), None),
+            zero,
+            (parts, numbers),
+        )[0]
+
+    norm = optax.tree.norm(gradient)
+    finite = jnp.isfinite(norm)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if ema_decay is not None:
+        # A short run's average would else be mostly its first parameters.
+        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        average = jax.tree.map(
+            lambda a, p: decay * a + (1 - decay) * p, average, averaged(params)
+        )
+    params, opt_state, average = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (params, opt_state, average),
+        (state.params, state.opt_state, state.average),
+    )
+    one = 1 - finite.astype(jnp.int32)
+    state = state.replace(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        average=average,
+        skipped=state.skipped + one,
+        skipped_in_a_row=(state.skipped_in_a_row + one) * one,
+    )
+    sums = with_loss(task, terms) | {
+        "gradient_norm": (norm, jnp.ones(())),
+        "skipped": (state.skipped, jnp.ones(())),
+        "skipped_in_a_row": (state.skipped_in_a_row, jnp.ones(())),
+    }
+    return state, sums
+
+
+def eval_step(
+    params: Any, batch: Batch, key: jax.Array, *, model: nn.Module, task: Any
+) -> tuple[Sums, Any]:
+    """(sums of every term, the task's predictions or None) of one batch."""
+    batch = prepared(task, batch, key, train=False)
+    outputs = model.apply({"params": params}, **task.inputs(batch), train=False)
+    predict = getattr(task, "predictions", None)
+    return task.loss(outputs, batch), predict(outputs, batch) if predict else None
+
+
+def prepared(task: Any, batch: Batch, key: jax.Array, *, train: bool) -> Batch:
+    """The batch after the task's optional work on the device."""
+    return task.prepare(batch, key, train) if hasattr(task, "prepare") else batch
+
+
+def counts_of(terms: Sums) -> dict[str, jax.Array]:
+    return {name: count for name, (_, count) in terms.items()}
+
+
+def scalar_loss(task: Any, terms: Sums, counts: Mapping[str, jax.Array]) -> jax.Array:
+    """sum over the task's loss terms of coefficient * sum / count; other terms only report.
+
+    A batch with nothing to count has no loss, rather than a loss of 0 / 0.
+    """
+    return sum(
+        coefficient * terms[name][0] / jnp.maximum(counts[name], 1e-9)
+        for name, coefficient in task.coefficients.items()
+    )
+
+
+def with_loss(task: Any, terms: Sums) -> Sums:
+    """The terms and, as `loss`, the scalar that they make."""
+    return {"loss": (scalar_loss(task, terms, counts_of(terms)), jnp.ones(()))} | terms

@@ -1,0 +1,274 @@
+"""A finished or running run read back from its folder: restore it, evaluate it.
+
+DIR/config.json holds the resolved config, DIR/checkpoints the states, DIR/assets what
+the run learned from its data (label names, a vocabulary). Nothing else is needed, and no code of
+the folder's author runs: a config may only name classes of this package.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+
+from attn_jax import checkpoint, config, evaluation, paths, sharding, step
+from attn_jax.data import pipeline
+
+TRUSTED = ("attn_jax",)
+
+
+def save_config(workdir: str | epath.Path, settings: Mapping) -> None:
+    """Writes DIR/config.json; by rename, so that a reader never sees half of it."""
+    write(epath.Path(workdir) / "config.json", as_json(settings))
+
+
+def load_config(workdir: str | epath.Path) -> dict[str, Any] | None:
+    """The resolved config of a run, None where the folder holds no run yet."""
+    file = epath.Path(workdir) / "config.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def save_assets(workdir: str | epath.Path, assets: Mapping[str, str]) -> None:
+    """Writes DIR/assets, with digests; a resumed run must bring the same ones.
+
+    Raises:
+        ValueError: an asset of the run so far differs.
+    """
+    folder = epath.Path(workdir) / "assets"
+    for name, text in assets.items():
+        file = folder / name
+        if file.exists() and file.read_text() != text:
+            raise ValueError(
+                f"{file} differs from what the data says now: label names or the like have "
+                "changed. Resume with the data of the first run, or start in a new --workdir."
+            )
+        write(file, text)
+    digests = {n: hashlib.sha256(t.encode()).hexdigest() for n, t in assets.items()}
+    write(folder / "digests.json", json.dumps(digests, indent=1))
+
+
+def check_assets(workdir: str | epath.Path) -> None:
+    """Raises ValueError where a file of DIR/assets is not as it was written."""
+    folder = epath.Path(workdir) / "assets"
+    if not (folder / "digests.json").exists():
+        return
+    for name, digest in json.loads((folder / "digests.json").read_text()).items():
+        file = folder / name
+        if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            raise ValueError(
+                f"{file} is missing or has changed since it was written; bring back the "
+                "original, predictions would be named wrongly."
+            )
+
+
+def restore(
+    workdir: str | epath.Path,
+    step: int | str = "latest",
+    params: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    trust: Sequence[str] = (),
+    mesh: Mesh | None = None,
+) -> tuple[nn.Module, dict[str, Any], Any]:
+    """(module, variables, task) of a run, from its folder alone.
+
+    Args:
+        step: a step number, "latest", or "best" by the run's `keep_best`.
+        params: "ema" or "raw"; None takes the average where the run keeps one.
+        overrides: {"model.dtype": "bfloat16", ...}: `model.*`, `task.*` and `evals.*` keys
+            that leave the parameter tree as it is.
+        trust: packages beside this one whose classes the config may name.
+        mesh: where the parameters go, replicated; None: the first local device.
+
+    Raises:
+        ValueError: no run, no such step, an override that changes the parameters.
+        checkpoint.Damaged: the checkpoint asked for is damaged.
+    """
+    settings = settings_of(workdir, overrides or {}, trust)
+    module, variables, task, _ = open_run(workdir, settings, step, params, trust, mesh)
+    return module, variables, task
+
+
+def evaluate(
+    workdir: str | epath.Path,
+    step: int | str = "latest",
+    params: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    trust: Sequence[str] = (),
+) -> dict[str, Any]:
+    """{"name/metric": value} of every evaluation in the run's config, and `step`.
+
+    Runs on all devices, every example exactly once. Arguments as of `restore`.
+    """
+    settings = settings_of(workdir, overrides or {}, trust)
+    if not settings.evals:
+        raise ValueError(
+            f"{workdir}: config.evals is empty, so there is nothing to evaluate; add one "
+            "with --set 'evals.test={\"split\": \"test\"}'."
+        )
+    check_assets(workdir)
+    mesh = sharding.make_mesh({"data": -1})
+    module, variables, _, at = open_run(workdir, settings, step, params, trust, mesh)
+    results: dict[str, Any] = {"step": at}
+    for name, section in settings.evals.items():
+        task = config.build(config.evaluation_task(settings, name), trusted(trust))
+        one = evaluation.Evaluation(
+            name,
+            module,
+            task,
+            section.split,
+            mesh=mesh,
+            batch_size=section.batch_size or settings.batch_size,
+            key=evaluation_key(settings.seed),
+        )
+        results |= one.run(variables["params"])
+    return results
+
+
+def evaluation_key(seed: int) -> jax.Array:
+    """What evaluations that sample draw from: apart from every key of training."""
+    return jax.random.fold_in(jax.random.key(seed), 0xE7A1)
+
+
+def settings_of(
+    workdir: str | epath.Path, overrides: Mapping[str, Any], trust: Sequence[str]
+) -> Any:
+    saved = load_config(workdir)
+    if saved is None:
+        raise ValueError(f"{workdir} holds no run: there is no config.json in it.")
+    for key in overrides:
+        if key.split(".")[0] not in ("model", "task", "evals"):
+            raise ValueError(
+                f"{key} cannot be set on a finished run; only model.*, task.* and evals.* "
+                "keys can."
+            )
+    texts = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    return config.override(saved, texts, trusted(trust))
+
+
+def open_run(
+    workdir: str | epath.Path,
+    settings: Any,
+    at: int | str,
+    which: str | None,
+    trust: Sequence[str],
+    mesh: Mesh | None,
+) -> tuple[nn.Module, dict[str, Any], Any, int]:
+    """(module, variables, task, step)."""
+    if mesh is None:
+        mesh = sharding.make_mesh({}, jax.local_devices()[:1])
+    module = config.build(settings.model, trusted(trust))
+    task = config.build(settings.task, trusted(trust))
+    found = checkpoint.Checkpoints(
+        workdir, keep_best=settings.keep_best, read_only=True
+    )
+    at = choose_step(found, at, workdir)
+    saved = found.record(at)["leaves"]
+    placed = sharding.replicated(mesh)
+
+    def like(prefix: str) -> dict[str, jax.ShapeDtypeStruct]:
+        return {
+            name.removeprefix(prefix): jax.ShapeDtypeStruct(
+                tuple(leaf["shape"]), jnp.dtype(leaf["dtype"]), sharding=placed
+            )
+            for name, leaf in saved.items()
+            if name.startswith(prefix)
+        }
+
+    batch = pipeline.batch_shapes(task.source("train"), task, 1)
+    expected = jax.eval_shape(
+        lambda b: step.init_params(module, task, b, jax.random.key(0)), batch
+    )
+    checkpoint.check_same_leaves(
+        {name: {"shape": leaf.shape} for name, leaf in like("params/").items()},
+        paths.named_leaves(expected),
+        at,
+    )
+    target = {"params": paths.overlay(expected, like("params/"))}
+    average = like("average/")
+    if which not in (None, "ema", "raw"):
+        raise ValueError(f"params={which!r} must be 'ema' or 'raw'.")
+    if which == "ema" and not average:
+        raise ValueError(
+            f"{workdir} keeps no average (config.ema_decay is None); use params='raw'."
+        )
+    if which != "raw" and average:
+        target["average"] = average
+    restored = found.restore(at, target)
+    found.close()
+    params = paths.overlay(restored["params"], restored.get("average", {}))
+    return module, {"params": params}, task, at
+
+
+def choose_step(
+    found: checkpoint.Checkpoints, at: int | str, workdir: str | epath.Path
+) -> int:
+    steps = found.steps()
+    if not steps:
+        raise ValueError(f"{workdir} holds no checkpoint yet.")
+    if at == "latest":
+        return steps[0]
+    if at == "best":
+        best = found.best_step()
+        if best is None:
+            raise ValueError(
+                f"{workdir}: no checkpoint is ranked (config.keep_best); use one of "
+                f"--step={', '.join(map(str, steps))} or latest."
+            )
+        return best
+    if int(at) not in steps:
+        raise ValueError(f"{workdir}: step {at} is none of the saved {steps}.")
+    return int(at)
+
+
+def trusted(trust: Sequence[str]) -> tuple[str, ...]:
+    return (*TRUSTED, *trust)
+
+
+def as_json(settings: Mapping) -> str:
+    return json.dumps(config.plain(settings), indent=1) + "\n"
+
+
+def write(file: epath.Path, text: str) -> None:
+    """Process 0 writes beside the target and renames."""
+    if jax.process_index() == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(file.name + ".tmp")
+        temporary.write_text(text)
+        temporary.replace(file)
+
+
+def evaluate_command(arguments: Sequence[str]) -> None:
+    """`python -m attn_jax evaluate`: prints the results, last line one JSON object."""
+    parser = argparse.ArgumentParser(
+        prog="python -m attn_jax evaluate", description="Evaluate a run from its folder."
+    )
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--step", default="latest", help="a number, latest or best")
+    parser.add_argument("--params", choices=("ema", "raw"))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE")
+    options = parser.parse_args(arguments)
+    overrides = {}
+    for setting in options.set:
+        key, _, text = setting.partition("=")
+        overrides[key.removeprefix("config.")] = config.parse(text)
+    try:
+        results = evaluate(
+            options.workdir,
+            options.step,
+            options.params,
+            overrides,
+            trust=options.trust,
+        )
+    except (ValueError, checkpoint.Damaged) as error:
+        sys.exit(f"error: {error}")
+    print(json.dumps(results))

@@ -1,0 +1,62 @@
+"""Every knob that train.py reads, with its unit and why it stands as it does.
+
+A recipe starts from `get_config()` and changes what its experiment needs. The dictionary is
+locked, so a misspelt knob fails in the recipe itself. A duration is a string with
+its unit: "500 steps", "10 epochs" (of the training split) or "1000000 examples".
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+
+    # What: a Flax module and a task, each {"cls": "package.module:Class", **fields}.
+    c.model = {}
+    c.task = {}
+    c.init_from = []  # [[checkpoint, into-prefix, skip-regex], ...]; "" is the whole tree
+
+    # How long.
+    c.seed = 0  # of initialisation, data order, augmentation, dropout
+    c.batch_size = 128  # examples a step over all devices; divisible by data x fsdp
+    c.micro_batches = 1  # parts a step is split into to save memory; same result
+    c.duration = "10 epochs"  # of the whole run
+
+    # The update, in the order in which it is computed.
+    c.clip_norm = placeholder(float)  # global gradient norm; frozen parameters not in it
+    c.optimizer = {"name": "adamw"}  # attn_jax.optim.OPTIMIZERS, with its arguments
+    c.learning_rate_multipliers = []  # [[path regex, factor], ...], first match wins
+    c.weight_decay_on = [".*/kernel"]  # path regexes: matrices, not biases and norms
+    c.schedule = {"name": "cosine", "warmup": "0 steps"}  # optim.SCHEDULES, likewise
+    c.freeze = []  # path regexes: no update, no optimiser slots, no average
+    c.ema_decay = placeholder(float)  # per step, e.g. 0.999; evaluations then use the EMA
+    c.max_skipped = 10  # non-finite gradients in a row before the run gives up
+
+    # Where: mesh axes in devices; -1 takes all that are left.
+    c.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+    c.sharding_rules = []  # [[path regex, [mesh axis or None per dimension]], ...]
+    c.fsdp_min_elements = 65_536  # smaller parameters are replicated: a gather costs more
+    c.deterministic = False  # on GPU ask XLA for bit-identical reruns (slower)
+
+    # Input: none of these changes what a batch holds.
+    c.data_workers = 0  # processes; 0 reads in threads, best for small images
+    c.data_threads = 4  # reader threads (of each worker)
+    c.data_prefetch = 4  # batches ready ahead of the step
+
+    # Evaluations: {name: {"split", "every", "batch_size", "task": {field: value}}}. A task
+    # field not named is the training task's. `every` None: only by `evaluate`.
+    c.evals = {}
+
+    # Disk.
+    c.checkpoint_every = "1 epochs"  # and always at the end and on SIGTERM
+    c.keep_latest = 2  # checkpoints; two, so that a damaged one has a predecessor
+    c.keep_best = placeholder(str)  # e.g. "max:validation/accuracy": kept beside the latest
+    c.save_patience_seconds = 3600  # how long the last save waits for disk space
+
+    # Shown while running.
+    c.log_every = "50 steps"
+    c.profile = []  # [first step, last step] to record with the JAX profiler
+    c.watchdog_seconds = 1800  # a step longer than this (compilation too) is killed
+
+    return c.lock()

@@ -1,0 +1,363 @@
+"""The story of a run: devices -> data -> model -> state -> resume -> loop -> evaluate -> save.
+
+    python train.py --config=configs/vit/digits.py --workdir=DIR [--config.key=value ...]
+
+The same command resumes. Exit status 75: stopped by SIGTERM and saved; run it again.
+"""
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+
+from attn_jax import config as config_lib
+from attn_jax import (
+    convert,
+    metrics,
+    optim,
+    paths,
+    runtime,
+    sharding,
+    step,
+    workdir,
+)
+from attn_jax.checkpoint import Checkpoints
+from attn_jax.data import pipeline
+from attn_jax.evaluation import Evaluation
+from attn_jax.logs import Log
+
+
+def train(config: Mapping[str, Any], directory: str) -> step.TrainState:
+    """Trains from where the directory stands to the end of the config's duration.
+
+    Args:
+        config: what a recipe's `get_config` returns, or a resolved config.
+        directory: the workdir, for config, checkpoints, metrics and curves.
+
+    Raises:
+        ValueError: a setting that cannot be honoured; nothing has been trained then.
+        FloatingPointError: gradients stayed non-finite; the state before them is saved.
+        OSError: the final state could not be saved.
+        runtime.Preempted: SIGTERM came; the state is saved (exit status 75).
+    """
+    config = config_lib.resolve(config)
+    runtime.check_determinism(config.deterministic)
+
+    # Devices.
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch_size(config.batch_size, mesh, config.micro_batches)
+    placement = sharding.batch_sharding(mesh)
+    rows = pipeline.rows_of_process(placement, config.batch_size)
+
+    # Data.
+    task = config_lib.build(config.task)
+    source = task.source("train")
+    shapes = pipeline.batch_shapes(source, task, config.batch_size)
+    reading = {
+        "threads": config.data_threads,
+        "prefetch": config.data_prefetch,
+        "workers": config.data_workers,
+    }
+    to_steps = functools.partial(
+        config_lib.to_steps,
+        batch_size=config.batch_size,
+        epoch_rows=pipeline.rows_per_epoch(source),
+    )
+    total_steps = to_steps(config.duration)
+
+    # Model, and what trains it.
+    model = config_lib.build(config.model)
+    key = jax.random.key(config.seed)
+    init = functools.partial(step.init_params, model, task)
+    one_row = {name: np.zeros((1, *s.shape[1:]), s.dtype) for name, s in shapes.items()}
+    abstract = jax.eval_shape(init, one_row, key)
+    layout = sharding.param_shardings(
+        mesh, abstract, config.sharding_rules, config.fsdp_min_elements
+    )
+    schedule = optim.make_schedule(
+        config.schedule, total_steps=total_steps, to_steps=to_steps
+    )
+    optimizer = optim.make_optimizer(config, abstract, schedule)
+    averaged = None
+    if config.ema_decay is not None:
+        names = paths.named_leaves(abstract).keys()
+        trained = names - paths.matching(config.freeze, names, key="freeze")
+        averaged = functools.partial(paths.pick, names=trained)
+    start = functools.partial(
+        step.init_state, optimizer=optimizer, key=key, averaged=averaged
+    )
+    blank = jax.eval_shape(start, abstract)
+    state_layout = sharding.state_shardings(mesh, blank, abstract, layout)
+    evaluations = {
+        name: Evaluation(
+            name,
+            model,
+            config_lib.build(config_lib.evaluation_task(config, name)),
+            section.split,
+            mesh=mesh,
+            batch_size=section.batch_size or config.batch_size,
+            key=workdir.evaluation_key(config.seed),
+            reading=reading,
+        )
+        for name, section in config.evals.items()
+        if section.every is not None
+    }
+
+    # State: resumed, or new.
+    checkpoints = Checkpoints(
+        directory,
+        keep_latest=config.keep_latest,
+        keep_best=config.keep_best,
+        patience_seconds=config.save_patience_seconds,
+    )
+    record = {"config": config_lib.plain(config), "data": source.fingerprint()}
+    changes = check_resume(directory, checkpoints, record["config"])
+    restored = checkpoints.restore_latest(sharding.placed(blank, state_layout))
+    if restored is not None:
+        state, _ = restored
+    else:
+        params = jax.jit(init, out_shardings=layout)(one_row, key)
+        params = initialised_from(config.init_from, params)
+        state = jax.jit(start, out_shardings=state_layout)(params)
+    first = int(state.step)
+    workdir.save_config(directory, config)
+    workdir.save_assets(directory, task.assets(source) if hasattr(task, "assets") else {})
+
+    # Loop.
+    update = jax.jit(
+        functools.partial(
+            step.train_step,
+            model=model,
+            task=task,
+            optimizer=optimizer,
+            micro_batches=config.micro_batches,
+            ema_decay=config.ema_decay,
+            averaged=averaged,
+        ),
+        out_shardings=(state_layout, None),
+        donate_argnums=0,
+    )
+    forward = functools.partial(step.eval_step, model=model, task=task)
+    flops = 3 * metrics.count_flops(jax.make_jaxpr(forward)(abstract, shapes, key))
+    peak = metrics.peak_flops(jax.devices()[0].device_kind)
+    peak_rate = config.optimizer.learning_rate
+    log_every = to_steps(config.log_every)
+    save_every = to_steps(config.checkpoint_every)
+    eval_every = {name: to_steps(config.evals[name].every) for name in evaluations}
+
+    with (
+        runtime.Preemption() as preemption,
+        runtime.Watchdog(config.watchdog_seconds) as watchdog,
+        Log(
+            directory,
+            start_step=first,
+            total_steps=total_steps,
+            batch_size=config.batch_size,
+            flops_per_step=flops,
+            peak_flops=peak and peak * mesh.size,
+            lead=jax.process_index() == 0,
+            profile=config.profile,
+        ) as log,
+    ):
+        for line in [
+            f"devices: {mesh.size} x {jax.devices()[0].device_kind} in "
+            f"{jax.process_count()} process(es), mesh {dict(mesh.shape)}",
+            f"parameters: {count(abstract):,}",
+            *(f"  {line}" for line in sharding.table(abstract, layout)),
+            f"data: {len(source):,} records, {total_steps:,} steps of "
+            f"{config.batch_size} ({config.duration})",
+            f"operations: {flops:.3g} FLOP a step (forward x 3, counted)",
+            f"resumed from step {first:,}" if restored else "started from step 0",
+            *(f"  changed {line}" for line in changes),
+        ]:
+            log.say(line)
+        checkpoints.say = log.say
+        batches = pipeline.training_batches(
+            source,
+            task,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            rows=rows,
+            start_step=first,
+            **reading,
+        )
+        recent = Recent(config.max_skipped, log.say)
+        results: dict[str, float] = {}
+        try:
+            for at in range(first + 1, total_steps + 1):
+                began = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - began
+                state, sums = update(
+                    state, pipeline.place(batch, placement, config.batch_size, rows)
+                )
+                recent.add(at, batch["index"], sums)
+                log.step(at, seconds_waiting=waited)
+                watchdog.feed()
+
+                last = at == total_steps
+                if last or at % log_every == 0:
+                    factor = schedule(at - 1 - recent.skipped)
+                    rate = {"train/learning_rate": peak_rate * float(factor)}
+                    log.write(at, recent.means() | rate, training=True)
+                results = {}
+                for name, evaluation in evaluations.items():
+                    if last or at % eval_every[name] == 0:
+                        with log.pause(state):
+                            found = evaluation.run(evaluated(state), watchdog.feed)
+                        log.write(at, found, training=False)
+                        results |= found
+                if preemption.requested(at) and not last:
+                    checkpoints.finish(state, record, results)
+                    log.say(f"SIGTERM: saved step {at:,}; the same command goes on")
+                    raise runtime.Preempted(at)
+                if not last and (at % save_every == 0 or checkpoints.ranks(results)):
+                    with log.pause(state):
+                        checkpoints.save(state, record, results)
+        except FloatingPointError:
+            checkpoints.finish(state, record, {})
+            raise
+        checkpoints.finish(state, record, results)
+    checkpoints.close()
+    return state
+
+
+class Recent:
+    """The metrics of the steps since the last report, and whether they are healthy.
+
+    Numbers are fetched one step behind, so that the device never waits for Python.
+    """
+
+    def __init__(self, max_skipped: int, say: Callable[[str], None]):
+        self.max_skipped, self.say = max_skipped, say
+        self.pending: list[tuple[int, np.ndarray, Any]] = []
+        self.total: dict[str, tuple[Any, Any]] = {}
+        self.skipped = 0  # since the run began
+
+    def add(self, at: int, index: np.ndarray, sums: Any) -> None:
+        self.pending.append((at, index, sums))
+        if len(self.pending) > 1:
+            self.fetch()
+
+    def means(self) -> dict[str, float]:
+        """{"train/metric": mean} since the last call."""
+        while self.pending:
+            self.fetch()
+        means = metrics.ratio(self.total) | {"skipped": float(self.skipped)}
+        self.total = {}
+        return {f"train/{name}": value for name, value in means.items()}
+
+    def fetch(self) -> None:
+        """Takes in the oldest step; raises FloatingPointError after too many skips."""
+        at, index, sums = self.pending.pop(0)
+        sums = jax.device_get(sums)
+        self.skipped = int(sums.pop("skipped")[0])
+        in_a_row = int(sums.pop("skipped_in_a_row")[0])
+        if in_a_row:
+            shown = ", ".join(map(str, index[:8]))
+            batch = f"step {at:,}, examples {shown}{', ...' if len(index) > 8 else ''}"
+            self.say(f"gradient not finite, update skipped: {batch}")
+            if in_a_row >= self.max_skipped:
+                raise FloatingPointError(
+                    f"the gradient was not finite {in_a_row} times in a row, last at {batch} "
+                    f"(config.max_skipped={self.max_skipped}). The state before them is "
+                    "saved; lower the learning rate or look at these examples."
+                )
+            return  # its sums would spoil the mean
+        self.total = metrics.add(self.total, sums) if self.total else sums
+
+
+def evaluated(state: step.TrainState) -> Any:
+    """The parameters that evaluations use: averaged where an average is kept."""
+    return paths.overlay(state.params, state.average or {})
+
+
+def count(tree: Any) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def check_resume(
+    directory: str, checkpoints: Checkpoints, config: Mapping[str, Any]
+) -> list[str]:
+    """What changed since the run began, as lines.
+
+    Raises:
+        ValueError: a key changed that would make it another run.
+    """
+    before = workdir.load_config(directory)
+    if before is None or not checkpoints.steps():
+        return []
+    allowed, forbidden = config_lib.differences(before, config)
+    if forbidden:
+        raise ValueError(
+            f"{directory} holds a run with another config; these keys may not change on "
+            f"resume: {'; '.join(forbidden)}. Change them back, or use a new --workdir."
+        )
+    return allowed
+
+
+def initialised_from(sources: Any, params: Any) -> Any:
+    """The parameters with those of `config.init_from` in their place.
+
+    Raises:
+        ValueError: a parameter of the checkpoint has no place, or another shape.
+    """
+    ours = paths.named_leaves(params)
+    for path, prefix, skip in sources:
+        _, variables = convert.load_pretrained(path)
+        theirs = paths.named_leaves(variables["params"])
+        skipped = paths.matching([skip] if skip else [], theirs, key="init_from")
+        found = {}
+        for name, leaf in theirs.items():
+            target = f"{prefix}/{name}" if prefix else name
+            if name in skipped:
+                continue
+            if target not in ours or ours[target].shape != leaf.shape:
+                here = ours[target].shape if target in ours else "absent"
+                raise ValueError(
+                    f"config.init_from: {name} of {path} has the shape {leaf.shape}, but "
+                    f"{target} is {here} here. Name it in the skip regex to leave it out."
+                )
+            found[target] = jax.device_put(leaf, ours[target].sharding)
+        params = paths.overlay(params, found)
+    return params
+
+
+def main(arguments: list[str]) -> None:
+    """The command: an error of the user's is one line, not a traceback."""
+    if len(arguments) > 1:
+        sys.exit(f"error: {arguments[1]!r} is no flag; settings are --config.key=value")
+    options = flags.FLAGS
+    if not options["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # orbax tells every detail
+    try:
+        config = config_lib.load(options.config, [text[9:] for text in overrides])
+        if config.deterministic:
+            runtime.ask_for_determinism()
+        runtime.start_distributed(
+            options.coordinator, options.num_processes, options.process_id
+        )
+        train(config, options.workdir)
+    except (ValueError, FloatingPointError, OSError) as error:
+        if options.traceback:
+            raise
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string(
+        "config", None, "Recipe: path/to/file.py[:variant].", required=True
+    )
+    flags.DEFINE_string("workdir", None, "Where the run lives.", required=True)
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, if not found.")
+    flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
+    flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is.")
+    flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
+    # Read by attn_jax.config, once the model's fields are known.
+    overrides = [text for text in sys.argv[1:] if text.startswith("--config.")]
+    app.run(main, [text for text in sys.argv if text not in overrides])
