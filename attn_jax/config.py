@@ -17,7 +17,7 @@ import pathlib
 import pkgutil
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -392,14 +392,14 @@ def put(config: ConfigDict, key: str, value: Any) -> None:
         raise ValueError(f"config.{key}={value!r} must be of type {kind}.") from None
 
 
-def suggest(word: Any, known: typing.Iterable[str]) -> str:
+def suggest(word: Any, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(str(word), known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}Known: {', '.join(map(repr, known))}."
 
 
-def unknown_key(key: str, known: typing.Iterable[str], where: str) -> str:
+def unknown_key(key: str, known: Iterable[str], where: str) -> str:
     return f"{where}.{key}: nothing reads this key; {suggest(key, known)}"
 
 

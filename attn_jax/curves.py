@@ -47,14 +47,13 @@ def draw_curves(workdir: epath.PathLike) -> None:
 
 
 def _read_curves(path: epath.Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """{metric: {evaluation or "train": [(step, value), ...]}}; a null is a gap."""
+    """{metric: {"train" or evaluation: [(step, value), ...]}}; a null is a gap."""
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         record = json.loads(line)
         for name, value in record.items():
             evaluation, _, metric = name.rpartition("/")
-            if metric == "loss" or evaluation not in ("", "train"):
-                lines = curves.setdefault(metric, {})
-                points = lines.setdefault(evaluation or "train", [])
+            if evaluation and (metric == "loss" or evaluation != "train"):
+                points = curves.setdefault(metric, {}).setdefault(evaluation, [])
                 points.append((record["step"], math.nan if value is None else value))
     return curves

@@ -142,7 +142,7 @@ class Log:
     def write(self, step: int, metrics: Mapping[str, Any], *, training: bool) -> None:
         """Records `{"name/metric": number}` at `step`, on disk and on the screen.
 
-        A training record is joined by the speed since the last one, so its numbers must
+        The name is that of an evaluation, or "train" for the training batches. A training record is joined by the speed since the last one, so its numbers must
         have left the device already. What is not finite becomes null: JSON has no nan.
         """
         if not self.lead:

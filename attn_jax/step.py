@@ -54,14 +54,13 @@ def init_state(
     averaged: Callable[[Any], Any] | None,
 ) -> TrainState:
     """Step 0 from parameters; `averaged` picks what an average is kept of, None: nothing."""
-    zero = jnp.zeros((), jnp.int32)
     return TrainState(
-        step=zero,
+        step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
         key=key,
-        skipped=zero,
-        skipped_in_a_row=zero,
+        skipped=jnp.zeros((), jnp.int32),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
         average=averaged(params) if averaged else None,
     )
 

@@ -9,15 +9,20 @@ import jax
 import pytest
 from absl import flags
 
+ROOT = pathlib.Path(__file__).parent.parent
+
 jax.config.update("jax_platforms", "cpu")  # a plugin may have imported jax before us
 jax.config.update("jax_num_cpu_devices", 8)
 # [B, D] + [D] is fine when written out; done silently it has hidden many a wrong axis.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# A second run of the suite finds its programs compiled. Only for this process: those that
+# tests kill would leave a torn entry.
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
 # grain's worker processes read an absl flag, which only absl.app.run would parse.
 flags.FLAGS.mark_as_parsed()
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")

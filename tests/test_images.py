@@ -251,6 +251,11 @@ def test_resize_small_matches_big_vision(smaller):
     assert np.abs(bilinear - expected).max() <= 1  # truncation, as above
 
 
+def test_the_longer_side_is_rounded_to_the_nearest_pixel():
+    assert images.resize_small(PIXELS, 10).shape == (10, 14, 3)  # 14.3
+    assert images.resize_small(PIXELS, 16).shape == (16, 23, 3)  # 22.9
+
+
 def test_central_crop_matches_big_vision():
     for key, size in {"24x24": (24, 24), "16x30": (16, 30), "max": None}.items():
         crop = images.central_crop(PIXELS, size)

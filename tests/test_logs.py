@@ -35,7 +35,7 @@ def start(workdir, start_step=0, **options):
 
 def records(workdir):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    # `allow_nan=False` has no twin in `loads`; this is how it refuses NaN.
+    # Python alone would read NaN; anyone else's parser stops there.
     return [json.loads(line, parse_constant=pytest.fail) for line in lines]
 
 
@@ -91,6 +91,30 @@ def test_evaluating_and_saving_do_not_slow_the_speed(tmp_path, clock, paused_aft
             train(log, clock, [step + 1])
         log.write(4, {"train/loss": 1.0}, training=True)
     assert records(tmp_path)[0]["examples_per_second"] == 8.0
+
+
+def test_every_record_has_the_speed_of_its_own_steps(tmp_path, clock):
+    with start(tmp_path) as log:
+        train(log, clock, [1, 2, 3], seconds=2.0, seconds_waiting=1.0)
+        with log.pause():
+            clock.now += 77.0
+        log.write(3, {"train/loss": 1.0}, training=True)
+        train(log, clock, [4, 5], seconds=0.5)
+        log.write(5, {"train/loss": 1.0}, training=True)
+    slow, fast = records(tmp_path)
+    assert (slow["examples_per_second"], slow["data_wait_fraction"]) == (4.0, 0.5)
+    assert (fast["examples_per_second"], fast["data_wait_fraction"]) == (16.0, 0.0)
+
+
+def test_an_evaluation_has_no_speed_and_leaves_that_of_training_alone(tmp_path, clock):
+    with start(tmp_path) as log:
+        train(log, clock, [1, 2, 3])
+        log.write(3, {"test/accuracy": 0.5}, training=False)
+        train(log, clock, [4, 5], seconds=3.0)
+        log.write(5, {"train/loss": 1.0}, training=True)
+    evaluation, training = records(tmp_path)
+    assert evaluation == {"step": 3, "seconds": 3.0, "test/accuracy": 0.5}
+    assert training["examples_per_second"] == 4.0  # 4 steps in 8 seconds
 
 
 def test_waiting_for_data_is_reported_as_a_share_of_the_time(tmp_path, clock):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
 from attn_jax import optim, sharding
 from attn_jax.paths import named_leaves
@@ -328,6 +329,13 @@ def test_a_schedule_without_a_warm_up_starts_at_one():
         assert schedule(name)(jnp.array(0)) == 1, name
 
 
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_a_schedule_ends_at_the_final_factor_asked_for(name):
+    values = schedule(name, final=0.25)(jnp.array([0, 6, 12, 13]))
+    # Half-way is the mean of 1 and final for both; a float32 cosine is off by 1e-7.
+    np.testing.assert_allclose(values, [1, 0.625, 0.25, 0.25], rtol=0, atol=2e-7)
+
+
 def test_frozen_parameters_have_no_slots_and_do_not_move():
     params = random_params(a=(3, 5), b=(5, 7))
     settings = config(dict(name="adamw", weight_decay=0.1), freeze=["a/.*"])
@@ -370,6 +378,47 @@ def test_a_multiplier_scales_the_gradient_part_and_leaves_the_decay():
     pulled = moved(params, 0.0, rules)
     assert (pulled["a"]["kernel"] == -0.125 * params["a"]["kernel"]).all()
     assert (pulled["b"]["kernel"] == -0.5 * params["b"]["kernel"]).all()
+
+
+def test_a_multiplier_scales_the_whole_update_of_lamb():
+    params = random_params(a=(3, 5), b=(5, 7))
+    section = dict(name="lamb", weight_decay=0.5)
+
+    def moved(multipliers):
+        settings = config(section, learning_rate_multipliers=multipliers)
+        optimizer = optim.make_optimizer(settings, params, constant)
+        gradient = gradient_of(params)
+        return optimizer.update(gradient, optimizer.init(params), params)[0]
+
+    plain, halved = moved([]), moved([["a/.*", 0.5]])
+    assert (halved["a"]["kernel"] == 0.5 * plain["a"]["kernel"]).all()
+    assert (halved["b"]["kernel"] == plain["b"]["kernel"]).all()
+    # The ratio makes a step of learning_rate x |parameter|; float32 norms of 15 elements.
+    norm = jnp.linalg.norm
+    ratio = norm(plain["a"]["kernel"]) / norm(params["a"]["kernel"])
+    np.testing.assert_allclose(ratio, 1e-3, rtol=1e-6)
+
+
+def test_a_locked_config_dict_is_read_as_a_dict_is():
+    params = random_params(a=(2, 5), b=(5, 7))
+    settings = config(
+        dict(name="lamb", stacked=["a/.*"]),
+        clip_norm=1.0,
+        learning_rate_multipliers=[["a/.*", [0.5, 1.0]]],
+        freeze=["b/.*"],
+    )
+
+    def after(settings):
+        factor = optim.make_schedule(
+            settings["schedule"], total_steps=12, to_steps=to_steps
+        )
+        optimizer = optim.make_optimizer(settings, params, factor)
+        return replay(optimizer, params, [gradient_of(params)] * 3)[-1][0]
+
+    settings["schedule"] = dict(name="linear", warmup="1 steps")
+    ours, theirs = after(ConfigDict(settings).lock()), after(settings)
+    assert (ours["a"]["kernel"] == theirs["a"]["kernel"]).all()
+    assert (ours["a"]["kernel"] != params["a"]["kernel"]).any()
 
 
 def test_sgd_without_momentum_keeps_no_slots():

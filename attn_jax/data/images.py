@@ -58,8 +58,6 @@ def _pixels(image: Image.Image, channels: int) -> np.ndarray:
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if channels == 3:
         return np.asarray(image.convert("RGB"))
-    if image.mode not in ("1", "L", "LA", "RGB", "RGBA"):
-        image = image.convert("RGB")
     return np.asarray(image.convert("L"))[:, :, None]
 
 

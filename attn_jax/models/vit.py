@@ -145,7 +145,7 @@ class PatchEmbedding(nn.Module):
         x = images.astype(self.dtype).reshape(b, h // ph, ph, w // pw, pw, c)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // ph, w // pw, ph * pw * c)
         x = x @ kernel.reshape(-1, self.width).astype(self.dtype)
-        return x + bias.astype(self.dtype)
+        return x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
 
 
 class Block(nn.Module):

@@ -79,7 +79,8 @@ class Classify:
         self, record: Mapping[str, Any], rng: np.random.Generator | None
     ) -> dict[str, Any]:
         """uint8 image [H, W, C] and label; `rng` None means evaluation: no augmentation."""
-        image = images.decode(record["image"], self.channels, name=record.get("name"))
+        name = record.get("name", "")
+        image = images.decode(record["image"], self.channels, name=name)
         if rng is None or self.crop == "none":
             image = self.centred(image)
         elif self.crop == "inception":

@@ -25,7 +25,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         "num_classes": 10,
         "patch_size": 4,
         "width": 16 if debug else 64,
-        "depth": 2 if debug else 6,
+        "depth": 2 if debug else 4,
         "mlp_width": 32 if debug else 256,
         "num_heads": 2 if debug else 4,
         "pool": "gap",
@@ -42,7 +42,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         "label_smoothing": 0.1,
     }
     c.batch_size = 16 if debug else 128
-    c.duration = "8 steps" if debug else "12 epochs"
+    c.duration = "8 steps" if debug else "8 epochs"
     c.optimizer = {"name": "adamw", "learning_rate": 2e-3, "weight_decay": 0.05}
     c.schedule = {"name": "cosine", "warmup": "2 steps" if debug else "1 epochs"}
     c.clip_norm = 1.0
