@@ -8,7 +8,7 @@ The same command resumes. Exit status 75: stopped by SIGTERM and saved; run it a
 import functools
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,22 +17,23 @@ from absl import app, flags, logging
 
 from attn_jax import config as config_lib
 from attn_jax import (
-    convert,
     metrics,
     optim,
     paths,
     runtime,
+    schedules,
     sharding,
     step,
     workdir,
 )
 from attn_jax.checkpoint import Checkpoints
+from attn_jax.convert import load_pretrained
 from attn_jax.data import pipeline
 from attn_jax.evaluation import Evaluation
 from attn_jax.logs import Log
 
 
-def train(config: Mapping[str, Any], directory: str) -> step.TrainState:
+def train(config: config_lib.Section, directory: str) -> step.TrainState:
     """Trains from where the directory stands to the end of the config's duration.
 
     Args:
@@ -79,7 +80,7 @@ def train(config: Mapping[str, Any], directory: str) -> step.TrainState:
     layout = sharding.param_shardings(
         mesh, abstract, config.sharding_rules, config.fsdp_min_elements
     )
-    schedule = optim.make_schedule(
+    schedule = schedules.make_schedule(
         config.schedule, total_steps=total_steps, to_steps=to_steps
     )
     optimizer = optim.make_optimizer(config, abstract, schedule)
@@ -126,7 +127,8 @@ def train(config: Mapping[str, Any], directory: str) -> step.TrainState:
         state = jax.jit(start, out_shardings=state_layout)(params)
     first = int(state.step)
     workdir.save_config(directory, config)
-    workdir.save_assets(directory, task.assets(source) if hasattr(task, "assets") else {})
+    if hasattr(task, "assets"):
+        workdir.save_assets(directory, task.assets(source))
 
     # Loop.
     update = jax.jit(
@@ -282,7 +284,7 @@ def count(tree: Any) -> int:
 
 
 def check_resume(
-    directory: str, checkpoints: Checkpoints, config: Mapping[str, Any]
+    directory: str, checkpoints: Checkpoints, config: config_lib.Section
 ) -> list[str]:
     """What changed since the run began, as lines.
 
@@ -309,7 +311,7 @@ def initialised_from(sources: Any, params: Any) -> Any:
     """
     ours = paths.named_leaves(params)
     for path, prefix, skip in sources:
-        _, variables = convert.load_pretrained(path)
+        _, variables = load_pretrained(path)
         theirs = paths.named_leaves(variables["params"])
         skipped = paths.matching([skip] if skip else [], theirs, key="init_from")
         found = {}

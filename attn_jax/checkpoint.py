@@ -47,7 +47,8 @@ class Checkpoints:
         read_only: bool = False,
     ):
         self.directory = epath.Path(workdir) / "checkpoints"
-        self._keep_latest, self._patience, self._say = keep_latest, patience_seconds, say
+        self._keep_latest, self._patience = keep_latest, patience_seconds
+        self.say = say
         self._best = parse_best(keep_best) if keep_best else None
         self._read_only = read_only
         self._manager = self._open()
@@ -119,7 +120,7 @@ class Checkpoints:
         except Exception as error:
             # Orbax passes on whatever its storage layer raised; all of it means the same
             # here. A manager whose write has failed is not to be trusted with another.
-            self._say(self._failure(state, step, error))
+            self.say(self._failure(state, step, error))
             self._reopen()
             return False
         return True
@@ -143,14 +144,16 @@ class Checkpoints:
                     f"{self._patience:.0f} s: {size_of(state):,} bytes are needed. Earlier "
                     "checkpoints are untouched; free space there and run the same command.",
                 )
-            self._say(f"trying again every {RETRY_SECONDS:.0f} s: free space, or stop me")
+            self.say(
+                f"trying again every {RETRY_SECONDS:.0f} s: free space, or stop me"
+            )
             time.sleep(RETRY_SECONDS)
 
     def _wait(self, state: Any) -> bool:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            self._say(self._failure(state, int(state.step), error))
+            self.say(self._failure(state, int(state.step), error))
             self._reopen()
             return False
         return True
@@ -159,11 +162,11 @@ class Checkpoints:
         try:
             self._manager.close()
         except Exception as error:
-            self._say(f"closing the failed save: {short(error)}")
+            self.say(f"closing the failed save: {short(error)}")
         try:
             self._manager = self._open()
         except Exception as error:
-            self._say(f"{self.directory} cannot be opened: {short(error)}")
+            self.say(f"{self.directory} cannot be opened: {short(error)}")
 
     def _check_space(self, state: Any) -> None:
         if "://" in str(self.directory):
@@ -231,7 +234,8 @@ class Checkpoints:
         for name, digest in digests(restored).items():
             if digest != saved[name]["digest"]:
                 raise Damaged(
-                    step, f"{name} has digest {digest}, saved was {saved[name]['digest']}"
+                    step,
+                    f"{name} has digest {digest}, saved was {saved[name]['digest']}",
                 )
         return restored
 
@@ -249,7 +253,7 @@ class Checkpoints:
             try:
                 return self.restore(step, like), self.record(step)
             except Damaged as error:
-                self._say(f"{error}. Trying the one before it.")
+                self.say(f"{error}. Trying the one before it.")
                 self._set_aside(step)
         if found:
             raise ValueError(
@@ -290,7 +294,10 @@ class Damaged(Exception):
 
 
 def handlers() -> dict[str, Any]:
-    return {"state": ocp.PyTreeCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
+    return {
+        "state": ocp.PyTreeCheckpointHandler(),
+        "record": ocp.JsonCheckpointHandler(),
+    }
 
 
 def parse_best(text: str) -> tuple[str, str]:

@@ -23,11 +23,12 @@ from typing import Any
 import flax.linen as nn
 from ml_collections import ConfigDict
 
-from attn_jax import optim
+from attn_jax.optim import OPTIMIZERS
+from attn_jax.schedules import SCHEDULES, Section
 
 TASK_VERBS = ("source", "example", "inputs", "loss")
-NAMED = {"optimizer": optim.OPTIMIZERS, "schedule": optim.SCHEDULES}
-EVALUATION = {
+NAMED: dict[str, Mapping] = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+EVALUATION: dict[str, tuple] = {
     "split": (str, "validation"),
     "every": (str | None, None),
     "batch_size": (int | None, None),
@@ -69,6 +70,7 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
             "configs/vit/digits.py, with :variant behind it if it is not the default."
         )
     spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+    assert spec and spec.loader, "a file that exists has both"
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if variant and variant not in module.VARIANTS:
@@ -80,7 +82,7 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def override(
-    config: Mapping, overrides: Sequence[str], trust: Sequence[str] | None = None
+    config: Section, overrides: Sequence[str], trust: Sequence[str] | None = None
 ) -> ConfigDict:
     """The resolved config with `a.b=value` settings, values as JSON or Python literals.
 
@@ -90,12 +92,14 @@ def override(
     config = editable(config)
     settings = [setting.partition("=")[::2] for setting in overrides]
     # `cls` and `name` first: they decide which other keys exist.
-    for key, text in sorted(settings, key=lambda s: not s[0].endswith((".cls", ".name"))):
+    for key, text in sorted(
+        settings, key=lambda s: not s[0].endswith((".cls", ".name"))
+    ):
         put(config, key, parse(text))
     return resolve(config, trust)
 
 
-def resolve(config: Mapping, trust: Sequence[str] | None = None) -> ConfigDict:
+def resolve(config: Section, trust: Sequence[str] | None = None) -> ConfigDict:
     """A locked copy with every default filled in; `trust` as in `build`.
 
     Raises:
@@ -119,7 +123,7 @@ def resolve(config: Mapping, trust: Sequence[str] | None = None) -> ConfigDict:
     return resolved.lock()
 
 
-def build(section: Mapping, trust: Sequence[str] | None = None) -> Any:
+def build(section: Section, trust: Sequence[str] | None = None) -> Any:
     """The module or task that a section names, nested sections first.
 
     Args:
@@ -140,16 +144,17 @@ def build(section: Mapping, trust: Sequence[str] | None = None) -> Any:
     return cls(**{key: value_of(v) for key, v in section.items() if key != "cls"})
 
 
-def evaluation_task(config: Mapping, name: str) -> dict:
+def evaluation_task(config: Section, name: str) -> dict:
     """The task section of one evaluation: the training task with what differs."""
     changes = plain(config["evals"][name]["task"])
     return changes if "cls" in changes else {**plain(config["task"]), **changes}
 
 
-def differences(old: Mapping, new: Mapping) -> tuple[list[str], list[str]]:
+def differences(old: Section, new: Section) -> tuple[list[str], list[str]]:
     """(allowed, forbidden) changes of a resumed run, as lines `key: old -> new`."""
     before, after = flat(old), flat(new)
-    allowed, forbidden = [], []
+    allowed: list[str] = []
+    forbidden: list[str] = []
     for key in sorted(before.keys() | after.keys()):
         ours, theirs = before.get(key, "absent"), after.get(key, "absent")
         if ours != theirs:
@@ -161,7 +166,7 @@ def differences(old: Mapping, new: Mapping) -> tuple[list[str], list[str]]:
 # --- sections -------------------------------------------------------------------------
 
 
-def class_of(section: Mapping, where: str, trust: Sequence[str] | None) -> type:
+def class_of(section: Section, where: str, trust: Sequence[str] | None) -> type:
     if "cls" not in section:
         raise ValueError(
             f"{where} has no `cls`; name its class, such as 'attn_jax.models.vit:ViT'."
@@ -358,13 +363,13 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     config = plain(config)
     if not isinstance(config, dict) or not config:
         return {prefix: config}
-    leaves = {}
+    leaves: dict[str, Any] = {}
     for key, value in config.items():
         leaves |= flat(value, f"{prefix}.{key}" if prefix else str(key))
     return leaves
 
 
-def editable(config: Mapping) -> ConfigDict:
+def editable(config: Section) -> ConfigDict:
     """An unlocked deep copy; knobs keep the types that `configs/common.py` gave them."""
     if not isinstance(config, ConfigDict):
         return ConfigDict(plain(config))

@@ -54,7 +54,9 @@ class Evaluation:
             rows=self.rows,
             **self.reading,
         ):
-            on_device = pipeline.place(batch, self.placement, self.batch_size, self.rows)
+            on_device = pipeline.place(
+                batch, self.placement, self.batch_size, self.rows
+            )
             sums, predictions = self.step(params, on_device, self.key)
             sums = jax.device_get(sums)
             total = metrics.add(total, sums) if total else sums

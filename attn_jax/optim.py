@@ -1,7 +1,7 @@
 """The update: clip -> optimiser -> rates and decay -> schedule, out of optax's pieces.
 
-`SCHEDULES` and `OPTIMIZERS` are what a config may name; a function's keyword arguments
-are the keys of its config section. With d the optimiser's direction, r the learning rate,
+`OPTIMIZERS` is what a config may name; a function's keyword arguments are the keys of its
+config section. With d the optimiser's direction, r the learning rate,
 m the parameter's multiplier, w the weight decay and s the schedule's factor:
 
     update = -s(step) * (r * m * d + r * w * parameter)        w only on decayed paths
@@ -16,43 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 
 from attn_jax.paths import first_match, map_named, matching, named_leaves
+from attn_jax.schedules import Section, choose
 
-Section = Mapping[str, Any] | ConfigDict  # a ConfigDict is no Mapping
 Factor = float | Sequence[float]
-
-
-def make_schedule(
-    section: Section, *, total_steps: int, to_steps: Callable[[str], int]
-) -> optax.Schedule:
-    """step -> factor in [0, 1] of the learning rate; 0 at step 0 if there is a warm-up.
-
-    Args:
-        section: {"name": one of SCHEDULES, **its arguments}.
-        to_steps: steps of a duration such as "500 steps" or "5 epochs".
-
-    Raises:
-        ValueError: an unknown name, or a warm-up longer than the run.
-    """
-    curve = choose(SCHEDULES, section, "schedule")
-    warmup, cooldown = to_steps(curve.warmup), to_steps(curve.cooldown)
-    if warmup + cooldown > total_steps:
-        parts = f"warmup={curve.warmup!r}"
-        parts += f" and cooldown={curve.cooldown!r}" if cooldown else ""
-        raise ValueError(
-            f"config.schedule: {parts} last {warmup + cooldown} steps, but the run has "
-            f"{total_steps}; shorten the warm-up or raise config.duration."
-        )
-    run = Run(warmup, total_steps, to_steps)
-
-    def factor(step):
-        rise = jnp.minimum(1.0, step / warmup) if warmup else 1.0
-        fall = jnp.clip((total_steps - step) / cooldown, 0, 1) if cooldown else 1.0
-        return jnp.asarray(rise * curve.decay(step, run) * fall, jnp.float32)
-
-    return factor
 
 
 def make_optimizer(
@@ -93,105 +61,6 @@ def make_optimizer(
         {"trained": update, "frozen": optax.set_to_zero()},
         map_named(lambda name, _: "frozen" if name in frozen else "trained", params),
     )
-
-
-# --- schedules ------------------------------------------------------------------------
-
-
-class Run(NamedTuple):
-    """A run as its schedule sees it, in steps."""
-
-    warmup: int
-    total: int
-    to_steps: Callable[[str], int]
-
-    def progress(self, step):
-        """0 at the end of the warm-up, 1 at the end of the run."""
-        return jnp.clip((step - self.warmup) / max(self.total - self.warmup, 1), 0, 1)
-
-
-class Curve(NamedTuple):
-    """min(1, step / warmup) * decay(step, run) * min(1, steps left / cooldown)."""
-
-    warmup: str
-    decay: Callable[[Any, Run], Any]
-    cooldown: str = "0 steps"
-
-
-def constant(*, warmup: str = "0 steps") -> Curve:
-    """1 after the warm-up."""
-    return Curve(warmup, lambda step, run: 1.0)
-
-
-def linear(*, warmup: str = "0 steps", final: float = 0.0) -> Curve:
-    """1 -> final in a line, from the end of the warm-up to the end of the run.
-
-    Source: vision_transformer and big_vision, utils.py; their `linear_end` is a rate,
-    `final` a fraction of the peak.
-    """
-    return Curve(warmup, lambda step, run: 1 - (1 - final) * run.progress(step))
-
-
-def cosine(*, warmup: str = "0 steps", final: float = 0.0) -> Curve:
-    """1 -> final along half a cosine, from the end of the warm-up to the end of the run.
-
-    Source: Loshchilov 2017 (arXiv:1608.03983) eq. 5, without restarts.
-    """
-
-    def decay(step, run):
-        return final + (1 - final) * (1 + jnp.cos(jnp.pi * run.progress(step))) / 2
-
-    return Curve(warmup, decay)
-
-
-def rsqrt(
-    *,
-    warmup: str = "0 steps",
-    timescale: str = "10000 steps",
-    cooldown: str = "0 steps",
-) -> Curve:
-    """1 / sqrt(1 + steps since the warm-up / timescale), at last a line to 0 (cooldown).
-
-    Source: Zhai 2022 (arXiv:2106.04560) sec. 3.5; big_vision utils.py with shift 0.
-    """
-
-    def decay(step, run):
-        since = jnp.maximum(step - run.warmup, 0)
-        return 1 / jnp.sqrt(1 + since / run.to_steps(timescale))
-
-    return Curve(warmup, decay, cooldown)
-
-
-def exponential(*, warmup: str = "0 steps", half_life: str = "100000 steps") -> Curve:
-    """0.5 ** (step / half_life), from step 0 on: also while the warm-up rises.
-
-    Source: slot_attention, object_discovery/train.py.
-    """
-    return Curve(warmup, lambda step, run: 0.5 ** (step / run.to_steps(half_life)))
-
-
-def bert_linear(*, warmup: str = "0 steps") -> Curve:
-    """step / warmup, then 1 - step / total: a jump down where the warm-up ends.
-
-    Unlike `linear` the line starts at step 0. Source: google-research/bert,
-    optimization.py, create_optimizer.
-    """
-
-    def decay(step, run):
-        left = jnp.maximum(run.total - step, 0) / max(run.total, 1)
-        return jnp.where(step < run.warmup, 1.0, left)
-
-    return Curve(warmup, decay)
-
-
-SCHEDULES: dict[str, Callable[..., Curve]] = {
-    "constant": constant,
-    "linear": linear,
-    "cosine": cosine,
-    "rsqrt": rsqrt,
-    "exponential": exponential,
-    "bert_linear": bert_linear,
-}
 
 
 # --- optimisers -----------------------------------------------------------------------
@@ -392,12 +261,3 @@ def multipliers_of(
                 "that shall not move belongs in config.freeze."
             )
     return multipliers
-
-
-def choose(known: Mapping[str, Callable], section: Section, key: str) -> Any:
-    name = section["name"]
-    if name not in known:
-        raise ValueError(
-            f"config.{key}.name={name!r} is unknown; choose one of {', '.join(known)}."
-        )
-    return known[name](**{k: v for k, v in section.items() if k != "name"})

@@ -23,7 +23,9 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 def map_named(function: Any, tree: Any) -> Any:
     """`function(name, leaf)` for every leaf; the tree keeps its structure."""
-    return jax.tree.map_with_path(lambda path, leaf: function(name_of(path), leaf), tree)
+    return jax.tree.map_with_path(
+        lambda path, leaf: function(name_of(path), leaf), tree
+    )
 
 
 def matching(patterns: Iterable[str], names: Iterable[str], *, key: str) -> set[str]:
@@ -49,7 +51,8 @@ def first_match(
     Raises:
         ValueError: a regex matches no name at all.
     """
-    names, values = list(names), {}
+    names = list(names)
+    values: dict[str, Any] = {}
     for pattern, value in rules:
         matched = [name for name in names if re.fullmatch(pattern, name)]
         if not matched:

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from types import FrameType
+from typing import Any
 
 import jax
 from absl import logging
@@ -71,7 +72,7 @@ class Preemption:
 
     def __init__(self) -> None:
         self._asked = False
-        self._previous = None
+        self._previous: Any = None
         self._catch = (
             jax.process_count() == 1
             and threading.current_thread() is threading.main_thread()
@@ -115,4 +116,6 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def feed(self) -> None:
-        faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(
+            self._seconds, exit=True, file=sys.__stderr__ or 2
+        )

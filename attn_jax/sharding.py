@@ -18,7 +18,9 @@ from attn_jax import paths
 AXES = ("data", "fsdp", "tensor")
 
 
-def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """A mesh of the given axis sizes; an axis of -1 takes the devices that are left.
 
     Raises:
@@ -159,7 +161,9 @@ def state_shardings(mesh: Mesh, state: Any, params: Any, shardings: Any) -> Any:
 def placed(shapes: Any, shardings: Any) -> Any:
     """Shapes and dtypes with shardings: what a checkpoint is restored into."""
     return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        lambda leaf, where: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=where
+        ),
         shapes,
         shardings,
     )

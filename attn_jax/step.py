@@ -6,7 +6,6 @@ Model, task and optimiser arrive as arguments; bind them with `functools.partial
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -22,13 +21,13 @@ class TrainState(flax.struct.PyTreeNode):
     step: jax.Array  # updates tried, skipped ones too
     params: Any
     opt_state: optax.OptState
-    key: jax.Array  # never split: every use folds in the step, so a resumed run repeats it
+    key: jax.Array  # never changes: every use folds in the step
     skipped: jax.Array  # updates left out because a gradient was not finite
     skipped_in_a_row: jax.Array
     average: Any = None  # exponential moving average of the parameters that train
 
 
-def init_params(model: nn.Module, task: Any, batch: Batch, key: jax.Array) -> Any:
+def init_params(model: Any, task: Any, batch: Batch, key: jax.Array) -> Any:
     """The model's parameters; jit it (`batch` may then be zeros, only shapes matter).
 
     Raises:
@@ -69,7 +68,7 @@ def train_step(
     state: TrainState,
     batch: Batch,
     *,
-    model: nn.Module,
+    model: Any,
     task: Any,
     optimizer: optax.GradientTransformation,
     micro_batches: int = 1,
@@ -92,7 +91,9 @@ def train_step(
 
     def outputs_of(params: Any, part: Batch, number: jax.Array) -> Any:
         rngs = {"dropout": jax.random.fold_in(model_key, number)}
-        return model.apply({"params": params}, **task.inputs(part), train=True, rngs=rngs)
+        return model.apply(
+            {"params": params}, **task.inputs(part), train=True, rngs=rngs
+        )
 
     first = jax.tree.map(lambda x: x[0], (parts, numbers))
     shapes = jax.eval_shape(outputs_of, state.params, *first)
@@ -125,7 +126,7 @@ def train_step(
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.average
-    if ema_decay is not None:
+    if ema_decay is not None and averaged is not None:
         # A short run's average would else be mostly its first parameters.
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         average = jax.tree.map(
@@ -154,7 +155,7 @@ def train_step(
 
 
 def eval_step(
-    params: Any, batch: Batch, key: jax.Array, *, model: nn.Module, task: Any
+    params: Any, batch: Batch, key: jax.Array, *, model: Any, task: Any
 ) -> tuple[Sums, Any]:
     """(sums of every term, the task's predictions or None) of one batch."""
     batch = prepared(task, batch, key, train=False)

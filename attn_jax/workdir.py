@@ -24,7 +24,7 @@ from attn_jax.data import pipeline
 TRUSTED = ("attn_jax",)
 
 
-def save_config(workdir: str | epath.Path, settings: Mapping) -> None:
+def save_config(workdir: str | epath.Path, settings: config.Section) -> None:
     """Writes DIR/config.json; by rename, so that a reader never sees half of it."""
     write(epath.Path(workdir) / "config.json", as_json(settings))
 
@@ -112,7 +112,7 @@ def evaluate(
     if not settings.evals:
         raise ValueError(
             f"{workdir}: config.evals is empty, so there is nothing to evaluate; add one "
-            "with --set 'evals.test={\"split\": \"test\"}'."
+            "with --set evals.test='{}', keys as in a recipe."
         )
     check_assets(workdir)
     mesh = sharding.make_mesh({"data": -1})
@@ -233,7 +233,7 @@ def trusted(trust: Sequence[str]) -> tuple[str, ...]:
     return (*TRUSTED, *trust)
 
 
-def as_json(settings: Mapping) -> str:
+def as_json(settings: config.Section) -> str:
     return json.dumps(config.plain(settings), indent=1) + "\n"
 
 
@@ -249,7 +249,8 @@ def write(file: epath.Path, text: str) -> None:
 def evaluate_command(arguments: Sequence[str]) -> None:
     """`python -m attn_jax evaluate`: prints the results, last line one JSON object."""
     parser = argparse.ArgumentParser(
-        prog="python -m attn_jax evaluate", description="Evaluate a run from its folder."
+        prog="python -m attn_jax evaluate",
+        description="Evaluate a run from its folder.",
     )
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--step", default="latest", help="a number, latest or best")

@@ -24,19 +24,19 @@ def get_config() -> ConfigDict:
     c.duration = "10 epochs"  # of the whole run
 
     # The update, in the order in which it is computed.
-    c.clip_norm = placeholder(float)  # global gradient norm; frozen parameters not in it
+    c.clip_norm = placeholder(float)  # global gradient norm, without frozen ones
     c.optimizer = {"name": "adamw"}  # attn_jax.optim.OPTIMIZERS, with its arguments
     c.learning_rate_multipliers = []  # [[path regex, factor], ...], first match wins
     c.weight_decay_on = [".*/kernel"]  # path regexes: matrices, not biases and norms
     c.schedule = {"name": "cosine", "warmup": "0 steps"}  # optim.SCHEDULES, likewise
     c.freeze = []  # path regexes: no update, no optimiser slots, no average
-    c.ema_decay = placeholder(float)  # per step, e.g. 0.999; evaluations then use the EMA
+    c.ema_decay = placeholder(float)  # per step; evaluations then use the EMA
     c.max_skipped = 10  # non-finite gradients in a row before the run gives up
 
     # Where: mesh axes in devices; -1 takes all that are left.
     c.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
     c.sharding_rules = []  # [[path regex, [mesh axis or None per dimension]], ...]
-    c.fsdp_min_elements = 65_536  # smaller parameters are replicated: a gather costs more
+    c.fsdp_min_elements = 65_536  # smaller parameters are replicated: cheaper
     c.deterministic = False  # on GPU ask XLA for bit-identical reruns (slower)
 
     # Input: none of these changes what a batch holds.
@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
     # Disk.
     c.checkpoint_every = "1 epochs"  # and always at the end and on SIGTERM
     c.keep_latest = 2  # checkpoints; two, so that a damaged one has a predecessor
-    c.keep_best = placeholder(str)  # e.g. "max:validation/accuracy": kept beside the latest
+    c.keep_best = placeholder(str)  # "max:name/metric": kept beside the latest
     c.save_patience_seconds = 3600  # how long the last save waits for disk space
 
     # Shown while running.

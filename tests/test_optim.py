@@ -14,7 +14,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from attn_jax import optim, sharding
+from attn_jax import optim, schedules, sharding
 from attn_jax.paths import named_leaves
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -52,7 +52,7 @@ def config(optimizer, **changes):
 
 def schedule(name, total_steps=12, **arguments):
     section = {"name": name, **arguments}
-    return optim.make_schedule(section, total_steps=total_steps, to_steps=to_steps)
+    return schedules.make_schedule(section, total_steps=total_steps, to_steps=to_steps)
 
 
 def to_steps(duration):
@@ -318,14 +318,14 @@ def test_exponential_gives_the_rates_of_slot_attention(shared, task):
 
 
 def test_a_schedule_with_a_warm_up_starts_at_zero_and_is_a_factor():
-    for name in optim.SCHEDULES:
+    for name in schedules.SCHEDULES:
         values = schedule(name, total_steps=100, warmup="10 steps")(jnp.arange(111))
         assert values[0] == 0 and values[5] > 0.4, name
         assert values.min() >= 0 and values.max() <= 1, name  # after the end too
 
 
 def test_a_schedule_without_a_warm_up_starts_at_one():
-    for name in optim.SCHEDULES:
+    for name in schedules.SCHEDULES:
         assert schedule(name)(jnp.array(0)) == 1, name
 
 
@@ -409,7 +409,7 @@ def test_a_locked_config_dict_is_read_as_a_dict_is():
     )
 
     def after(settings):
-        factor = optim.make_schedule(
+        factor = schedules.make_schedule(
             settings["schedule"], total_steps=12, to_steps=to_steps
         )
         optimizer = optim.make_optimizer(settings, params, factor)

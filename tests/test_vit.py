@@ -32,7 +32,10 @@ def noisy(variables, seed: int = 0):
     """Every parameter away from its start: zeros and ones would hide a missing one."""
     leaves, treedef = jax.tree.flatten(variables)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
-    moved = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)]
+    moved = [
+        x + 0.1 * jax.random.normal(k, x.shape)
+        for x, k in zip(leaves, keys, strict=True)
+    ]
     return jax.tree.unflatten(treedef, moved)
 
 
@@ -101,7 +104,9 @@ def test_the_original_code_gives_the_same_numbers(name):
     close = dict(rtol=0, atol=2e-5)
     np.testing.assert_allclose(attention, expected["attention"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(
-        [block["block_output"][0] for block in blocks], expected["encoder_blocks"], **close
+        [block["block_output"][0] for block in blocks],
+        expected["encoder_blocks"],
+        **close,
     )
     np.testing.assert_allclose(outputs["tokens"], expected["encoded"], **close)
     np.testing.assert_allclose(outputs["pooled"], expected["pre_logits"], **close)
@@ -200,7 +205,9 @@ def test_gap_without_positions_does_not_see_the_order_of_patches():
     flipped = x.reshape(2, 4, 2, 6, 3)[:, ::-1].reshape(x.shape)
     table = sincos2d(4, 3, 12)
     assert jnp.abs(table[:, :3] - table[:, -3:]).max() > 0.1
-    difference = model.apply(variables, x)["pooled"] - model.apply(variables, flipped)["pooled"]
+    difference = (
+        model.apply(variables, x)["pooled"] - model.apply(variables, flipped)["pooled"]
+    )
     assert jnp.abs(difference).max() > 1e-3  # the positions tell rows apart
 
 
@@ -210,7 +217,9 @@ def test_batch_rows_do_not_see_each_other():
     variables = initialised(model, x)
     whole = model.apply(variables, x)["logits"]
     parts = [model.apply(variables, x[i : i + 1])["logits"][0] for i in range(4)]
-    np.testing.assert_allclose(whole, np.stack(parts), rtol=0, atol=1e-6)  # float32 sums
+    np.testing.assert_allclose(
+        whole, np.stack(parts), rtol=0, atol=1e-6
+    )  # float32 sums
 
 
 def test_evaluation_draws_nothing_and_training_does():
@@ -259,7 +268,9 @@ def test_remat_changes_no_number():
     plain, remat = gradient(tiny(dropout=0.1)), gradient(tiny(dropout=0.1, remat=True))
     # Recomputed sums may be fused otherwise: 1e-6 of values of order 1.
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), plain, remat
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        plain,
+        remat,
     )
 
 
@@ -274,7 +285,9 @@ def test_bfloat16_computes_in_it_and_returns_float32():
 
 
 def test_an_image_that_the_patch_does_not_divide_is_named():
-    with pytest.raises(ValueError, match=r"image is 8x6; patch_size=4 must divide both"):
+    with pytest.raises(
+        ValueError, match=r"image is 8x6; patch_size=4 must divide both"
+    ):
         jax.eval_shape(tiny(patch_size=4).init, jax.random.key(0), images())
 
 

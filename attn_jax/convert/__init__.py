@@ -29,6 +29,8 @@ def load_pretrained(
             f"{path} is no run's folder (config.json and checkpoints/ are missing); only "
             "checkpoints of this package can be loaded."
         )
-    overrides: Mapping = {f"model.{name}": value for name, value in model_fields.items()}
+    overrides: Mapping = {
+        f"model.{name}": value for name, value in model_fields.items()
+    }
     module, variables, _ = workdir.restore(path, overrides=overrides)
     return module, variables

@@ -41,7 +41,7 @@ class Arrays:
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.images.shape).encode())
-        digest.update(np.ascontiguousarray(self.images))
+        digest.update(np.ascontiguousarray(self.images).data)
         digest.update(self.targets.astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 

@@ -131,7 +131,7 @@ class ZipImages:
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256("\n".join(self.names).encode())
-        digest.update(np.ascontiguousarray(self.members[:, [2, 4]]).astype("<i8"))
+        digest.update(self.members[:, [2, 4]].astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
 

@@ -42,6 +42,7 @@ def decode(
         with Image.open(io.BytesIO(data)) as image:
             return _pixels(image, channels)
     except UnidentifiedImageError as error:
+        cause: Exception
         reason, cause = "its format is none that Pillow knows", error
     except Exception as error:  # each Pillow plugin raises its own kinds
         reason, cause = str(error), error
@@ -209,7 +210,8 @@ def resize_small(
     height, width = image.shape[:2]
     # The ratio is float32 in the original: it decides ties of the rounding below.
     ratio = np.float32(smaller) / np.float32(min(height, width))
-    size = tuple(int(np.round(np.float32(side) * ratio)) for side in (height, width))
+    scaled = np.round(np.array([height, width], np.float32) * ratio)
+    size = (int(scaled[0]), int(scaled[1]))
     return resize_u8(image, size, method, antialias=antialias)
 
 
@@ -253,7 +255,8 @@ def inception_crop(
 
     Source: Szegedy 2015 section 6; big_vision, pp/ops_image.py `get_inception_crop`.
     """
-    top, left, h, w = inception_window(*image.shape[:2], rng, area, ratio)
+    height, width = image.shape[:2]
+    top, left, h, w = inception_window(height, width, rng, area, ratio)
     return resize_u8(image[top : top + h, left : left + w], size)
 
 

@@ -79,7 +79,9 @@ def batched(
     prefetch: int,
     workers: int,
 ) -> Iterator[Batch]:
-    batches = ProcessRows(stream, batch_size, rows).batch(len(rows), drop_remainder=True)
+    batches = ProcessRows(stream, batch_size, rows).batch(
+        len(rows), drop_remainder=True
+    )
     batches = batches[start_step:].to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     )
@@ -97,9 +99,9 @@ def rows_of_process(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndar
     Not `process_index` times a part: where the tensor axis spans processes, several of
     them hold the same rows.
     """
+    every = np.arange(batch_size)
     slices = sharding.addressable_devices_indices_map((batch_size,)).values()
-    held = {row for (rows,) in slices for row in range(*rows.indices(batch_size))}
-    return np.array(sorted(held))
+    return np.unique(np.concatenate([every[index] for index in slices]))
 
 
 def place(
@@ -113,7 +115,7 @@ def place(
         return jax.device_put(dict(batch), sharding)
 
     def globally(local: np.ndarray) -> jax.Array:
-        def part(index: tuple) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             wanted = np.arange(batch_size)[index[0]]
             return local[np.searchsorted(rows, wanted)]
 
@@ -179,11 +181,11 @@ class ProcessRows(grain.MapDataset):
 # What runs in a worker process must be found by name there: hence no closures.
 
 
-def fetch(source: Any, row: int | Sequence[int]) -> tuple[int, Any]:
+def fetch(source: Any, row: int | tuple[int, ...]) -> tuple[int, Any]:
     """(the row's first record number, its record, or records where rows are planned)."""
     if isinstance(row, tuple):
         return int(row[0]), [source[int(i)] for i in row]
-    return int(row), source[int(row)]
+    return row, source[row]
 
 
 def augment(task: Any, numbered: tuple[int, Any], rng: np.random.Generator) -> Batch:
@@ -200,5 +202,6 @@ def evaluation_row(
 
 
 def marked(example: Mapping[str, Any], number: int, valid: bool) -> Batch:
-    arrays = {name: np.asarray(value) for name, value in example.items()}
-    return arrays | {"index": np.int32(number), "valid": np.bool_(valid)}
+    arrays: Batch = {name: np.asarray(value) for name, value in example.items()}
+    marks: Batch = {"index": np.array(number, np.int32), "valid": np.array(valid)}
+    return arrays | marks

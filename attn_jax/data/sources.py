@@ -31,7 +31,10 @@ class Source(Protocol):
     encoded. Each access returns the same record, whoever reads it and when.
     """
 
-    labels: tuple[str, ...] | None  # the name of each label, if they have names
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The name of each label, if they have names."""
+        ...
 
     def __len__(self) -> int: ...
 

@@ -63,10 +63,10 @@ class ViT(nn.Module):
         x = PatchEmbedding(self.patch_size, self.width, self.dtype, name="embedding")(
             images
         )
-        grid = x.shape[1:3]
+        rows, columns = x.shape[1:3]
         x = x.reshape(x.shape[0], -1, self.width)  # [B, T, D]
         if self.position == "sincos2d":
-            x = x + sincos2d(*grid, self.width).astype(x.dtype)
+            x = x + sincos2d(rows, columns, self.width).astype(x.dtype)
         if self.pool == "cls":
             cls = self.param("cls", nn.initializers.zeros, (1, 1, self.width))
             cls = jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, self.width))
@@ -106,7 +106,9 @@ class ViT(nn.Module):
                 name="attention_pooling",
             )(tokens)
         if self.representation_size is not None:
-            pooled = jnp.tanh(nn.Dense(self.representation_size, name="pre_logits")(pooled))
+            pooled = jnp.tanh(
+                nn.Dense(self.representation_size, name="pre_logits")(pooled)
+            )
         outputs = {"tokens": tokens, "pooled": pooled}
         if self.num_classes:
             outputs["logits"] = nn.Dense(

@@ -56,7 +56,7 @@ class Classify:
     @property
     def size(self) -> tuple[int, int]:
         size = self.image_size
-        return (size, size) if isinstance(size, int) else tuple(size)
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     def source(self, split: str) -> sources.Source:
         source = sources.load(
@@ -131,7 +131,8 @@ class Classify:
         if self.loss_kind == "softmax":
             losses = optax.softmax_cross_entropy(logits, batch["targets"])
         else:
-            losses = optax.sigmoid_binary_cross_entropy(logits, batch["targets"]).sum(-1)
+            each = optax.sigmoid_binary_cross_entropy(logits, batch["targets"])
+            losses = each.sum(axis=-1)
         correct = logits.argmax(-1) == batch["labels"]
         valid = batch["valid"].astype(jnp.float32)
         count = valid.sum()
