@@ -116,11 +116,23 @@ def train(config: config_lib.Section, directory: str) -> step.TrainState:
         keep_best=config.keep_best,
         patience_seconds=config.save_patience_seconds,
     )
-    record = {"config": config_lib.plain(config), "data": source.fingerprint()}
+    record = {
+        "config": config_lib.plain(config),
+        "data": source.fingerprint(),
+        "row": workdir.row_shapes(shapes),
+    }
+    checkpoints.check_ranked_by(evaluations.keys())
     changes = check_resume(directory, checkpoints, record["config"])
     restored = checkpoints.restore_latest(sharding.placed(blank, state_layout))
     if restored is not None:
-        state, _ = restored
+        state, saved = restored
+        if saved["data"] != record["data"]:
+            raise ValueError(
+                f"the training data is not what the run in {directory} began with "
+                f"(fingerprint {record['data']}, was {saved['data']}). Bring that data "
+                "back, or use a new --workdir."
+            )
+        changes += moved_schedule(saved["config"], int(state.step), schedule, to_steps)
     else:
         params = jax.jit(init, out_shardings=layout)(one_row, key)
         params = initialised_from(config.init_from, params)
@@ -166,16 +178,21 @@ def train(config: config_lib.Section, directory: str) -> step.TrainState:
             profile=config.profile,
         ) as log,
     ):
+        axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
         for line in [
-            f"devices: {mesh.size} x {jax.devices()[0].device_kind} in "
-            f"{jax.process_count()} process(es), mesh {dict(mesh.shape)}",
+            f"devices: {mesh.size} x {jax.devices()[0].device_kind} of "
+            f"{jax.process_count()} process(es), mesh {axes}",
             f"parameters: {count(abstract):,}",
-            *(f"  {line}" for line in sharding.table(abstract, layout)),
-            f"data: {len(source):,} records, {total_steps:,} steps of "
+            *(
+                f"  {line}"
+                for line in sharding.table(abstract, layout)
+                if mesh.size > 1
+            ),
+            f"data: {len(source):,} records{left_out(source)}, {total_steps:,} steps of "
             f"{config.batch_size} ({config.duration})",
             f"operations: {flops:.3g} FLOP a step (forward x 3, counted)",
             f"resumed from step {first:,}" if restored else "started from step 0",
-            *(f"  changed {line}" for line in changes),
+            *(f"  {line}" for line in changes),
         ]:
             log.say(line)
         checkpoints.say = log.say
@@ -215,16 +232,18 @@ def train(config: config_lib.Section, directory: str) -> step.TrainState:
                         log.write(at, found, training=False)
                         results |= found
                 if preemption.requested(at) and not last:
-                    checkpoints.finish(state, record, results)
+                    checkpoints.finish(state, record, results, watchdog.feed)
                     log.say(f"SIGTERM: saved step {at:,}; the same command goes on")
                     raise runtime.Preempted(at)
                 if not last and (at % save_every == 0 or checkpoints.ranks(results)):
                     with log.pause(state):
                         checkpoints.save(state, record, results)
         except FloatingPointError:
-            checkpoints.finish(state, record, {})
+            checkpoints.finish(state, record, {}, watchdog.feed)
             raise
-        checkpoints.finish(state, record, results)
+        checkpoints.finish(state, record, results, watchdog.feed)
+        best = " --step=best" if config.keep_best else ""
+        log.say(f"evaluate: python -m attn_jax evaluate --workdir={directory}{best}")
     checkpoints.close()
     return state
 
@@ -283,10 +302,15 @@ def count(tree: Any) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
+def left_out(source: Any) -> str:
+    skipped = getattr(source, "skipped", 0)
+    return f" ({skipped:,} corrupt ones left out)" if skipped else ""
+
+
 def check_resume(
     directory: str, checkpoints: Checkpoints, config: config_lib.Section
 ) -> list[str]:
-    """What changed since the run began, as lines.
+    """What changed since the run was last saved, as lines.
 
     Raises:
         ValueError: a key changed that would make it another run.
@@ -300,7 +324,23 @@ def check_resume(
             f"{directory} holds a run with another config; these keys may not change on "
             f"resume: {'; '.join(forbidden)}. Change them back, or use a new --workdir."
         )
-    return allowed
+    return [f"changed {line}" for line in allowed]
+
+
+def moved_schedule(
+    before: dict[str, Any], at: int, schedule: Any, to_steps: Callable[[str], int]
+) -> list[str]:
+    """A warning where another duration changes the learning rate from here on."""
+    old = schedules.make_schedule(
+        before["schedule"], total_steps=to_steps(before["duration"]), to_steps=to_steps
+    )
+    was, now = float(old(at)), float(schedule(at))
+    if was == now:
+        return []
+    return [
+        f"WARNING: the new duration moves the schedule: its factor at step {at:,} is "
+        f"{now:.4g}, was {was:.4g}"
+    ]
 
 
 def initialised_from(sources: Any, params: Any) -> Any:

@@ -10,7 +10,7 @@ import errno
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -126,15 +126,22 @@ class Checkpoints:
         return True
 
     def finish(
-        self, state: Any, record: Mapping[str, Any], results: Mapping[str, float]
+        self,
+        state: Any,
+        record: Mapping[str, Any],
+        results: Mapping[str, float],
+        tick: Callable[[], None] = lambda: None,
     ) -> None:
         """Saves and waits until it is on disk, for as long as patience lasts.
+
+        `tick` is called at every try.
 
         Raises:
             OSError: the state could not be written; what was needed, and where.
         """
         give_up = time.monotonic() + self._patience
         while True:
+            tick()
             if self.save(state, record, results) and self._wait(state):
                 return
             if time.monotonic() + RETRY_SECONDS > give_up:
@@ -183,8 +190,29 @@ class Checkpoints:
         )
 
     def ranks(self, results: Mapping[str, float]) -> bool:
-        """Whether these results have the metric of `keep_best`."""
-        return self._best is not None and self._best[1] in results
+        """Whether these results have the metric of `keep_best`.
+
+        Raises:
+            ValueError: they come from its evaluation, but the metric is not among them.
+        """
+        if self._best is None or self._best[1] in results:
+            return self._best is not None
+        evaluation = self._best[1].split("/")[0] + "/"
+        if ours := [name for name in results if name.startswith(evaluation)]:
+            raise ValueError(
+                f"config.keep_best: {self._best[1]!r} is no metric of that evaluation; "
+                f"it has {', '.join(ours)}."
+            )
+        return False
+
+    def check_ranked_by(self, evaluations: Collection[str]) -> None:
+        """Raises ValueError where `keep_best` names none of the run's evaluations."""
+        if self._best and self._best[1].split("/")[0] not in evaluations:
+            raise ValueError(
+                f"config.keep_best names the evaluation {self._best[1].split('/')[0]!r}, "
+                f"but those with a cadence are {sorted(evaluations)}; correct it, or give "
+                "that evaluation an `every`."
+            )
 
     def _rank(self, results: Mapping[str, float]) -> dict[str, float] | None:
         if self._best is None:

@@ -35,8 +35,25 @@ EVALUATION: dict[str, tuple] = {
     "task": (dict, {}),
 }
 
-# What may differ when a run is resumed: none of it changes the update at a given step,
-# but `duration`, of which train.py warns where it moves the schedule.
+# Every knob of configs/common.py is in one of two lists. These make a run what it is:
+FIXED = (
+    "model",
+    "task",
+    "init_from",
+    "seed",
+    "batch_size",
+    "micro_batches",
+    "clip_norm",
+    "optimizer",
+    "learning_rate_multipliers",
+    "weight_decay_on",
+    "schedule",
+    "freeze",
+    "ema_decay",
+    "deterministic",
+)
+# These may differ when it is resumed: none changes the update at a given step but
+# `duration`, of which train.py warns where it moves the schedule.
 MAY_CHANGE = (
     "mesh",
     "sharding_rules",
@@ -106,6 +123,14 @@ def resolve(config: Section, trust: Sequence[str] | None = None) -> ConfigDict:
         ValueError: a key that nothing reads, or a value of the wrong type.
     """
     resolved = editable(config)
+    for key in resolved:
+        if key not in FIXED + MAY_CHANGE:
+            raise ValueError(unknown_key(key, FIXED + MAY_CHANGE, "config"))
+    for key in FIXED + MAY_CHANGE:
+        if key not in resolved:
+            raise ValueError(
+                f"config.{key} is missing; start from configs.common.get_config()."
+            )
     for key in ("model", "task"):
         section = plain(resolved[key])
         resolved[key] = ConfigDict(fill_class(section, f"config.{key}", trust))

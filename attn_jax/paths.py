@@ -44,7 +44,7 @@ def matching(patterns: Iterable[str], names: Iterable[str], *, key: str) -> set[
 
 
 def first_match(
-    rules: Sequence[tuple[str, Any]], names: Iterable[str], *, key: str
+    rules: Sequence[Sequence], names: Iterable[str], *, key: str
 ) -> Mapping[str, Any]:
     """{name: value of the first rule whose regex matches it}; unmatched names are absent.
 

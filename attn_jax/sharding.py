@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from attn_jax import paths
 
@@ -19,7 +20,8 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(
-    sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None
+    sizes: Mapping[str, int] | ConfigDict,  # a ConfigDict is no Mapping
+    devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
     """A mesh of the given axis sizes; an axis of -1 takes the devices that are left.
 

@@ -13,17 +13,18 @@ import optax
 
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # {name: (sum, count)}
+Leaf = Any  # an array; its shape or its sharding where only the layout is at hand
 
 
 class TrainState(flax.struct.PyTreeNode):
     """All that changes during training, hence all that a checkpoint must hold."""
 
-    step: jax.Array  # updates tried, skipped ones too
+    step: Leaf  # updates tried, skipped ones too
     params: Any
     opt_state: optax.OptState
-    key: jax.Array  # never changes: every use folds in the step
-    skipped: jax.Array  # updates left out because a gradient was not finite
-    skipped_in_a_row: jax.Array
+    key: Leaf  # never changes: every use folds in the step
+    skipped: Leaf  # updates left out because a gradient was not finite
+    skipped_in_a_row: Leaf
     average: Any = None  # exponential moving average of the parameters that train
 
 

@@ -6,6 +6,7 @@ the folder's author runs: a config may only name classes of this package.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import sys
@@ -15,11 +16,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from attn_jax import checkpoint, config, evaluation, paths, sharding, step
+from attn_jax import checkpoint, config, evaluation, paths, sharding
 from attn_jax.data import pipeline
+from attn_jax.step import init_params
 
 TRUSTED = ("attn_jax",)
 
@@ -116,7 +119,10 @@ def evaluate(
         )
     check_assets(workdir)
     mesh = sharding.make_mesh({"data": -1})
-    module, variables, _, at = open_run(workdir, settings, step, params, trust, mesh)
+    module, variables, _, record = open_run(
+        workdir, settings, step, params, trust, mesh
+    )
+    at, saved = record["step"], record["leaves"]
     results: dict[str, Any] = {"step": at}
     for name, section in settings.evals.items():
         task = config.build(config.evaluation_task(settings, name), trusted(trust))
@@ -129,6 +135,8 @@ def evaluate(
             batch_size=section.batch_size or settings.batch_size,
             key=evaluation_key(settings.seed),
         )
+        row = row_shapes(pipeline.batch_shapes(one.source, task, 1))
+        check_parameters(parameters_of(module, task, row), saved, at)
         results |= one.run(variables["params"])
     return results
 
@@ -161,8 +169,8 @@ def open_run(
     which: str | None,
     trust: Sequence[str],
     mesh: Mesh | None,
-) -> tuple[nn.Module, dict[str, Any], Any, int]:
-    """(module, variables, task, step)."""
+) -> tuple[nn.Module, dict[str, Any], Any, dict[str, Any]]:
+    """(module, variables, task, the checkpoint's record)."""
     if mesh is None:
         mesh = sharding.make_mesh({}, jax.local_devices()[:1])
     module = config.build(settings.model, trusted(trust))
@@ -171,7 +179,8 @@ def open_run(
         workdir, keep_best=settings.keep_best, read_only=True
     )
     at = choose_step(found, at, workdir)
-    saved = found.record(at)["leaves"]
+    record = found.record(at)
+    saved = record["leaves"]
     placed = sharding.replicated(mesh)
 
     def like(prefix: str) -> dict[str, jax.ShapeDtypeStruct]:
@@ -183,15 +192,9 @@ def open_run(
             if name.startswith(prefix)
         }
 
-    batch = pipeline.batch_shapes(task.source("train"), task, 1)
-    expected = jax.eval_shape(
-        lambda b: step.init_params(module, task, b, jax.random.key(0)), batch
-    )
-    checkpoint.check_same_leaves(
-        {name: {"shape": leaf.shape} for name, leaf in like("params/").items()},
-        paths.named_leaves(expected),
-        at,
-    )
+    # The shapes of a training row stand in the record: no data is needed to restore.
+    expected = parameters_of(module, task, record["row"])
+    check_parameters(expected, saved, at)
     target = {"params": paths.overlay(expected, like("params/"))}
     average = like("average/")
     if which not in (None, "ema", "raw"):
@@ -205,7 +208,32 @@ def open_run(
     restored = found.restore(at, target)
     found.close()
     params = paths.overlay(restored["params"], restored.get("average", {}))
-    return module, {"params": params}, task, at
+    return module, {"params": params}, task, record
+
+
+def row_shapes(batch: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, list]:
+    """{name: [shape without the batch dimension, dtype]}, as JSON."""
+    return {name: [list(s.shape[1:]), str(s.dtype)] for name, s in batch.items()}
+
+
+def parameters_of(module: nn.Module, task: Any, row: Mapping[str, Any]) -> Any:
+    """The parameter tree in shapes, for inputs like this row."""
+    batch = {
+        name: jax.ShapeDtypeStruct((1, *shape), jnp.dtype(dtype))
+        for name, (shape, dtype) in row.items()
+    }
+    init = functools.partial(init_params, module, task)
+    return jax.eval_shape(init, batch, jax.random.key(0))
+
+
+def check_parameters(expected: Any, saved: Mapping[str, Any], at: int) -> None:
+    """Raises ValueError where the saved parameters are not those that are expected."""
+    params = {
+        name.removeprefix("params/"): leaf
+        for name, leaf in saved.items()
+        if name.startswith("params/")
+    }
+    checkpoint.check_same_leaves(params, paths.named_leaves(expected), at)
 
 
 def choose_step(
@@ -262,6 +290,7 @@ def evaluate_command(arguments: Sequence[str]) -> None:
     for setting in options.set:
         key, _, text = setting.partition("=")
         overrides[key.removeprefix("config.")] = config.parse(text)
+    logging.set_verbosity(logging.ERROR)  # orbax warns of what read-only means
     try:
         results = evaluate(
             options.workdir,

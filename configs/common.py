@@ -52,11 +52,11 @@ def get_config() -> ConfigDict:
     c.checkpoint_every = "1 epochs"  # and always at the end and on SIGTERM
     c.keep_latest = 2  # checkpoints; two, so that a damaged one has a predecessor
     c.keep_best = placeholder(str)  # "max:name/metric": kept beside the latest
-    c.save_patience_seconds = 3600  # how long the last save waits for disk space
+    c.save_patience_seconds = 3600.0  # how long the last save waits for disk space
 
     # Shown while running.
     c.log_every = "50 steps"
     c.profile = []  # [first step, last step] to record with the JAX profiler
-    c.watchdog_seconds = 1800  # a step longer than this (compilation too) is killed
+    c.watchdog_seconds = 1800.0  # a step longer than this (compilation too) is killed
 
     return c.lock()

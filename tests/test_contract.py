@@ -1,0 +1,345 @@
+"""What every recipe promises; recipes are found by glob, so a new one is tested unasked.
+
+What every recipe can show in seconds is asked of each, at its "debug" size; what takes
+several runs is asked once per pair of model class and task class.
+"""
+
+import ast
+import collections
+import functools
+import inspect
+import json
+import logging
+import pathlib
+import pkgutil
+import runpy
+import textwrap
+
+import jax
+import numpy as np
+import pytest
+
+import train
+from attn_jax import config as config_lib
+from attn_jax import evaluation, optim, paths, runtime, sharding, step
+from attn_jax.data import pipeline
+from configs import common
+
+ROOT = pathlib.Path(__file__).parent.parent
+RECIPES = [
+    str(path.relative_to(ROOT))
+    for path in sorted(ROOT.glob("configs/*/*.py"))
+    if not path.name.startswith("_")
+]
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
+NO_NOISE = ("dropout", "stochastic_depth")
+
+
+def debug(recipe, **changes):
+    """The recipe at "debug" size with `key__subkey=value` changes."""
+    settings = [
+        f"{key.replace('__', '.')}={json.dumps(value)}"
+        for key, value in changes.items()
+    ]
+    return config_lib.load(f"{ROOT / recipe}:debug", settings)
+
+
+def one_recipe_of_each_kind():
+    kinds = {}
+    for recipe in RECIPES:
+        config = debug(recipe)
+        kinds.setdefault((config.model.cls, config.task.cls), recipe)
+    return list(kinds.values())
+
+
+KINDS = one_recipe_of_each_kind()
+
+
+def losses(workdir):
+    """[(step, training loss)] as the run wrote them."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return [(r["step"], r["train/loss"]) for r in records if "train/loss" in r]
+
+
+def arrays(tree):
+    """{name: array} of a tree; a random key is shown by its numbers."""
+
+    def array(leaf):
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+    return {name: array(leaf) for name, leaf in paths.named_leaves(tree).items()}
+
+
+def check_equal(ours, theirs):
+    ours, theirs = arrays(ours), arrays(theirs)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def stop_at(monkeypatch, last):
+    """Lets SIGTERM seem to come at a step."""
+    monkeypatch.setattr(runtime.Preemption, "requested", lambda self, at: at == last)
+
+
+# --- every recipe -----------------------------------------------------------------------
+
+
+def test_there_is_a_recipe_and_each_has_a_debug_variant():
+    assert RECIPES
+    for recipe in RECIPES:
+        assert "debug" in runpy.run_path(str(ROOT / recipe))["VARIANTS"], recipe
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_variant_builds_and_survives_json(recipe):
+    for variant in runpy.run_path(str(ROOT / recipe))["VARIANTS"]:
+        resolved = config_lib.load(f"{ROOT / recipe}:{variant}")
+        saved = json.loads(json.dumps(config_lib.plain(resolved)))
+        again = config_lib.resolve(saved)
+        assert config_lib.plain(again) == config_lib.plain(resolved)
+        assert config_lib.build(again.model) == config_lib.build(resolved.model)
+        assert config_lib.build(again.task) == config_lib.build(resolved.task)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_takes_a_step(recipe, tmp_path, monkeypatch):
+    stop_at(monkeypatch, 1)
+    with pytest.raises(runtime.Preempted):
+        train.train(debug(recipe, log_every="1 steps"), str(tmp_path))
+    [(at, loss)] = losses(tmp_path)
+    assert at == 1
+    assert np.isfinite(loss)
+
+
+# --- every key --------------------------------------------------------------------------
+
+
+def read_from(name, file):
+    """Keys that a file reads from a variable: `name.key` and `name["key"]`."""
+    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+        if isinstance(node, ast.Attribute | ast.Subscript) and (
+            isinstance(node.value, ast.Name) and node.value.id == name
+        ):
+            if isinstance(node, ast.Attribute):
+                yield node.attr
+            elif isinstance(node.slice, ast.Constant):
+                yield node.slice.value
+
+
+def test_train_reads_no_knob_that_common_does_not_explain():
+    assert set(read_from("config", "train.py")) <= set(common.get_config())
+
+
+def test_every_knob_of_common_is_read():
+    read = set(read_from("config", "train.py"))
+    read |= set(read_from("config", "attn_jax/optim.py"))  # the update's own knobs
+    assert set(common.get_config()) - read == set()
+
+
+def classes_of(section):
+    """The classes that a section and those nested in it name."""
+    if isinstance(section, dict):
+        if "cls" in section:
+            yield pkgutil.resolve_name(section["cls"])
+        for value in section.values():
+            yield from classes_of(value)
+
+
+@pytest.mark.parametrize("recipe", KINDS)
+def test_every_field_of_a_model_or_task_is_read_by_its_class(recipe):
+    config = config_lib.plain(debug(recipe))
+    for cls in [*classes_of(config["model"]), *classes_of(config["task"])]:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+        read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        fields = set(cls.__dataclass_fields__) - {"parent", "name"}
+        assert fields - read == set(), cls
+
+
+# --- every kind -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    return request.param
+
+
+Run = collections.namedtuple("Run", "config state workdir compiled")
+
+
+@pytest.fixture(scope="module")
+def straight(kind, tmp_path_factory):
+    """A run from start to end, and how often each function was compiled meanwhile."""
+    config = debug(kind, log_every="1 steps")
+    workdir = tmp_path_factory.mktemp("straight")
+    compiled = collections.Counter()
+
+    class Count(logging.Handler):
+        def emit(self, record):
+            words = record.getMessage().split()
+            if words[0] == "Compiling":
+                compiled[words[1].removeprefix("jit(").removesuffix(")")] += 1
+
+    handler, logger = Count(), logging.getLogger("jax")
+    logger.addHandler(handler)
+    try:
+        with jax.log_compiles():
+            state = train.train(config, str(workdir))
+    finally:
+        logger.removeHandler(handler)
+    return Run(config, state, workdir, compiled)
+
+
+def test_nothing_is_compiled_after_the_first_step(straight):
+    assert int(straight.state.step) > 1
+    assert straight.compiled["train_step"] == 1
+    periodic = [s for s in straight.config.evals.values() if s.every is not None]
+    assert straight.compiled["eval_step"] <= len(periodic)
+
+
+def test_an_interrupted_run_equals_a_straight_one_bit_for_bit(
+    straight, tmp_path, monkeypatch
+):
+    total = int(straight.state.step)
+    with monkeypatch.context() as patch:
+        stop_at(patch, total // 2)
+        with pytest.raises(runtime.Preempted) as stopped:
+            train.train(straight.config, str(tmp_path))
+    assert stopped.value.code == runtime.EXIT_PREEMPTED == 75
+    assert losses(tmp_path)[-1][0] == total // 2
+
+    state = train.train(straight.config, str(tmp_path))
+    check_equal(state, straight.state)
+    assert losses(tmp_path) == losses(straight.workdir)
+
+
+Steps = collections.namedtuple("Steps", "params losses")
+
+
+@pytest.fixture(scope="module")
+def three_steps(kind, tmp_path_factory):
+    """(optimizer, mesh) -> parameters and losses; mesh (1, 1, 1) is a single device."""
+
+    @functools.cache
+    def run(optimizer, mesh):
+        config = debug(
+            kind,
+            duration="3 steps",
+            log_every="1 steps",
+            optimizer={"name": optimizer, "learning_rate": 0.01},
+            schedule={"name": "constant"},
+            mesh=dict(zip(sharding.AXES, mesh, strict=True)),
+            fsdp_min_elements=1,
+            ema_decay=None,
+            evals={},
+            keep_best=None,
+        )
+        workdir = tmp_path_factory.mktemp("three_steps")
+        with pytest.MonkeyPatch.context() as patch:
+            devices = jax.devices()[: np.prod(mesh)]
+            make_mesh = functools.partial(sharding.make_mesh, devices=devices)
+            patch.setattr(sharding, "make_mesh", make_mesh)
+            # The digests of a checkpoint cost as much compilation as the step.
+            patch.setattr(train.Checkpoints, "finish", lambda *arguments: None)
+            state = train.train(config, str(workdir))
+        return Steps(arrays(state.params), losses(workdir))
+
+    return run
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_mesh_leads_to_the_parameters_of_a_single_device(three_steps, mesh):
+    sharded, single = three_steps("sgd", mesh), three_steps("sgd", (1, 1, 1))
+    assert sharded.params.keys() == single.params.keys()
+    for name, array in single.params.items():
+        # A mesh reorders float32 sums over the batch: some roundings of gradients that
+        # are at most 1, times the rate 0.01. A row missed or seen twice moves 1e-4.
+        np.testing.assert_allclose(
+            sharded.params[name], array, rtol=0, atol=1e-6, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+def test_a_mesh_leads_to_the_losses_of_a_single_device(three_steps, mesh, optimizer):
+    sharded, single = three_steps(optimizer, mesh), three_steps(optimizer, (1, 1, 1))
+    # Losses, not parameters: Adam blows up the rounding of gradients that should be zero
+    # (a key's bias) to the full rate. One rounding of a loss near 2.3 is 2.4e-7.
+    np.testing.assert_allclose(sharded.losses, single.losses, rtol=0, atol=2e-6)
+
+
+def without_noise(section):
+    """The section with every random operation of the model switched off."""
+    if not isinstance(section, dict):
+        return section
+    return {
+        key: 0.0 if key in NO_NOISE else without_noise(value)
+        for key, value in section.items()
+    }
+
+
+def test_micro_batches_with_unequal_counts_are_one_batch(straight):
+    config = straight.config.copy_and_resolve_references().unlock()
+    config.optimizer = {"name": "sgd", "learning_rate": 0.01}
+    config.model = without_noise(config_lib.plain(config.model))
+    config = config_lib.resolve(config)
+    model, task = config_lib.build(config.model), config_lib.build(config.task)
+    rows = np.arange(config.batch_size)
+    batches = pipeline.training_batches(
+        task.source("train"), task, seed=0, batch_size=len(rows), rows=rows
+    )
+    # Micro-batches are strided, so padding on even rows falls into the first alone.
+    batch = next(batches) | {"valid": ~np.isin(rows, [0, 2, 4])}
+    params = jax.device_get(straight.state.params)
+    optimizer = optim.make_optimizer(config, params, lambda step: 1.0)
+    state = step.init_state(params, optimizer, jax.random.key(0), averaged=None)
+
+    def update(micro_batches):
+        one = functools.partial(
+            step.train_step,
+            model=model,
+            task=task,
+            optimizer=optimizer,
+            micro_batches=micro_batches,
+        )
+        state_, sums = jax.jit(one)(state, batch)
+        total, count = sums["loss"]
+        return arrays(state_.params), float(total / count)
+
+    (whole, loss), (parts, parts_loss) = update(1), update(2)
+    # Two partial sums instead of one: a rounding or two of a loss near 2.3, and less of
+    # the parameters. A mean of the two means would be wrong by about 1e-3.
+    assert abs(loss - parts_loss) < 1e-6
+    for name in whole:
+        np.testing.assert_allclose(parts[name], whole[name], rtol=0, atol=1e-7)
+
+
+def test_an_evaluation_does_not_depend_on_its_batch_size(straight):
+    config = straight.config
+    name, section = next(iter(config.evals.items()))
+    task = config_lib.build(config_lib.evaluation_task(config, name))
+    params = jax.device_get(straight.state.params)
+
+    def results(batch_size):
+        one = evaluation.Evaluation(
+            name,
+            config_lib.build(config.model),
+            task,
+            section.split,
+            mesh=sharding.make_mesh({}, jax.devices()[:1]),
+            batch_size=batch_size,
+            key=jax.random.key(0),
+        )
+        first, second = one.run(params), one.run(params)
+        assert first == second
+        return first
+
+    small, large = results(7), results(64)
+    assert small.keys() == large.keys()
+    for metric, value in small.items():
+        if metric.endswith("accuracy"):  # a sum of ones is exact
+            assert large[metric] == value, metric
+        else:  # other sums are of float32 in another order
+            assert large[metric] == pytest.approx(value, rel=1e-6), metric
