@@ -233,7 +233,13 @@ def check_parameters(expected: Any, saved: Mapping[str, Any], at: int) -> None:
         for name, leaf in saved.items()
         if name.startswith("params/")
     }
-    checkpoint.check_same_leaves(params, paths.named_leaves(expected), at)
+    wanted = paths.named_leaves(expected)
+    checkpoint.check_same_leaves(params, wanted, at)
+    if unused := sorted(params.keys() - wanted.keys()):
+        raise ValueError(
+            f"the checkpoint of step {at} has parameters that this model lacks: "
+            f"{', '.join(unused[:3])}. Leave out the override that removes them."
+        )
 
 
 def choose_step(
