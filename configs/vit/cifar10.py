@@ -29,6 +29,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         "mlp_width": 32 if debug else 512,
         "num_heads": 2 if debug else 4,
         "pool": "gap",
+        "position": "sincos2d",
     }
     c.task = {
         "cls": "attn_jax.tasks.classify:Classify",
