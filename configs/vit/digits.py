@@ -43,7 +43,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         "label_smoothing": 0.1,
     }
     c.batch_size = 16 if debug else 64
-    c.duration = "8 steps" if debug else "180 epochs"
+    c.duration = "8 steps" if debug else "120 epochs"
     c.optimizer = {"name": "adamw", "learning_rate": 2e-3, "weight_decay": 0.1}
     c.schedule = {"name": "cosine", "warmup": "2 steps" if debug else "5 epochs"}
     c.clip_norm = 1.0
