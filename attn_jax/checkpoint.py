@@ -6,10 +6,15 @@ asynchronously and atomically, and restores them onto any mesh. It does not
 notice a flipped bit; the digests do.
 """
 
+import contextlib
+import dataclasses
 import errno
+import functools
+import json
 import re
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -38,7 +43,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        workdir: str | epath.Path,
+        workdir: epath.PathLike,
         *,
         keep_latest: int = 2,
         keep_best: str | None = None,
@@ -51,23 +56,14 @@ class Checkpoints:
         self.say = say
         self._best = parse_best(keep_best) if keep_best else None
         self._read_only = read_only
-        self._manager = self._open()
+        self._scores: dict[int, float] = {}  # higher is better
+        for step in self.steps() if self._best else []:
+            with contextlib.suppress(Damaged):  # said when it is to be restored
+                self._score(step, self.record(step)["results"])
 
-    def _open(self) -> ocp.CheckpointManager:
-        keep: list = [policies.LatestN(self._keep_latest)]
-        best: dict[str, Any] = {}
-        if self._best:
-            mode, _ = self._best
-            keep.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics["best"],
-                    reverse=mode == "min",
-                    n=1,
-                )
-            )
-            # Without best_fn the metrics are not written, and retention forgets
-            # them at the first restart.
-            best = {"best_fn": lambda metrics: metrics["best"], "best_mode": mode}
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Opened at its first use, and at the next one after a save that failed."""
         if self._read_only:
             return ocp.CheckpointManager(
                 self.directory,
@@ -77,15 +73,20 @@ class Checkpoints:
         return ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(keep),
+                preservation_policy=Retention(self._kept),
                 cleanup_tmp_directories=True,
-                **best,
+                # Else a folder that cannot be made leaves threads that wait 5 minutes
+                # for it, and the process does not end before.
+                async_options=ocp.options.AsyncOptions(
+                    create_directories_asynchronously=False
+                ),
             ),
             item_handlers=handlers(),
         )
 
     def close(self) -> None:
-        self._manager.close()
+        if manager := self.__dict__.pop("_manager", None):
+            manager.close()
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, newest first."""
@@ -107,21 +108,25 @@ class Checkpoints:
             if step in self._manager.all_steps():
                 return True
             self._check_space(state)
-            leaves = described(state)
+            content = {
+                **record,
+                "step": step,
+                "leaves": described(state),
+                "results": dict(results),
+            }
             arguments = {
                 "state": ocp.args.PyTreeSave(state),
                 "record": ocp.args.JsonSave(
-                    {**record, "step": step, "leaves": leaves, "results": dict(results)}
+                    {**content, "digest": text_digest(content)}
                 ),
             }
-            self._manager.save(
-                step, args=ocp.args.Composite(**arguments), metrics=self._rank(results)
-            )
+            self._score(step, results)
+            self._manager.save(step, args=ocp.args.Composite(**arguments))
         except Exception as error:
             # Orbax passes on whatever its storage layer raised; all of it means the same
             # here. A manager whose write has failed is not to be trusted with another.
             self.say(self._failure(state, step, error))
-            self._reopen()
+            self._give_up()
             return False
         return True
 
@@ -161,19 +166,16 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:
             self.say(self._failure(state, int(state.step), error))
-            self._reopen()
+            self._give_up()
             return False
         return True
 
-    def _reopen(self) -> None:
+    def _give_up(self) -> None:
+        """Lets go of a manager that counts a failed save as a checkpoint to keep."""
         try:
-            self._manager.close()
+            self.close()
         except Exception as error:
             self.say(f"closing the failed save: {short(error)}")
-        try:
-            self._manager = self._open()
-        except Exception as error:
-            self.say(f"{self.directory} cannot be opened: {short(error)}")
 
     def _check_space(self, state: Any) -> None:
         if "://" in str(self.directory):
@@ -214,22 +216,38 @@ class Checkpoints:
                 "that evaluation an `every`."
             )
 
-    def _rank(self, results: Mapping[str, float]) -> dict[str, float] | None:
+    def _score(self, step: int, results: Mapping[str, float]) -> None:
         if self._best is None:
-            return None
+            return
         mode, metric = self._best
-        worst = -np.inf if mode == "max" else np.inf
-        value = results.get(metric, worst)
-        return {"best": float(value) if np.isfinite(value) else worst}
+        value = float(results.get(metric, np.nan))
+        if np.isfinite(value):
+            self._scores[step] = value if mode == "max" else -value
+
+    def _best_of(self, steps: Collection[int]) -> int | None:
+        scored = [(self._scores[step], step) for step in steps if step in self._scores]
+        return max(scored)[1] if scored else None
+
+    def _kept(self, steps: Collection[int]) -> set[int | None]:
+        return {*sorted(steps)[-self._keep_latest :], self._best_of(steps)}
 
     # --- restoring ------------------------------------------------------------------
 
     def record(self, step: int) -> dict[str, Any]:
-        """The JSON record of a checkpoint."""
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
-        )
-        return restored["record"]
+        """The JSON record of a checkpoint.
+
+        Raises:
+            Damaged: it cannot be read, or has changed.
+        """
+        try:
+            content = self._manager.restore(
+                step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
+            )["record"]
+        except Exception as error:
+            raise Damaged(step, short(error)) from error
+        if content.pop("digest", None) != text_digest(content):
+            raise Damaged(step, "its record has changed")
+        return content
 
     def restore(self, step: int, like: Any) -> Any:
         """The leaves of `like`, arrays or ShapeDtypeStructs with shardings, from a step.
@@ -240,10 +258,7 @@ class Checkpoints:
             Damaged: the checkpoint cannot be read, or its content has changed.
             ValueError: it is whole, but holds other leaves.
         """
-        try:
-            saved = self.record(step)["leaves"]
-        except Exception as error:
-            raise Damaged(step, short(error)) from error
+        saved = self.record(step)["leaves"]
         wanted = paths.named_leaves(like)
         check_same_leaves(saved, wanted, step)
         try:
@@ -293,16 +308,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step with the best value of `keep_best`; the newest of equals."""
-        if self._best is None:
-            return None
-        mode, metric = self._best
-        sign = 1.0 if mode == "max" else -1.0
-        ranked = []
-        for step in self.steps():
-            results = self.record(step)["results"]
-            if metric in results:
-                ranked.append((sign * results[metric], step))
-        return max(ranked)[1] if ranked else None
+        return self._best_of(self.steps())
 
     def _set_aside(self, step: int) -> None:
         aside = self.directory.parent / "damaged"
@@ -311,6 +317,7 @@ class Checkpoints:
             (self.directory / str(step)).rename(aside / f"{step}-{int(time.time())}")
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"damaged checkpoint {step}")
+        self._scores.pop(step, None)
         self._manager.reload()
 
 
@@ -319,6 +326,18 @@ class Damaged(Exception):
 
     def __init__(self, step: int, why: str):
         super().__init__(f"the checkpoint of step {step} is damaged: {why}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Retention(policies.PreservationPolicy):
+    """Which checkpoints stay when another one is saved."""
+
+    kept: Callable[[Collection[int]], Collection[int | None]]
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        del context
+        kept = self.kept([checkpoint.step for checkpoint in checkpoints])
+        return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
 def handlers() -> dict[str, Any]:
@@ -405,6 +424,11 @@ def digest(leaf: jax.Array) -> jax.Array:
     mixed = (position + 1) * jnp.uint32(2654435761)
     mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(2246822519)
     return jnp.sum(bits * (mixed | 1), dtype=jnp.uint32)
+
+
+def text_digest(content: Any) -> int:
+    """A 32-bit digest of what JSON can hold."""
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def size_of(tree: Any) -> int:

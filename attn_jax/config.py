@@ -13,6 +13,7 @@ import difflib
 import importlib.util
 import inspect
 import json
+import math
 import pathlib
 import pkgutil
 import types
@@ -107,11 +108,8 @@ def override(
         ValueError: an unknown key, or a value of the wrong type.
     """
     config = editable(config)
-    settings = [setting.partition("=")[::2] for setting in overrides]
-    # `cls` and `name` first: they decide which other keys exist.
-    for key, text in sorted(
-        settings, key=lambda s: not s[0].endswith((".cls", ".name"))
-    ):
+    for setting in overrides:
+        key, _, text = setting.partition("=")
         put(config, key, parse(text))
     return resolve(config, trust)
 
@@ -145,6 +143,8 @@ def resolve(config: Section, trust: Sequence[str] | None = None) -> ConfigDict:
             for name, section in plain(resolved["evals"]).items()
         }
     )
+    for key in ("log_every", "checkpoint_every"):
+        check_cadence(resolved[key], f"config.{key}")
     return resolved.lock()
 
 
@@ -159,11 +159,12 @@ def build(section: Section, trust: Sequence[str] | None = None) -> Any:
     Raises:
         ValueError: the class is not trusted, not found, or neither module nor task.
     """
+    section = plain(section)
     cls = class_of(section, "config", trust)
 
     def value_of(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return build(value, trust) if "cls" in value else plain(value)
+            return build(value, trust) if "cls" in value else value
         return as_tuple(value)
 
     return cls(**{key: value_of(v) for key, v in section.items() if key != "cls"})
@@ -208,7 +209,7 @@ def class_of(section: Section, where: str, trust: Sequence[str] | None) -> type:
         )
     try:
         cls = pkgutil.resolve_name(f"{package}:{attribute}")
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{where}.cls={name!r} cannot be imported: {error}.") from None
     # The second test keeps a trusted module from lending out what it imports itself.
     if not (is_module(cls) or is_task(cls)) or (
@@ -268,6 +269,8 @@ def fill_named(section: Mapping, where: str, functions: Mapping) -> dict:
 
 def fill_evaluation(section: Mapping, where: str, training: Mapping, trust) -> dict:
     filled = fill(section, EVALUATION, where)
+    if filled["every"] is not None:
+        check_cadence(filled["every"], f"{where}.every")
     task = filled["task"]
     if "cls" in task:
         filled["task"] = fill_class(task, f"{where}.task", trust)
@@ -308,15 +311,14 @@ def fill(section: Mapping, fields: Mapping[str, tuple], where: str) -> dict:
 
 
 def checked(value: Any, annotation: Any, where: str) -> Any:
-    """The value, an int made a float where one is asked for.
+    """The value, its ints made floats where those are asked for.
 
     Raises:
         ValueError: the value is not of the annotated type.
     """
-    if fits(value, annotation):
-        return value
-    if fits(0.5, annotation) and type(value) is int:
-        return float(value)
+    for candidate in (value, as_floats(value)):
+        if fits(candidate, annotation):
+            return candidate
     name = getattr(annotation, "__name__", None) or str(annotation)
     if typing.get_origin(annotation) is not None:
         name = str(annotation).replace("typing.", "")
@@ -384,6 +386,13 @@ def as_tuple(value: Any) -> Any:
     return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value
 
 
+def as_floats(value: Any) -> Any:
+    """Ints as floats, also those in lists."""
+    if isinstance(value, list | tuple):
+        return [as_floats(item) for item in value]
+    return float(value) if type(value) is int else value
+
+
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     config = plain(config)
     if not isinstance(config, dict) or not config:
@@ -446,9 +455,15 @@ def to_steps(duration: str, *, batch_size: int, epoch_rows: int) -> int:
         value = float(number.replace("_", "").replace(",", ""))
     except ValueError:
         value = -1.0
-    if unit not in rows or value < 0:
+    if unit not in rows or not 0 <= value < math.inf:
         raise ValueError(
             f"the duration {duration!r} must be a number and a unit: '500 steps', "
             "'10 epochs' or '1000000 examples'."
         )
     return max(round(value * rows[unit] / batch_size), int(value > 0))
+
+
+def check_cadence(duration: str, where: str) -> None:
+    """Raises ValueError where the duration is zero: nothing happens every 0 steps."""
+    if to_steps(duration, batch_size=1, epoch_rows=1) == 0:
+        raise ValueError(f"{where}={duration!r} must be more than zero.")

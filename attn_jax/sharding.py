@@ -73,6 +73,9 @@ def batch_shards(mesh: Mesh) -> int:
 
 def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
     """Raises ValueError where devices and micro-batches do not divide the batch."""
+    for key, value in [("batch_size", batch_size), ("micro_batches", micro_batches)]:
+        if value < 1:
+            raise ValueError(f"config.{key}={value} must be at least 1.")
     shards = batch_shards(mesh) * micro_batches
     if batch_size % shards:
         below, above = batch_size // shards * shards, -(-batch_size // shards) * shards

@@ -27,18 +27,18 @@ from attn_jax.step import init_params
 TRUSTED = ("attn_jax",)
 
 
-def save_config(workdir: str | epath.Path, settings: config.Section) -> None:
+def save_config(workdir: epath.PathLike, settings: config.Section) -> None:
     """Writes DIR/config.json; by rename, so that a reader never sees half of it."""
     write(epath.Path(workdir) / "config.json", as_json(settings))
 
 
-def load_config(workdir: str | epath.Path) -> dict[str, Any] | None:
+def load_config(workdir: epath.PathLike) -> dict[str, Any] | None:
     """The resolved config of a run, None where the folder holds no run yet."""
     file = epath.Path(workdir) / "config.json"
     return json.loads(file.read_text()) if file.exists() else None
 
 
-def save_assets(workdir: str | epath.Path, assets: Mapping[str, str]) -> None:
+def save_assets(workdir: epath.PathLike, assets: Mapping[str, str]) -> None:
     """Writes DIR/assets, with digests; a resumed run must bring the same ones.
 
     Raises:
@@ -57,7 +57,7 @@ def save_assets(workdir: str | epath.Path, assets: Mapping[str, str]) -> None:
     write(folder / "digests.json", json.dumps(digests, indent=1))
 
 
-def check_assets(workdir: str | epath.Path) -> None:
+def check_assets(workdir: epath.PathLike) -> None:
     """Raises ValueError where a file of DIR/assets is not as it was written."""
     folder = epath.Path(workdir) / "assets"
     if not (folder / "digests.json").exists():
@@ -72,7 +72,7 @@ def check_assets(workdir: str | epath.Path) -> None:
 
 
 def restore(
-    workdir: str | epath.Path,
+    workdir: epath.PathLike,
     step: int | str = "latest",
     params: str | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -100,7 +100,7 @@ def restore(
 
 
 def evaluate(
-    workdir: str | epath.Path,
+    workdir: epath.PathLike,
     step: int | str = "latest",
     params: str | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -147,7 +147,7 @@ def evaluation_key(seed: int) -> jax.Array:
 
 
 def settings_of(
-    workdir: str | epath.Path, overrides: Mapping[str, Any], trust: Sequence[str]
+    workdir: epath.PathLike, overrides: Mapping[str, Any], trust: Sequence[str]
 ) -> Any:
     saved = load_config(workdir)
     if saved is None:
@@ -163,7 +163,7 @@ def settings_of(
 
 
 def open_run(
-    workdir: str | epath.Path,
+    workdir: epath.PathLike,
     settings: Any,
     at: int | str,
     which: str | None,
@@ -243,7 +243,7 @@ def check_parameters(expected: Any, saved: Mapping[str, Any], at: int) -> None:
 
 
 def choose_step(
-    found: checkpoint.Checkpoints, at: int | str, workdir: str | epath.Path
+    found: checkpoint.Checkpoints, at: int | str, workdir: epath.PathLike
 ) -> int:
     steps = found.steps()
     if not steps:
@@ -258,8 +258,11 @@ def choose_step(
                 f"--step={', '.join(map(str, steps))} or latest."
             )
         return best
-    if int(at) not in steps:
-        raise ValueError(f"{workdir}: step {at} is none of the saved {steps}.")
+    if str(at) not in map(str, steps):
+        raise ValueError(
+            f"{workdir}: step {at} is none of the saved {steps}; it may also be 'latest' "
+            "or 'best'."
+        )
     return int(at)
 
 

@@ -25,6 +25,15 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 flags.FLAGS.mark_as_parsed()
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Programs that XLA hardly optimises: for modules that compile many and run them
+    for a few steps. It halves their time and changes no number that they compare."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
     """The folder of data and reference numbers too large for this repository."""

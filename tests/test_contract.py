@@ -10,6 +10,7 @@ import functools
 import inspect
 import json
 import logging
+import math
 import pathlib
 import pkgutil
 import runpy
@@ -33,6 +34,8 @@ RECIPES = [
 ]
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
 NO_NOISE = ("dropout", "stochastic_depth")
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def debug(recipe, **changes):
@@ -84,6 +87,12 @@ def stop_at(monkeypatch, last):
     monkeypatch.setattr(runtime.Preemption, "requested", lambda self, at: at == last)
 
 
+def use_devices(monkeypatch, number):
+    """Lets the first devices seem to be all there are."""
+    make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:number])
+    monkeypatch.setattr(sharding, "make_mesh", make_mesh)
+
+
 # --- every recipe -----------------------------------------------------------------------
 
 
@@ -107,6 +116,7 @@ def test_every_variant_builds_and_survives_json(recipe):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_takes_a_step(recipe, tmp_path, monkeypatch):
     stop_at(monkeypatch, 1)
+    use_devices(monkeypatch, 1)  # a quarter less to compile
     with pytest.raises(runtime.Preempted):
         train.train(debug(recipe, log_every="1 steps"), str(tmp_path))
     [(at, loss)] = losses(tmp_path)
@@ -238,9 +248,7 @@ def three_steps(kind, tmp_path_factory):
         )
         workdir = tmp_path_factory.mktemp("three_steps")
         with pytest.MonkeyPatch.context() as patch:
-            devices = jax.devices()[: np.prod(mesh)]
-            make_mesh = functools.partial(sharding.make_mesh, devices=devices)
-            patch.setattr(sharding, "make_mesh", make_mesh)
+            use_devices(patch, math.prod(mesh))
             # The digests of a checkpoint cost as much compilation as the step.
             patch.setattr(train.Checkpoints, "finish", lambda *arguments: None)
             state = train.train(config, str(workdir))

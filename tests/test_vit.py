@@ -1,5 +1,6 @@
 """The Vision Transformer: the original code's numbers, counts, and what must not matter."""
 
+import functools
 import json
 import pathlib
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn_jax.models.vit import ViT, sincos2d
+from attn_jax.models.vit import PatchEmbedding, ViT, sincos2d
 from configs.vit import _sizes
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "vit"
@@ -41,6 +42,11 @@ def noisy(variables, seed: int = 0):
 
 def initialised(model: ViT, x: jax.Array):
     return noisy(jax.jit(model.init)(jax.random.key(0), x))
+
+
+def run(model: ViT, variables, x: jax.Array, **options):
+    """One compiled call: op by op, a test would take half a minute."""
+    return jax.jit(functools.partial(model.apply, **options))(variables, x)
 
 
 def from_augreg(weights, depth: int) -> dict:
@@ -92,7 +98,8 @@ def test_the_original_code_gives_the_same_numbers(name):
         pool={"token": "cls", "gap": "gap"}[config["classifier"]],
         representation_size=config["representation_size"],
     )
-    outputs, sown = model.apply(
+    outputs, sown = run(
+        model,
         {"params": from_augreg(weights, config["depth"])},
         jnp.asarray(expected["images"]),
         mutable=["intermediates"],
@@ -190,8 +197,6 @@ def test_patch_embedding_is_the_strided_convolution():
     expected = jax.lax.conv_general_dilated(
         x, params["kernel"], (4, 3), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    from attn_jax.models.vit import PatchEmbedding
-
     ours = PatchEmbedding((4, 3), 12).apply({"params": params}, x)
     expected = expected + params["bias"].reshape(1, 1, 1, -1)
     # Sums of 36 products of order 0.1: rounding is 1e-7, a wrong patch order 1e-1.
@@ -206,7 +211,7 @@ def test_gap_without_positions_does_not_see_the_order_of_patches():
     table = sincos2d(4, 3, 12)
     assert jnp.abs(table[:, :3] - table[:, -3:]).max() > 0.1
     difference = (
-        model.apply(variables, x)["pooled"] - model.apply(variables, flipped)["pooled"]
+        run(model, variables, x)["pooled"] - run(model, variables, flipped)["pooled"]
     )
     assert jnp.abs(difference).max() > 1e-3  # the positions tell rows apart
 
@@ -215,8 +220,8 @@ def test_batch_rows_do_not_see_each_other():
     model = tiny(pool="map")
     x = images(4)
     variables = initialised(model, x)
-    whole = model.apply(variables, x)["logits"]
-    parts = [model.apply(variables, x[i : i + 1])["logits"][0] for i in range(4)]
+    whole = run(model, variables, x)["logits"]
+    parts = [run(model, variables, x[i : i + 1])["logits"][0] for i in range(4)]
     np.testing.assert_allclose(
         whole, np.stack(parts), rtol=0, atol=1e-6
     )  # float32 sums
@@ -225,11 +230,15 @@ def test_batch_rows_do_not_see_each_other():
 def test_evaluation_draws_nothing_and_training_does():
     model = tiny(dropout=0.5, stochastic_depth=0.5)
     variables = initialised(model, images())
-    quiet = tiny().apply(variables, images())["logits"]
-    np.testing.assert_array_equal(model.apply(variables, images())["logits"], quiet)
+    quiet = run(tiny(), variables, images())["logits"]
+    np.testing.assert_array_equal(run(model, variables, images())["logits"], quiet)
     draws = [
-        model.apply(
-            variables, images(), train=True, rngs={"dropout": jax.random.key(seed)}
+        run(
+            model,
+            variables,
+            images(),
+            train=True,
+            rngs={"dropout": jax.random.key(seed)},
         )["logits"]
         for seed in (0, 0, 1)
     ]
@@ -240,7 +249,8 @@ def test_evaluation_draws_nothing_and_training_does():
 def test_stochastic_depth_leaves_out_a_branch_for_whole_examples():
     model = tiny(stochastic_depth=1.0, depth=2)
     variables = initialised(model, images())
-    _, sown = model.apply(
+    _, sown = run(
+        model,
         variables,
         images(),
         train=True,
@@ -276,9 +286,9 @@ def test_remat_changes_no_number():
 
 def test_bfloat16_computes_in_it_and_returns_float32():
     variables = initialised(tiny(), images())
-    outputs = tiny(dtype="bfloat16").apply(variables, images())
+    outputs = run(tiny(dtype="bfloat16"), variables, images())
     assert all(value.dtype == jnp.float32 for value in outputs.values())
-    exact = tiny().apply(variables, images())["logits"]
+    exact = run(tiny(), variables, images())["logits"]
     difference = jnp.abs(outputs["logits"] - exact).max()
     # 8 bits of mantissa: not equal to float32, and not far from it.
     assert 1e-5 < difference < 5e-2 * jnp.abs(exact).max() + 5e-2

@@ -10,7 +10,7 @@ from attn_jax import workdir
 
 
 def load_pretrained(
-    path: str | epath.Path, **model_fields: Any
+    path: epath.PathLike, **model_fields: Any
 ) -> tuple[nn.Module, dict[str, Any]]:
     """(module, variables) of a checkpoint; the format is found by looking.
 

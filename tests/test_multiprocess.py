@@ -1,0 +1,143 @@
+"""Several real processes that train as one, over `jax.distributed` on CPU devices."""
+
+import json
+import pathlib
+import shutil
+import signal
+import socket
+import time
+
+import numpy as np
+import processes
+import pytest
+
+import attn_jax
+from attn_jax.checkpoint import Checkpoints
+from attn_jax.paths import named_leaves
+
+
+def launch(number, devices, folder, *settings):
+    """So many processes of so many devices each, which find each other by flags."""
+    command = processes.train(folder, *settings)
+    if number > 1:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        command += [f"--coordinator=localhost:{port}", f"--num_processes={number}"]
+    return [
+        processes.start(*command, *rank, devices=devices)
+        for rank in ([f"--process_id={i}"] if number > 1 else [] for i in range(number))
+    ]
+
+
+def finish(group, status=0):
+    """Waits for all; returns what the first one printed."""
+    try:
+        ends = [processes.finish(process) for process in group]
+    finally:
+        for process in group:
+            process.kill()  # one that waits for another that failed
+    for code, _, err in ends:
+        assert code == status, err
+    return ends[0][1]
+
+
+def run(number, devices, folder, *settings):
+    return finish(launch(number, devices, folder, *settings))
+
+
+def metrics(folder):
+    """All that was logged but times."""
+    path = pathlib.Path(folder) / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    times = {"seconds", "examples_per_second", "data_wait_fraction", "mfu"}
+    records = [json.loads(line) for line in lines]
+    return [{k: v for k, v in record.items() if k not in times} for record in records]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The folder of a run of 8 steps: 1 process x 8 devices."""
+    folder = tmp_path_factory.mktemp("one")
+    run(1, 8, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The same by 2 processes x 4 devices."""
+    folder = tmp_path_factory.mktemp("two")
+    run(2, 4, folder)
+    return folder
+
+
+def test_two_processes_log_the_numbers_of_one_bit_for_bit(one, two):
+    assert [r["step"] for r in metrics(one)] == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]
+    assert metrics(two) == metrics(one)
+
+
+def test_four_processes_log_the_numbers_of_one_bit_for_bit(one, tmp_path):
+    run(4, 2, tmp_path)
+    assert metrics(tmp_path) == metrics(one)
+
+
+@pytest.fixture
+def halfway(two, tmp_path):
+    """The folder of two processes as it was after step 4."""
+    folder = pathlib.Path(shutil.copytree(two, tmp_path / "halfway"))
+    shutil.rmtree(folder / "checkpoints/8")
+    return folder
+
+
+def test_two_processes_resume_what_two_have_saved_bit_for_bit(two, halfway):
+    assert "resumed from step 4" in run(2, 4, halfway)
+    assert metrics(halfway) == metrics(two)
+    ours, theirs = (
+        Checkpoints(folder, read_only=True).record(8)["leaves"]
+        for folder in (halfway, two)
+    )
+    assert ours == theirs  # with a digest of every leaf
+
+
+def test_one_process_resumes_what_two_have_saved(two, halfway):
+    assert "resumed from step 4" in run(1, 4, halfway)  # half as many devices, too
+    ours, theirs = (
+        named_leaves(attn_jax.restore(folder, params="raw")[1])
+        for folder in (halfway, two)
+    )
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        # 4 partial sums over the batch instead of 8: roundings, which Adam passes on in
+        # proportion to the rate of 2e-3 at most.
+        np.testing.assert_allclose(
+            ours[name], theirs[name], rtol=0, atol=1e-6, err_msg=name
+        )
+
+
+def test_processes_that_share_the_rows_of_a_batch_log_the_numbers_of_one(tmp_path):
+    # The tensor axis spans the processes, so both hold all rows, not a half each.
+    mesh = ["--config.mesh.data=1", "--config.mesh.tensor=2"]
+    run(1, 2, tmp_path / "one", *mesh)
+    run(2, 1, tmp_path / "two", *mesh)
+    assert metrics(tmp_path / "two") == metrics(tmp_path / "one") != []
+
+
+def test_sigterm_to_one_process_stops_both_at_the_same_saved_step(tmp_path):
+    group = launch(
+        2,
+        1,
+        tmp_path,
+        "--config.duration=20000 steps",
+        "--config.evals={}",
+        "--config.keep_best=null",
+        "--config.checkpoint_every=20000 steps",
+    )
+    end = time.monotonic() + 120
+    while len(metrics(tmp_path)) < 20:
+        assert time.monotonic() < end and group[0].poll() is None
+        time.sleep(0.01)
+    group[1].send_signal(signal.SIGTERM)  # not the one that writes
+    out = finish(group, status=75)
+    [step] = Checkpoints(tmp_path, read_only=True).steps()
+    assert metrics(tmp_path)[-1]["step"] == step
+    assert f"SIGTERM: saved step {step:,}" in out
