@@ -39,15 +39,15 @@ def get_config(variant: str = "base") -> ConfigDict:
         "channels": 1,
         "holdout": 180,
         "crop": "inception",
-        "crop_area": [0.5, 1.0],
+        "crop_area": [0.7, 1.0],
         "label_smoothing": 0.1,
     }
     c.batch_size = 16 if debug else 64
     c.duration = "8 steps" if debug else "120 epochs"
-    c.optimizer = {"name": "adamw", "learning_rate": 2e-3, "weight_decay": 0.1}
+    c.optimizer = {"name": "adamw", "learning_rate": 2e-3, "weight_decay": 0.3}
     c.schedule = {"name": "cosine", "warmup": "2 steps" if debug else "5 epochs"}
     c.clip_norm = 1.0
-    c.ema_decay = 0.99
+    c.ema_decay = 0.995
     c.sharding_rules = _sizes.SHARDING
     c.evals = {
         "validation": {
@@ -57,7 +57,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         },
         "test": {"split": "test", "batch_size": 360},
     }
-    c.keep_best = "min:validation/loss"  # finer than accuracy on 180 images
+    c.keep_best = "max:validation/accuracy"
     c.checkpoint_every = "4 steps" if debug else "50 epochs"
     c.log_every = "1 steps" if debug else "50 steps"
     return c
