@@ -13,16 +13,20 @@ RESULTS = ROOT / "docs" / "results.md"
 
 def provenance() -> str:
     """Commit, hardware and versions in one line."""
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run(
-        [*git, "describe", "--always", "--dirty"], capture_output=True, text=True
-    ).stdout.strip()
+    commit = git("describe", "--always")
+    if git("status", "--porcelain", "--", ".", ":!docs/results.md"):
+        commit += " with changes"
     device = jax.devices()[0]
     cores = f", {os.cpu_count()} cores" if device.platform == "cpu" else ""
     return (
         f"commit {commit or 'unknown'}; {jax.device_count()} x {device.device_kind}{cores}; "
         f"Python {platform.python_version()}, jax {jax.__version__}"
     )
+
+
+def git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def write(name: str, lines: list[str]) -> None:

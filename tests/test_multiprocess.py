@@ -17,16 +17,19 @@ from attn_jax.paths import named_leaves
 
 
 def launch(number, devices, folder, *settings):
-    """So many processes of so many devices each, which find each other by flags."""
+    """So many processes of so many devices each, which find each other by flags.
+
+    One alone gets the flags too: without them it adds up the parts of a sum with other
+    collectives, in another order, and differs by the last bit.
+    """
     command = processes.train(folder, *settings)
-    if number > 1:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        command += [f"--coordinator=localhost:{port}", f"--num_processes={number}"]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command += [f"--coordinator=localhost:{port}", f"--num_processes={number}"]
     return [
-        processes.start(*command, *rank, devices=devices)
-        for rank in ([f"--process_id={i}"] if number > 1 else [] for i in range(number))
+        processes.start(*command, f"--process_id={i}", devices=devices)
+        for i in range(number)
     ]
 
 
