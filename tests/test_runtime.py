@@ -120,7 +120,7 @@ def test_a_run_killed_while_it_saves_goes_on_from_the_save_before_exactly(
     for attempt in range(5):  # a save takes a tenth of a second and may be missed
         folder = tmp_path / str(attempt)
         process = start(folder, compiled)
-        wait(process, lambda: all(saved(folder)))
+        wait(process, lambda folder=folder: all(saved(folder)))
         kill(process)
         steps, unfinished = saved(folder)
         if unfinished:

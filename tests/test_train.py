@@ -320,7 +320,7 @@ def test_other_data_than_the_run_began_with_is_refused(tmp_path):
         ),
         (
             {"task.image_size": 9},
-            "image is 9x9; patch_size=2 must divide both sides. Change config.task",
+            "image is 9x9; patch_size=4 must divide both sides. Change config.task",
         ),
         (
             {"mesh.data": 16},
