@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
@@ -65,11 +66,16 @@ class Checkpoints:
     def _manager(self) -> ocp.CheckpointManager:
         """Opened at its first use, and at the next one after a save that failed."""
         if self._read_only:
-            return ocp.CheckpointManager(
-                self.directory,
-                options=ocp.CheckpointManagerOptions(read_only=True, create=False),
-                item_handlers=handlers(),
-            )
+            verbosity = logging.get_verbosity()
+            logging.set_verbosity(logging.ERROR)  # orbax warns of what read-only means
+            try:
+                return ocp.CheckpointManager(
+                    self.directory,
+                    options=ocp.CheckpointManagerOptions(read_only=True, create=False),
+                    item_handlers=handlers(),
+                )
+            finally:
+                logging.set_verbosity(verbosity)
         return ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(

@@ -16,7 +16,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
@@ -299,7 +298,6 @@ def evaluate_command(arguments: Sequence[str]) -> None:
     for setting in options.set:
         key, _, text = setting.partition("=")
         overrides[key.removeprefix("config.")] = config.parse(text)
-    logging.set_verbosity(logging.ERROR)  # orbax warns of what read-only means
     try:
         results = evaluate(
             options.workdir,
