@@ -19,14 +19,18 @@ from attn_jax.paths import named_leaves
 def launch(number, devices, folder, *settings):
     """So many processes of so many devices each, which find each other by flags.
 
-    One alone gets the flags too: without them it adds up the parts of a sum with other
-    collectives, in another order, and differs by the last bit.
+    A single one forms a cluster of its own: it then sums over its devices in the order
+    in which several processes do. Outside a cluster the order is another, and losses
+    differ in the last digit.
     """
-    command = processes.train(folder, *settings)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    command += [f"--coordinator=localhost:{port}", f"--num_processes={number}"]
+    command = [
+        *processes.train(folder, *settings),
+        f"--coordinator=localhost:{port}",
+        f"--num_processes={number}",
+    ]
     return [
         processes.start(*command, f"--process_id={i}", devices=devices)
         for i in range(number)
