@@ -15,6 +15,13 @@ import attn_jax
 from attn_jax.checkpoint import Checkpoints
 from attn_jax.paths import named_leaves
 
+# Half of what there is to compile.
+QUICK = [
+    "--config.model.dropout=0.0",
+    "--config.evals={}",
+    "--config.keep_best=null",
+]
+
 
 def launch(number, devices, folder, *settings):
     """So many processes of so many devices each, which find each other by flags.
@@ -124,8 +131,8 @@ def test_one_process_resumes_what_two_have_saved(two, halfway):
 def test_processes_that_share_the_rows_of_a_batch_log_the_numbers_of_one(tmp_path):
     # The tensor axis spans the processes, so both hold all rows, not a half each.
     mesh = ["--config.mesh.data=1", "--config.mesh.tensor=2"]
-    run(1, 2, tmp_path / "one", *mesh)
-    run(2, 1, tmp_path / "two", *mesh)
+    run(1, 2, tmp_path / "one", *mesh, *QUICK)
+    run(2, 1, tmp_path / "two", *mesh, *QUICK)
     assert metrics(tmp_path / "two") == metrics(tmp_path / "one") != []
 
 
@@ -135,9 +142,8 @@ def test_sigterm_to_one_process_stops_both_at_the_same_saved_step(tmp_path):
         1,
         tmp_path,
         "--config.duration=20000 steps",
-        "--config.evals={}",
-        "--config.keep_best=null",
         "--config.checkpoint_every=20000 steps",
+        *QUICK,
     )
     end = time.monotonic() + 120
     while len(metrics(tmp_path)) < 20:
