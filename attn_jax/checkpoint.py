@@ -52,7 +52,8 @@ class Checkpoints:
         say: Callable[[str], None] = print,
         read_only: bool = False,
     ):
-        self.directory = epath.Path(workdir) / "checkpoints"
+        # Orbax refuses a relative path, but only once it saves.
+        self.directory = epath.Path(workdir).resolve() / "checkpoints"
         self._keep_latest, self._patience = keep_latest, patience_seconds
         self.say = say
         self._best = parse_best(keep_best) if keep_best else None

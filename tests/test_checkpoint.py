@@ -108,6 +108,12 @@ def test_a_state_comes_back_bit_for_bit_with_its_record(workdir, opened):
     assert record["leaves"]["params/dense/bias"]["dtype"] == "bfloat16"
 
 
+def test_a_relative_workdir_is_saved_to(tmp_path, monkeypatch, opened):
+    monkeypatch.chdir(tmp_path)
+    opened("runs/digits").finish(start(1), RECORD, {})
+    assert opened(tmp_path / "runs/digits").steps() == [1]
+
+
 def test_an_older_step_can_be_asked_for(workdir, opened):
     checkpoints = opened(workdir, read_only=True)
     assert checkpoints.steps() == [3, 2, 1]
