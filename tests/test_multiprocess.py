@@ -131,8 +131,9 @@ def test_one_process_resumes_what_two_have_saved(two, halfway):
 def test_processes_that_share_the_rows_of_a_batch_log_the_numbers_of_one(tmp_path):
     # The tensor axis spans the processes, so both hold all rows, not a half each.
     mesh = ["--config.mesh.data=1", "--config.mesh.tensor=2"]
-    run(1, 2, tmp_path / "one", *mesh, *QUICK)
-    run(2, 1, tmp_path / "two", *mesh, *QUICK)
+    one = launch(1, 2, tmp_path / "one", *mesh, *QUICK)
+    two = launch(2, 1, tmp_path / "two", *mesh, *QUICK)
+    finish([*one, *two])
     assert metrics(tmp_path / "two") == metrics(tmp_path / "one") != []
 
 

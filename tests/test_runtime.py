@@ -10,7 +10,7 @@ import pytest
 
 from attn_jax.checkpoint import Checkpoints
 
-TOTAL = 600  # steps of some milliseconds: time enough to be hit in the middle
+TOTAL = 300  # steps of some milliseconds: time enough to be hit in the middle
 SETTINGS = [
     f"--config.duration={TOTAL} steps",
     "--config.evals={}",
@@ -36,7 +36,11 @@ def straight(compiled, tmp_path_factory):
 
 def start(folder, compiled):
     command = processes.train(folder, *SETTINGS)
-    return processes.start(*command, JAX_COMPILATION_CACHE_DIR=compiled)
+    return processes.start(
+        *command,
+        JAX_COMPILATION_CACHE_DIR=compiled,
+        JAX_DISABLE_MOST_OPTIMIZATIONS="1",
+    )
 
 
 def resume(folder, compiled):
