@@ -50,10 +50,6 @@ def main() -> None:
         run(options.config, options.set, seed, options.out / f"{name}-{seed}")
         for seed in seeds
     ]
-    shown = " ".join(
-        f"--set {key}={pathlib.Path(value).name}"
-        for key, _, value in (setting.partition("=") for setting in options.set)
-    )
     mean = statistics.mean(row["accuracy"] for row in rows)
     command = f"python benchmarks/accuracy.py --config={options.config}"
     report.write(
@@ -61,7 +57,7 @@ def main() -> None:
         [
             f"### {name}: mean test accuracy {mean:.2%}",
             "",
-            f"`{command} --seeds={options.seeds} {shown}`".replace(" `", "`"),
+            f"`{command} --seeds={options.seeds}{report.settings(options.set)}`",
             f"({report.provenance()})",
             "",
             "| seed | test accuracy | best step | training, seconds |",

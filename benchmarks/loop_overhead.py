@@ -99,6 +99,7 @@ def main() -> None:
         (bare_seconds(config, options.steps), loop_seconds(config, options.steps))
         for _ in range(options.rounds)
     ]
+    shown = report.settings(options.set)
     ratio = statistics.median(loop / bare for bare, loop in pairs)
     report.write(
         "loop overhead",
@@ -106,7 +107,7 @@ def main() -> None:
             f"### Loop overhead: {ratio - 1:+.1%} on {options.config}, "
             f"batch {config.batch_size}",
             "",
-            f"`python benchmarks/loop_overhead.py --steps={options.steps}` "
+            f"`python benchmarks/loop_overhead.py --steps={options.steps}{shown}` "
             f"({report.provenance()})",
             "",
             "| round | bare step, ms | step in the loop, ms | loop / bare |",

@@ -29,6 +29,12 @@ def git(*arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
+def settings(pairs: list[str]) -> str:
+    """The --set arguments of a command, paths by their last part: no machine's folders."""
+    parted = (pair.partition("=") for pair in pairs)
+    return "".join(f" --set {key}={pathlib.Path(v).name}" for key, _, v in parted)
+
+
 def write(name: str, lines: list[str]) -> None:
     """Puts a section of docs/results.md in place of its last run's, and prints it."""
     text = "\n".join(lines)
