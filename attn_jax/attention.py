@@ -19,17 +19,20 @@ def attention_weights(
     query: Float[Array, "*B Q N C"],
     key: Float[Array, "*B K N C"],
     *,
-    scale: float,
+    scale: float | Float[Array, "N 1"],
     mask: Bool[Array, "*#B #N #Q #K"] | None = None,
+    bias: Float[Array, "*#B #N #Q #K"] | None = None,
     over: Literal["keys", "queries"] = "keys",
 ) -> Float[Array, "*B N Q K"]:
-    """softmax(scale * query . key), normalised over `keys` or over `queries`.
+    """softmax(scale * query . key + bias), normalised over `keys` or over `queries`.
 
-    The softmax is computed in float32 whatever the inputs' dtype, and stays so.
+    The softmax is computed in float32 at least, whatever the inputs' dtype, and stays so.
 
     Args:
-        scale: inverse temperature; 1/sqrt(C) in a Transformer, beta in a Hopfield net.
-        mask: True where a query may see a key.
+        scale: inverse temperature; 1/sqrt(C) in a Transformer, beta in a Hopfield net, where
+            each head may have its own [N, 1].
+        mask: True where a query may see a key. A query that may see none sees all alike.
+        bias: added to the logits; -inf bars a key as `mask` does.
         over: the axis whose entries compete; "queries" lets slots compete for inputs.
 
     Raises:
@@ -40,10 +43,14 @@ def attention_weights(
     if over not in ("keys", "queries"):
         raise ValueError(f"{over=} must be 'keys' or 'queries'.")
     # Scaled before the product, as Flax does: the small operand is the query.
+    if not isinstance(scale, float):
+        scale = scale.reshape((1,) * (query.ndim - 2) + scale.shape).astype(query.dtype)
     logits = jnp.einsum("...QNC,...KNC->...NQK", query * scale, key)
-    logits = logits.astype(jnp.float32)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if bias is not None:
+        logits = logits + bias
     if mask is not None:
-        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+        logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
     return jax.nn.softmax(logits, axis=-1 if over == "keys" else -2)
 
 
@@ -57,13 +64,16 @@ def mix(
 class MultiHeadAttention(nn.Module):
     """Project to heads, attend over keys, mix, project back (Vaswani 2017, sec. 3.2.2).
 
-    Sows the weights [B, N, Q, K] as `attention` where `intermediates` is mutable.
+    Sows the weights [B, N, Q, K] as `attention` where `intermediates` is mutable. `dropout`
+    is the share of weights that are dropped in training (the rest is scaled up).
 
     Raises:
         ValueError: the width is not divisible by the number of heads.
     """
 
     num_heads: int
+    dropout: float = 0.0
+    kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
     dtype: str = "float32"
 
     @nn.compact
@@ -72,6 +82,8 @@ class MultiHeadAttention(nn.Module):
         query_input: Float[Array, "B Q D"],
         key_input: Float[Array, "B K D"],
         mask: Bool[Array, "#B #N #Q #K"] | None = None,
+        *,
+        train: bool = False,
     ) -> Float[Array, "B Q D"]:
         width = query_input.shape[-1]
         if width % self.num_heads:
@@ -84,7 +96,7 @@ class MultiHeadAttention(nn.Module):
         def heads(name: str, x: jax.Array) -> jax.Array:  # [B, T, D] -> [B, T, N, C]
             return nn.DenseGeneral(
                 (self.num_heads, channels),
-                kernel_init=nn.initializers.xavier_uniform(),
+                kernel_init=self.kernel_init,
                 dtype=self.dtype,
                 name=name,
             )(x)
@@ -93,10 +105,11 @@ class MultiHeadAttention(nn.Module):
         key, value = heads("key", key_input), heads("value", key_input)
         weights = attention_weights(query, key, scale=channels**-0.5, mask=mask)
         self.sow("intermediates", "attention", weights)
+        weights = nn.Dropout(self.dropout, deterministic=not train)(weights)
         return nn.DenseGeneral(
             width,
             axis=(-2, -1),
-            kernel_init=nn.initializers.xavier_uniform(),
+            kernel_init=self.kernel_init,
             dtype=self.dtype,
             name="out",
         )(mix(weights, value))
