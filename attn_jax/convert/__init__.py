@@ -1,5 +1,7 @@
 """Checkpoints from elsewhere as our modules and parameter trees."""
 
+import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +9,7 @@ import flax.linen as nn
 from etils import epath
 
 from attn_jax import workdir
+from attn_jax.convert import bert
 
 
 def load_pretrained(
@@ -15,7 +18,8 @@ def load_pretrained(
     """(module, variables) of a checkpoint; the format is found by looking.
 
     Args:
-        path: a run's folder; its newest checkpoint, averaged where the run keeps an average.
+        path: a run's folder (its newest checkpoint, averaged where the run keeps an
+            average), or a Hugging Face folder of BERT.
         model_fields: top-level fields of the module to change, such as `dtype`.
 
     Raises:
@@ -23,14 +27,25 @@ def load_pretrained(
     """
     folder = epath.Path(path)
     if not folder.exists():
-        raise ValueError(f"{path} does not exist; name a run's --workdir.")
-    if not (folder / "config.json").exists() or not (folder / "checkpoints").exists():
         raise ValueError(
-            f"{path} is no run's folder (config.json and checkpoints/ are missing); only "
-            "checkpoints of this package can be loaded."
+            f"{path} does not exist; name a run's --workdir or a folder of Hugging Face."
         )
-    overrides: Mapping = {
-        f"model.{name}": value for name, value in model_fields.items()
-    }
-    module, variables, _ = workdir.restore(path, overrides=overrides)
-    return module, variables
+    config = folder / "config.json"
+    if config.exists() and (folder / "checkpoints").exists():
+        overrides: Mapping = {
+            f"model.{name}": value for name, value in model_fields.items()
+        }
+        module, variables, _ = workdir.restore(path, overrides=overrides)
+        return module, variables
+    if not config.exists():
+        raise ValueError(
+            f"{path} has no config.json; it is neither a run's folder nor one of Hugging "
+            "Face."
+        )
+    family = json.loads(config.read_text()).get("model_type")
+    if family == "bert":
+        return bert.from_hf(pathlib.Path(path), **model_fields)
+    raise ValueError(
+        f"{path} is neither a run's folder (there is no checkpoints/) nor a checkpoint of a "
+        f"known family: its config.json says model_type={family!r}; known: 'bert'."
+    )

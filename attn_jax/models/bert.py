@@ -1,0 +1,215 @@
+"""BERT: a bidirectional Transformer encoder (Devlin et al., 2019).
+
+Axes: B batch, S sequence, D width, V vocabulary, P positions predicted.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from attn_jax.attention import MultiHeadAttention
+
+Activation = Callable[[jax.Array], jax.Array]
+Initializer = nn.initializers.Initializer
+
+GELU: dict[str, Activation] = {
+    "tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "erf": lambda x: jax.nn.gelu(x, approximate=False),
+}
+# {dialect: (its GELU, its initialiser of every matrix and table)}
+DIALECTS: dict[str, tuple[str, Initializer]] = {
+    "google": ("tanh", nn.initializers.truncated_normal(0.02)),
+    "hf": ("erf", nn.initializers.normal(0.02)),
+}
+
+
+class Bert(nn.Module):
+    """Token, position and segment embeddings -> post-norm encoder -> heads.
+
+    `dialect` says whose code is followed where the two differ: "google" has the tanh GELU
+    and a truncated normal initialisation, "hf" (transformers) the exact GELU and a plain
+    normal one. `gelu` overrules it, for a Hugging Face model trained with `gelu_new`.
+
+    `heads` may hold "mlm", the masked language model whose decoder is the token table
+    itself, and "nsp", next-sentence prediction on the pooled first token. `dropout` acts on
+    embeddings and on each branch, `attention_dropout` on attention weights.
+
+    Returns (call): `tokens` [B, S, D]; with `pooler`: `pooled` [B, D]; `mlm_logits`
+    [B, P, V] at `mlm_positions`, [B, S, V] without them; `nsp_logits` [B, 2], 0 where the
+    second sentence follows the first, 1 where it was drawn at random. Float32.
+
+    Raises:
+        ValueError: the sequence is longer than the position table; an unknown head; "nsp"
+            without the pooler; heads do not divide the width.
+
+    Source: google-research/bert modeling.py, run_pretraining.py; paper sec. 3.
+    """
+
+    vocab_size: int
+    width: int
+    depth: int
+    mlp_width: int
+    num_heads: int
+    max_positions: int = 512
+    num_segments: int = 2
+    heads: tuple[str, ...] = ("mlm", "nsp")
+    pooler: bool = True
+    dialect: Literal["google", "hf"] = "google"
+    gelu: Literal["tanh", "erf"] | None = None
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    norm_epsilon: float = 1e-12
+    dtype: str = "float32"
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        token_ids: Int[Array, "B S"],
+        segment_ids: Int[Array, "B S"] | None = None,
+        mask: Bool[Array, "B S"] | None = None,
+        mlm_positions: Int[Array, "B P"] | None = None,
+        *,
+        train: bool = False,
+    ) -> dict[str, Array]:
+        if unknown := sorted(set(self.heads) - {"mlm", "nsp"}):
+            raise ValueError(f"heads: {unknown[0]!r} is none of 'mlm', 'nsp'.")
+        if "nsp" in self.heads and not self.pooler:
+            raise ValueError(
+                "heads: 'nsp' reads the pooled token; set config.model.pooler to True "
+                "or leave 'nsp' out."
+            )
+        length = token_ids.shape[1]
+        if length > self.max_positions:
+            raise ValueError(
+                f"the sequence has {length} tokens, but max_positions="
+                f"{self.max_positions}; shorten config.task.sequence_length or raise "
+                "config.model.max_positions (a trained table cannot grow)."
+            )
+        default_gelu, init = DIALECTS[self.dialect]
+        gelu = GELU[self.gelu or default_gelu]
+
+        def embed(size: int, name: str) -> nn.Embed:
+            return nn.Embed(size, self.width, embedding_init=init, name=name)
+
+        def dense(features: int, name: str) -> nn.Dense:
+            return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
+
+        if segment_ids is None:
+            segment_ids = jnp.zeros_like(token_ids)
+        table = embed(self.vocab_size, "token_embedding")
+        x = table(token_ids)
+        x = x + embed(self.num_segments, "segment_embedding")(segment_ids)
+        places = jnp.arange(length)[None]
+        x = x + embed(self.max_positions, "position_embedding")(places)
+        x = layer_norm(self.norm_epsilon, "embedding_norm")(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        self.sow("intermediates", "embedding_output", x)
+
+        keys = None if mask is None else mask[:, None, None, :]
+        # `train` is Python control flow inside, so remat must not trace it.
+        block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
+        for layer in range(self.depth):
+            x = block(
+                num_heads=self.num_heads,
+                mlp_width=self.mlp_width,
+                activation=gelu,
+                kernel_init=init,
+                dropout=self.dropout,
+                attention_dropout=self.attention_dropout,
+                norm_epsilon=self.norm_epsilon,
+                dtype=self.dtype,
+                name=f"block_{layer}",
+            )(x, keys, train)
+
+        outputs = {"tokens": x}
+        if self.pooler:
+            pooled = jnp.tanh(dense(self.width, "pooler")(x[:, 0]))
+            outputs["pooled"] = pooled.astype(jnp.float32)
+        if "mlm" in self.heads:
+            if (
+                mlm_positions is not None
+            ):  # a fifth of the head's work, and of its memory
+                x = jnp.take_along_axis(x, mlm_positions[:, :, None], axis=1)
+            hidden = gelu(dense(self.width, "mlm_dense")(x))
+            hidden = layer_norm(self.norm_epsilon, "mlm_norm")(hidden)
+            decoder = table.embedding.astype(self.dtype)
+            logits = jnp.einsum("bpd,vd->bpv", hidden.astype(self.dtype), decoder)
+            bias = self.param("mlm_bias", nn.initializers.zeros, (self.vocab_size,))
+            outputs["mlm_logits"] = logits.astype(jnp.float32) + bias[None, None]
+        if "nsp" in self.heads:
+            outputs["nsp_logits"] = dense(2, "nsp")(pooled).astype(jnp.float32)
+        return outputs
+
+
+class Block(nn.Module):
+    """LN(x + attention(x)), then LN(x + MLP(x)): the norm comes last (paper sec. 3).
+
+    There is no dropout inside the MLP, as in the original code.
+    """
+
+    num_heads: int
+    mlp_width: int
+    activation: Activation
+    kernel_init: Initializer
+    dropout: float
+    attention_dropout: float
+    norm_epsilon: float
+    dtype: str
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        keys: Bool[Array, "B 1 1 S"] | None,
+        train: bool,
+    ) -> Float[Array, "B S D"]:
+        def dropped(branch: jax.Array) -> jax.Array:
+            branch = nn.Dropout(self.dropout, deterministic=not train)(branch)
+            return branch.astype(jnp.float32)
+
+        y = x.astype(self.dtype)
+        attend = MultiHeadAttention(
+            self.num_heads,
+            dropout=self.attention_dropout,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name="attention",
+        )
+        x = x + dropped(attend(y, y, keys, train=train))
+        x = layer_norm(self.norm_epsilon, "norm_1")(x)
+        mlp = MLP(
+            self.mlp_width, self.activation, self.kernel_init, self.dtype, name="mlp"
+        )
+        x = x + dropped(mlp(x.astype(self.dtype)))
+        x = layer_norm(self.norm_epsilon, "norm_2")(x)
+        self.sow("intermediates", "block_output", x)
+        return x
+
+
+class MLP(nn.Module):
+    """Dense -> GELU -> Dense."""
+
+    mlp_width: int
+    activation: Activation
+    kernel_init: Initializer
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        def dense(features: int, name: str) -> nn.Dense:
+            return nn.Dense(
+                features, kernel_init=self.kernel_init, dtype=self.dtype, name=name
+            )
+
+        hidden = self.activation(dense(self.mlp_width, "dense_1")(x))
+        return dense(x.shape[-1], "dense_2")(hidden)
+
+
+def layer_norm(epsilon: float, name: str) -> nn.LayerNorm:
+    """Two-pass layer normalisation in float32; BERT's epsilon 1e-12 allows no other."""
+    return nn.LayerNorm(epsilon, use_fast_variance=False, dtype="float32", name=name)

@@ -1,0 +1,342 @@
+"""BERT: the numbers of transformers, what must not matter, and checkpoints that lie."""
+
+import functools
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import safetensors.numpy
+
+from attn_jax.convert import bert as convert
+from attn_jax.convert import load_pretrained
+from attn_jax.models.bert import Bert
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "bert" / "hf"
+
+
+def expected(name):
+    return np.load(GOLDEN / name / "io.npz")
+
+
+def inputs_of(io):
+    return {
+        "token_ids": jnp.asarray(io["input_ids"]),
+        "segment_ids": jnp.asarray(io["token_type_ids"]),
+        "mask": jnp.asarray(io["attention_mask"] == 1),
+    }
+
+
+def run(module, variables, inputs, **options):
+    """One compiled call, at full float32."""
+    apply = functools.partial(module.apply, **options)
+    with jax.default_matmul_precision("highest"):
+        return jax.jit(apply)(variables, **inputs)
+
+
+def tiny(**changes):
+    fields = dict(
+        vocab_size=29, width=12, depth=2, mlp_width=20, num_heads=3, max_positions=11
+    )
+    return Bert(**{**fields, **changes})
+
+
+TOKENS = {"token_ids": jnp.arange(14).reshape(2, 7) % 29}
+
+
+# --- exact equalities -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "encoder", "pretraining"),
+    [
+        ((2, 128, 2, 30522), 4_385_920, 4_433_468),
+        ((4, 256, 4, 30522), 11_170_560, 11_267_900),
+        ((12, 768, 12, 30522), 109_482_240, 110_106_428),
+        ((24, 1024, 16, 30522), 335_141_888, 336_226_108),
+        ((12, 768, 12, 28996), 108_310_272, None),
+    ],
+)
+def test_parameter_counts_are_those_of_the_released_models(
+    fields, encoder, pretraining
+):
+    depth, width, heads, vocabulary = fields
+
+    def count(**heads_of):
+        module = Bert(
+            vocabulary,
+            width=width,
+            depth=depth,
+            mlp_width=4 * width,
+            num_heads=heads,
+            **heads_of,
+        )
+        tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+        tree = jax.eval_shape(module.init, jax.random.key(0), tokens)
+        return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+    assert count(heads=()) == encoder
+    assert pretraining is None or count() == pretraining
+
+
+def test_predictions_at_positions_are_those_of_all_positions():
+    module = tiny()
+    variables = module.init(jax.random.key(0), **TOKENS)
+    positions = jnp.array([[1, 6, 3], [0, 2, 2]])
+    every = run(module, variables, TOKENS)["mlm_logits"]
+    some = run(module, variables, {**TOKENS, "mlm_positions": positions})["mlm_logits"]
+    chosen = jnp.take_along_axis(every, positions[..., None], axis=1)
+    # The same sums in products of another shape.
+    np.testing.assert_allclose(some, chosen, rtol=0, atol=1e-6)
+
+
+# --- invariances ------------------------------------------------------------------------
+
+
+def test_padding_changes_nothing():
+    module, variables = load_pretrained(GOLDEN / "pretraining")
+    io = expected("pretraining")
+    inputs = inputs_of(io)
+    row = int(inputs["mask"].sum(axis=1).argmin())
+    length = int(inputs["mask"][row].sum())
+    assert length < inputs["mask"].shape[1]
+    cut = {name: array[row : row + 1, :length] for name, array in inputs.items()}
+    noise = jnp.where(inputs["mask"], inputs["token_ids"], 7)
+    padded = run(module, variables, {**inputs, "token_ids": noise})
+    alone = run(module, variables, cut)
+    for name in ("tokens", "mlm_logits"):
+        # A softmax over more keys, all but `length` of them zero: another order of sums.
+        np.testing.assert_allclose(
+            padded[name][row, :length], alone[name][0], rtol=0, atol=2e-5
+        )
+
+
+def test_rematerialisation_changes_no_gradient():
+    module, again = tiny(dropout=0.0), tiny(dropout=0.0, remat=True)
+    variables = module.init(jax.random.key(0), **TOKENS)
+
+    def gradient(one):
+        def loss(variables):
+            return jnp.square(one.apply(variables, **TOKENS)["mlm_logits"]).sum()
+
+        return jax.jit(jax.grad(loss))(variables)
+
+    # The same operations, fused otherwise; gradients are of the size of 1.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        gradient(module),
+        gradient(again),
+    )
+
+
+def test_dropout_is_drawn_in_training_only():
+    module = tiny()
+    variables = module.init(jax.random.key(0), **TOKENS)
+    quiet = run(module, variables, TOKENS)["tokens"]
+    noisy = run(
+        module, variables, TOKENS, train=True, rngs={"dropout": jax.random.key(1)}
+    )["tokens"]
+    assert np.array_equal(quiet, run(module, variables, TOKENS)["tokens"])
+    assert np.abs(quiet - noisy).max() > 0.1
+
+
+# --- numbers of transformers ------------------------------------------------------------
+
+
+def test_pretraining_outputs_are_those_of_transformers():
+    module, variables = load_pretrained(GOLDEN / "pretraining")
+    io = expected("pretraining")
+    outputs = run(module, variables, inputs_of(io))
+    # float32 torch is 8.5e-6 off its own float64.
+    np.testing.assert_allclose(
+        outputs["mlm_logits"], io["prediction_logits"], rtol=0, atol=2e-5
+    )
+    np.testing.assert_allclose(
+        outputs["nsp_logits"], io["seq_relationship_logits"], rtol=0, atol=2e-5
+    )
+
+
+def test_a_model_without_heads_has_the_outputs_of_transformers():
+    module, variables = load_pretrained(GOLDEN / "model")
+    assert module.heads == ()
+    assert module.gelu == "tanh"  # gelu_new; erf would be 1e-3 off
+    io = expected("model")
+    outputs = run(module, variables, inputs_of(io))
+    for ours, theirs in [("tokens", "last_hidden_state"), ("pooled", "pooler_output")]:
+        np.testing.assert_allclose(outputs[ours], io[theirs], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["pretraining", "model"])
+def test_hidden_states_and_attention_are_those_of_transformers(name):
+    module, variables = load_pretrained(GOLDEN / name)
+    io = expected(name)
+    _, state = run(module, variables, inputs_of(io), mutable=["intermediates"])
+    seen = state["intermediates"]
+    hidden = [seen["embedding_output"][0]]
+    hidden += [seen[f"block_{i}"]["block_output"][0] for i in range(module.depth)]
+    for i, array in enumerate(hidden):
+        np.testing.assert_allclose(array, io[f"hidden_states_{i}"], rtol=0, atol=1e-5)
+    real = (io["attention_mask"] == 1)[:, None, :, None]  # rows of padding mean nothing
+    for i in range(module.depth):
+        ours = seen[f"block_{i}"]["attention"]["attention"][0]
+        np.testing.assert_allclose(
+            ours * real, io[f"attentions_{i}"] * real, rtol=0, atol=1e-5
+        )
+
+
+def test_gradients_are_those_of_transformers():
+    module, variables = load_pretrained(GOLDEN / "pretraining")
+    io = expected("pretraining")
+    inputs = inputs_of(io)
+    labels, follows = io["label_labels"], io["label_next_sentence_label"]
+    asked = jnp.asarray(labels != -100)
+
+    def loss(params):
+        outputs = module.apply({"params": params}, **inputs)
+        each = optax.softmax_cross_entropy_with_integer_labels(
+            outputs["mlm_logits"], jnp.where(asked, labels, 0)
+        )
+        nsp = optax.softmax_cross_entropy_with_integer_labels(
+            outputs["nsp_logits"], jnp.asarray(follows)
+        )
+        return (each * asked).sum() / asked.sum() + nsp.mean()
+
+    with jax.default_matmul_precision("highest"):
+        value, gradient = jax.jit(jax.value_and_grad(loss))(variables["params"])
+    np.testing.assert_allclose(value, io["loss"], rtol=0, atol=1e-5)
+    theirs = dict(np.load(GOLDEN / "pretraining" / "grads.npz"))
+    theirs = {convert.plain(name): array for name, array in theirs.items()}
+    wanted = convert.params_of(module, theirs, "grads.npz", heads_chosen=False)
+    flat, tree = jax.tree.flatten_with_path(gradient)
+    assert tree == jax.tree.structure(wanted)
+    for (path, ours), array in zip(flat, jax.tree.leaves(wanted), strict=True):
+        # Gradients of up to 1 or so, float32 sums over 56 positions; the tied table has
+        # the sum of both its uses.
+        np.testing.assert_allclose(
+            ours, array, rtol=1e-4, atol=1e-5, err_msg=jax.tree_util.keystr(path)
+        )
+
+
+def test_each_dialect_has_its_own_gelu():
+    google, hf = tiny(dialect="google"), tiny(dialect="hf")
+    variables = google.init(jax.random.key(0), **TOKENS)
+    louder = jax.tree.map(lambda x: 10 * x, variables)
+    ours, theirs = (run(m, louder, TOKENS)["tokens"] for m in (google, hf))
+    assert 1e-5 < np.abs(ours - theirs).max() < 1e-2
+    chosen = run(tiny(dialect="hf", gelu="tanh"), louder, TOKENS)["tokens"]
+    np.testing.assert_array_equal(chosen, ours)
+
+
+# --- checkpoints ------------------------------------------------------------------------
+
+
+def variant(name, folder):
+    """A Hugging Face folder with one of the variants as its weights."""
+    source = GOLDEN / "loader_variants"
+    shutil.copy(source / "config.json", folder / "config.json")
+    shutil.copy(source / f"{name}.safetensors", folder / "model.safetensors")
+    return folder
+
+
+def test_old_names_and_a_stored_decoder_load_alike(tmp_path):
+    _, variables = load_pretrained(GOLDEN / "pretraining")
+    _, legacy = load_pretrained(variant("legacy_names", tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, variables, legacy)
+
+
+def test_an_encoder_without_prefix_loads_without_heads(tmp_path):
+    module, variables = load_pretrained(variant("no_prefix_encoder_only", tmp_path))
+    assert module.heads == ()
+    _, whole = load_pretrained(GOLDEN / "pretraining", heads=())
+    jax.tree.map(np.testing.assert_array_equal, variables, whole)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_becomes_float32(dtype, tmp_path):
+    module, variables = load_pretrained(variant(dtype, tmp_path))
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
+    outputs = run(module, variables, inputs_of(expected("pretraining")))
+    io = expected("loader_variants")
+    for ours, theirs in [
+        ("mlm_logits", "prediction_logits"),
+        ("nsp_logits", "seq_relationship_logits"),
+    ]:
+        np.testing.assert_allclose(
+            outputs[ours], io[f"{dtype}_{theirs}"], rtol=0, atol=2e-5
+        )
+
+
+def rewritten(folder, change):
+    """The pretraining checkpoint with its arrays changed in place."""
+    shutil.copy(GOLDEN / "pretraining" / "config.json", folder / "config.json")
+    arrays = safetensors.numpy.load_file(GOLDEN / "pretraining" / "model.safetensors")
+    change(arrays)
+    safetensors.numpy.save_file(arrays, folder / "model.safetensors")
+    return folder
+
+
+NORM = "bert.embeddings.LayerNorm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.pop(NORM), "lacks embeddings.LayerNorm.weight"),
+        (
+            lambda a: a.update({NORM: np.ones(31, np.float32)}),
+            r"the shape \(31,\), but config.json makes it \(32,\)",
+        ),
+        (
+            lambda a: a.update({"classifier.weight": np.ones((3, 32), np.float32)}),
+            "holds classifier.weight .* Pass heads=\\(\\)",
+        ),
+        (
+            lambda a: a.update(
+                {"cls.predictions.decoder.weight": np.ones((120, 32), np.float32)}
+            ),
+            "is not the token table",
+        ),
+    ],
+)
+def test_a_checkpoint_with_other_arrays_is_refused(change, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(rewritten(tmp_path, change))
+
+
+def test_a_file_cut_short_is_refused(tmp_path):
+    folder = rewritten(tmp_path, lambda arrays: None)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="no whole .safetensors file.*Fetch it again"):
+        load_pretrained(folder)
+
+
+def test_a_checkpoint_of_another_family_is_named(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(ValueError, match="model_type='gpt2'; known: 'bert'"):
+        load_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no config.json"):
+        load_pretrained(GOLDEN)
+    with pytest.raises(ValueError, match="does not exist"):
+        load_pretrained(tmp_path / "nowhere")
+
+
+# --- errors -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_positions": 5}, "has 7 tokens, but max_positions=5; shorten"),
+        ({"pooler": False}, "'nsp' reads the pooled token"),
+        ({"heads": ("cls",)}, "'cls' is none of 'mlm', 'nsp'"),
+        ({"num_heads": 5}, "width=12 must be divisible by num_heads=5"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(tiny(**fields).init, jax.random.key(0), **TOKENS)
