@@ -43,17 +43,24 @@ def save_assets(workdir: epath.PathLike, assets: Mapping[str, str]) -> None:
     Raises:
         ValueError: an asset of the run so far differs.
     """
+    check_same_assets(workdir, assets)
     folder = epath.Path(workdir) / "assets"
     for name, text in assets.items():
-        file = folder / name
-        if file.exists() and file.read_text() != text:
-            raise ValueError(
-                f"{file} differs from what the data says now: label names or the like have "
-                "changed. Resume with the data of the first run, or start in a new --workdir."
-            )
-        write(file, text)
+        write(folder / name, text)
     digests = {n: hashlib.sha256(t.encode()).hexdigest() for n, t in assets.items()}
     write(folder / "digests.json", json.dumps(digests, indent=1))
+
+
+def check_same_assets(workdir: epath.PathLike, assets: Mapping[str, str]) -> None:
+    """Raises ValueError where an asset of the run is not what the data says now."""
+    for name, text in assets.items():
+        file = epath.Path(workdir) / "assets" / name
+        if file.exists() and file.read_text() != text:
+            raise ValueError(
+                f"{file} differs from what the data says now: label names, a vocabulary or "
+                "the like have changed (embedded text changes with the version of "
+                "Python). Use the data of the first run, or start in a new --workdir."
+            )
 
 
 def check_assets(workdir: epath.PathLike) -> None:
@@ -134,6 +141,9 @@ def evaluate(
             batch_size=section.batch_size or settings.batch_size,
             key=evaluation_key(settings.seed),
         )
+        # An evaluation with data of its own may name things otherwise.
+        if hasattr(task, "assets") and not {"cls", "data"} & set(section.task):
+            check_same_assets(workdir, task.assets(one.source))
         row = row_shapes(pipeline.batch_shapes(one.source, task, 1))
         check_parameters(parameters_of(module, task, row), saved, at)
         results |= one.run(variables["params"])

@@ -33,7 +33,7 @@ RECIPES = [
     if not path.name.startswith("_")
 ]
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
-NO_NOISE = ("dropout", "stochastic_depth")
+NO_NOISE = ("dropout", "attention_dropout", "stochastic_depth")
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -1,0 +1,186 @@
+"""Rows of a masked language model, drawn from tokenised text on the host.
+
+Source: google-research/bert, create_pretraining_data.py, whose rules are followed one
+by one. There, rows are written once for a few random seeds; here they are drawn as they
+are read, so a record is a fixed run of sentences. What a record leaves unused of it
+when the second segment comes from elsewhere is unused on that visit only, where the
+original starts its next row with it.
+"""
+
+import hashlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int, Int32, Int64
+
+from attn_jax.data import text as text_lib
+
+
+class PairSource:
+    """Runs of consecutive sentences of one document, `target` tokens or just more.
+
+    The last run of a document may be shorter. A record holds `text` (the split's
+    `Text`), `document`, `first` and `last` (sentences from `first` to before `last`),
+    and `number`, which is the record's index: with `duplicates`, run r is the records
+    r, r + R, ... of R runs, which differ in their number alone.
+    """
+
+    labels = None
+
+    def __init__(
+        self, corpus: text_lib.Corpus, split: str, *, target: int, duplicates: int = 1
+    ):
+        if split not in corpus.splits:
+            raise ValueError(
+                f"{split=}: a text corpus has the splits "
+                f"{' and '.join(map(repr, corpus.splits))}, held out by document; set "
+                "the evaluation's split to 'validation'."
+            )
+        self.corpus, self.split = corpus, split
+        self.target, self.duplicates = target, duplicates
+        self.text = corpus.splits[split]
+        self.runs = runs_of(self.text, target)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The runs are found again in milliseconds; a cached corpus travels as a path.
+        arguments = (self.corpus, self.split, self.target, self.duplicates)
+        return _source, arguments
+
+    def __len__(self) -> int:
+        return len(self.runs) * self.duplicates
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}.")
+        document, first, last = map(int, self.runs[index % len(self.runs)])
+        return {
+            "text": self.text,
+            "document": document,
+            "first": first,
+            "last": last,
+            "number": int(index),
+        }
+
+    def fingerprint(self) -> str:
+        """Of the tokens, the vocabulary and how they are cut into records."""
+        digest = hashlib.sha256(
+            repr((self.duplicates, self.corpus.vocabulary)).encode()
+        )
+        for array in (self.text.token_ids, self.text.sentences, self.runs):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()[:16]
+
+
+def _source(
+    corpus: text_lib.Corpus, split: str, target: int, duplicates: int
+) -> PairSource:
+    return PairSource(corpus, split, target=target, duplicates=duplicates)
+
+
+def runs_of(text: text_lib.Text, target: int) -> Int64[np.ndarray, "R 3"]:
+    """(document, first sentence, the one after the last) of every run, in order."""
+    ends, runs = text.sentences.tolist(), []
+    for document in range(len(text.documents) - 1):
+        first, end = text.bounds(document)
+        for sentence in range(first, end):
+            if ends[sentence + 1] - ends[first] >= target or sentence + 1 == end:
+                runs.append((document, first, sentence + 1))
+                first = sentence + 1
+    return np.array(runs, np.int64).reshape(-1, 3)
+
+
+class Pair(NamedTuple):
+    """Two segments before truncation, and the sentences that they are.
+
+    `second` is (document, first sentence, the one after the last) of B.
+    """
+
+    a: Int32[np.ndarray, " A"]
+    b: Int32[np.ndarray, " B"]
+    is_random: bool
+    second: tuple[int, int, int]
+
+
+def draw_pair(
+    text: text_lib.Text,
+    document: int,
+    first: int,
+    last: int,
+    target: int,
+    rng: np.random.Generator,
+) -> Pair:
+    """A: the first sentences of the run, a random number of them but not all. B: the
+    rest, or with probability 1/2, and always where the run is one sentence, the
+    sentences from a random place of another document on, up to `target` with A."""
+    number = last - first
+    middle = first + 1 if number == 1 else first + int(rng.integers(1, number))
+    a = text.tokens(first, middle)
+    if number > 1 and rng.random() >= 0.5:
+        return Pair(a, text.tokens(middle, last), False, (document, middle, last))
+    # The original draws up to ten times until the document is another one.
+    other = int(rng.integers(len(text.documents) - 2))
+    other += other >= document
+    start, end = text.bounds(other)
+    start = int(rng.integers(start, end))
+    stop = run_end(text, start, end, target - len(a))
+    return Pair(a, text.tokens(start, stop), True, (other, start, stop))
+
+
+def run_end(text: text_lib.Text, first: int, end: int, target: int) -> int:
+    """The sentence after the last of the shortest run from `first`, of one sentence at
+    least, that has `target` tokens; `end` where there are not so many."""
+    wanted = text.sentences[first] + max(target, 1)
+    ends = text.sentences[first + 1 : end + 1]
+    return min(first + 1 + int(np.searchsorted(ends, wanted)), end)
+
+
+def truncate(
+    a: Int32[np.ndarray, " A"],
+    b: Int32[np.ndarray, " B"],
+    limit: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Drops one token at a time from the longer segment, B if equal, front or back at
+    random, until both together have `limit`."""
+    lengths = [len(a), len(b)]
+    starts = [0, 0]
+    excess = max(sum(lengths) - limit, 0)
+    for at_front in rng.random(excess) < 0.5:
+        side = 0 if lengths[0] > lengths[1] else 1
+        lengths[side] -= 1
+        starts[side] += int(at_front)
+    return (
+        a[starts[0] : starts[0] + lengths[0]],
+        b[starts[1] : starts[1] + lengths[1]],
+    )
+
+
+class Masked(NamedTuple):
+    token_ids: Int32[np.ndarray, " L"]  # what the model sees
+    positions: Int[np.ndarray, " K"]  # ascending
+    labels: Int32[np.ndarray, " K"]  # the tokens that were there
+
+
+def mask_tokens(
+    token_ids: Int32[np.ndarray, " L"],
+    maskable: Bool[np.ndarray, " L"],
+    *,
+    probability: float,
+    limit: int,
+    vocab_size: int,
+    rng: np.random.Generator,
+) -> Masked:
+    """Of L tokens round(L * probability) are chosen, at least 1 and at most `limit`,
+    each `maskable`; 80 % become [MASK], 10 % stay, 10 % become any piece of the
+    vocabulary, special ones included."""
+    candidates = np.flatnonzero(maskable)
+    number = min(limit, max(1, round(len(token_ids) * probability)), len(candidates))
+    positions = np.sort(rng.permutation(candidates)[:number])
+    labels = token_ids[positions]
+    fate = rng.random(number)
+    anything = rng.integers(vocab_size, size=number, dtype=np.int32)
+    shown = np.where(fate < 0.8, np.int32(text_lib.MASK), labels)
+    shown = np.where(fate >= 0.9, anything, shown)
+    seen = token_ids.copy()
+    seen[positions] = shown
+    return Masked(seen, positions, labels)

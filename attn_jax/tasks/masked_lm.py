@@ -1,0 +1,232 @@
+"""BERT's pre-training: masked words (a cloze test) and next-sentence prediction."""
+
+import dataclasses
+import json
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from attn_jax.data import pairs, sources
+from attn_jax.data import text as text_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLM:
+    """Sentence pairs of a text corpus with hidden tokens, drawn as they are read.
+
+    Attributes:
+        data: "stdlib" (the documentation that comes with Python) or a path, see
+            `attn_jax.data.corpora.read`. A tenth of its documents is "validation".
+        vocab_size: word pieces of the vocabulary, which is trained on the train split;
+            the model's, too.
+        sequence_length: S, of every row, with [CLS] and [SEP].
+        max_predictions: P, the most tokens hidden in a row; None: 15 % of S.
+        mask_probability: share of a row's tokens that are hidden.
+        short_sequence_probability: how often a row is cut to a random length below S.
+        next_sentence: rows are pairs and `nsp_loss` is a term; False: one segment each.
+        duplicates: rows of each run of sentences in an evaluation, which differ in what
+            is hidden and in the pair (`dupe_factor` of the original). Training
+            draws anew in each epoch.
+        lower_case: lower-case and strip accents ("uncased").
+
+    Source: Devlin et al. 2019, sec. 3.1 and A.1; google-research/bert,
+    create_pretraining_data.py and run_pretraining.py.
+    """
+
+    data: str
+    vocab_size: int
+    sequence_length: int
+    max_predictions: int | None = None
+    mask_probability: float = 0.15
+    short_sequence_probability: float = 0.1
+    next_sentence: bool = True
+    duplicates: int = 1
+    lower_case: bool = True
+
+    def __post_init__(self) -> None:
+        if self.text_length < 2:
+            raise ValueError(
+                f"sequence_length={self.sequence_length} leaves {self.text_length} "
+                "tokens for text beside [CLS] and [SEP]; set "
+                "config.task.sequence_length to 8 or more."
+            )
+        for name in ("mask_probability", "short_sequence_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} is no probability.")
+        if self.predictions_per_row < 1 or self.duplicates < 1:
+            raise ValueError(
+                f"max_predictions={self.predictions_per_row} and "
+                f"duplicates={self.duplicates} must be 1 or more."
+            )
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        terms = ("mlm_loss", "nsp_loss") if self.next_sentence else ("mlm_loss",)
+        return dict.fromkeys(terms, 1.0)
+
+    @property
+    def text_length(self) -> int:
+        """The most tokens of text in a row: S without [CLS] and one or two [SEP]."""
+        return self.sequence_length - (3 if self.next_sentence else 2)
+
+    @property
+    def predictions_per_row(self) -> int:
+        if self.max_predictions is None:
+            return max(1, round(0.15 * self.sequence_length))
+        return self.max_predictions
+
+    def source(self, split: str) -> sources.Source:
+        corpus = text_lib.load(self.data, self.vocab_size, lower_case=self.lower_case)
+        duplicates = 1 if split == "train" else self.duplicates
+        source = pairs.PairSource(
+            corpus, split, target=self.text_length, duplicates=duplicates
+        )
+        if self.next_sentence and len(source.text.documents) < 3:
+            raise ValueError(
+                f"{self.data!r}: the split {split!r} has one document, so no sentence "
+                "of another one can follow; give more documents or set "
+                "config.task.next_sentence to False."
+            )
+        return source
+
+    def assets(self, source: pairs.PairSource) -> dict[str, str]:
+        """The vocabulary, and what the numbers of this run are to be compared with."""
+        splits = source.corpus.splits
+        own, cross = text_lib.unigram_entropy(
+            splits["train"], splits["validation"], self.vocab_size
+        )
+        known = {
+            "data": self.data,
+            "python": platform.python_version() if self.data == "stdlib" else None,
+            "lower_case": self.lower_case,
+            "sequence_length": self.sequence_length,
+            "tokens": {name: len(text.token_ids) for name, text in splits.items()},
+            # Nats a token: guessing held-out tokens from frequencies, without context.
+            "unigram_entropy": round(own, 4),
+            "unigram_cross_entropy": round(cross, 4),
+        }
+        vocabulary = "".join(f"{piece}\n" for piece in source.corpus.vocabulary)
+        return {"vocab.txt": vocabulary, "text.json": json.dumps(known, indent=1)}
+
+    def example(
+        self, record: Mapping[str, Any], rng: np.random.Generator | None
+    ) -> dict[str, Any]:
+        """One row: [CLS] A [SEP] B [SEP] or [CLS] A [SEP], padded to S.
+
+        `rng` None means evaluation: the row then depends on the record's number alone.
+
+        Returns: int32 `token_ids`, `segment_ids` [S] (0 for A, its [SEP] and padding),
+        bool `mask` [S]; int32 `mlm_positions`, `mlm_labels` and bool `mlm_valid` [P],
+        positions ascending, then zeros; int32 `is_random_next` [].
+        """
+        if rng is None:
+            rng = np.random.default_rng(record["number"])
+        a, b, is_random = self.segments(record, rng)
+        cls, sep = [text_lib.CLS], [text_lib.SEP]
+        parts: list[Any] = [cls, a, sep, *([b, sep] if self.next_sentence else [])]
+        tokens = np.concatenate(parts).astype(np.int32)
+        length, second = len(tokens), 2 + len(a)
+        maskable = np.ones(length, bool)
+        maskable[[0, 1 + len(a), length - 1]] = False
+        masked = pairs.mask_tokens(
+            tokens,
+            maskable,
+            probability=self.mask_probability,
+            limit=self.predictions_per_row,
+            vocab_size=self.vocab_size,
+            rng=rng,
+        )
+        size, chosen = self.sequence_length, len(masked.positions)
+        places = np.arange(size)
+        token_ids = np.full(size, text_lib.PAD, np.int32)
+        token_ids[:length] = masked.token_ids
+        positions = np.zeros(self.predictions_per_row, np.int32)
+        labels = np.zeros(self.predictions_per_row, np.int32)
+        positions[:chosen], labels[:chosen] = masked.positions, masked.labels
+        return {
+            "token_ids": token_ids,
+            "segment_ids": ((places >= second) & (places < length)).astype(np.int32),
+            "mask": places < length,
+            "mlm_positions": positions,
+            "mlm_labels": labels,
+            "mlm_valid": np.arange(self.predictions_per_row) < chosen,
+            "is_random_next": np.int32(is_random),
+        }
+
+    def segments(
+        self, record: Mapping[str, Any], rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, bool]:
+        """A and B, `text_length` tokens or fewer, and whether B is from elsewhere."""
+        text, first, last = record["text"], record["first"], record["last"]
+        target = self.text_length
+        if rng.random() < self.short_sequence_probability:
+            target = int(rng.integers(2, target, endpoint=True))
+            last = pairs.run_end(text, first, last, target)
+        if self.next_sentence:
+            a, b, is_random, _ = pairs.draw_pair(
+                text, record["document"], first, last, target, rng
+            )
+        else:
+            a, is_random = text.tokens(first, last), False
+            b = a[:0]
+        return *pairs.truncate(a, b, self.text_length, rng), is_random
+
+    def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        names = ("token_ids", "segment_ids", "mask", "mlm_positions")
+        return {name: batch[name] for name in names}
+
+    def loss(
+        self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
+    ) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Cross-entropies in nats and accuracies: a hidden token counts as much as
+        another, whatever its row, and padded rows and places do not count.
+
+        The original divides by the tokens of each device's part plus 1e-5 instead.
+
+        Raises:
+            ValueError: the model lacks a head, or has another vocabulary.
+        """
+        valid = batch["valid"].astype(jnp.float32)
+        counted = batch["mlm_valid"].astype(jnp.float32) * valid[:, None]
+        logits = self.head(outputs, "mlm", self.vocab_size)
+        terms = classified(logits, batch["mlm_labels"], counted, "mlm")
+        if self.next_sentence:
+            logits = self.head(outputs, "nsp", 2)
+            terms |= classified(logits, batch["is_random_next"], valid, "nsp")
+        return terms
+
+    def head(
+        self, outputs: Mapping[str, jax.Array], name: str, classes: int
+    ) -> jax.Array:
+        logits = outputs.get(f"{name}_logits")
+        if logits is None:
+            raise ValueError(
+                f"the model gives no {name}_logits; add {name!r} to config.model.heads"
+                + (
+                    " or set config.task.next_sentence to False." * (name == "nsp")
+                    or "."
+                )
+            )
+        if logits.shape[-1] != classes:
+            raise ValueError(
+                f"{name}_logits has {logits.shape[-1]} classes and the task {classes}; "
+                "set config.model.vocab_size and config.task.vocab_size to one number."
+            )
+        return logits.astype(jnp.float32)
+
+
+def classified(
+    logits: jax.Array, labels: jax.Array, counted: jax.Array, name: str
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    correct = logits.argmax(-1) == labels
+    count = counted.sum()
+    return {
+        f"{name}_loss": ((losses * counted).sum(), count),
+        f"{name}_accuracy": ((correct * counted).sum(), count),
+    }

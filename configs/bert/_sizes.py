@@ -1,0 +1,37 @@
+"""Sizes and sharding of BERT, shared by its recipes.
+
+Source: Devlin et al. 2019, sec. 3 (base, large); Turc et al. 2019 (arXiv:1908.08962),
+the README of google-research/bert (tiny to medium). Heads are 64 wide in all of them.
+"""
+
+SIZES = {
+    # name: width, depth, MLP width, heads
+    "tiny": (128, 2, 512, 2),
+    "mini": (256, 4, 1024, 4),
+    "small": (512, 4, 2048, 8),
+    "medium": (512, 8, 2048, 8),
+    "base": (768, 12, 3072, 12),
+    "large": (1024, 24, 4096, 16),
+}
+
+
+def size(name: str) -> dict[str, int]:
+    """The model fields of one row of the table."""
+    return dict(
+        zip(("width", "depth", "mlp_width", "num_heads"), SIZES[name], strict=True)
+    )
+
+
+# What the original decays: every matrix and all three tables, no bias and no norm.
+WEIGHT_DECAY_ON = [".*/kernel", ".*_embedding/embedding"]
+
+# Megatron's split: heads and MLP columns over `tensor`, their inverse over rows, so
+# that a block needs one all-reduce per branch; what is left of each matrix over `fsdp`.
+SHARDING = [
+    [".*/attention/(query|key|value)/kernel", ["fsdp", "tensor", None]],
+    [".*/attention/(query|key|value)/bias", ["tensor", None]],
+    [".*/attention/out/kernel", ["tensor", None, "fsdp"]],
+    [".*/mlp/dense_1/kernel", ["fsdp", "tensor"]],
+    [".*/mlp/dense_1/bias", ["tensor"]],
+    [".*/mlp/dense_2/kernel", ["tensor", "fsdp"]],
+]
