@@ -3,8 +3,9 @@
 import sys
 
 from attn_jax import workdir
+from attn_jax.analysis.command import analyze_command
 
-COMMANDS = {"evaluate": workdir.evaluate_command}
+COMMANDS = {"analyze": analyze_command, "evaluate": workdir.evaluate_command}
 
 
 def main(arguments: list[str]) -> None:

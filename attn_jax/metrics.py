@@ -10,8 +10,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jaxtyping import Array, Bool, Float, Integer
 
 Sums = Mapping[str, tuple[Any, Any]]
 
@@ -56,6 +59,49 @@ def ratio(sums: Sums) -> dict[str, float]:
         name: float(total) / float(count) if float(count) else math.nan
         for name, (total, count) in sums.items()
     }
+
+
+def adjusted_rand_index(
+    true: Integer[Array, "B ..."],
+    predicted: Integer[Array, "B ..."],
+    *,
+    num_true: int,
+    num_predicted: int,
+    where: Bool[Array, "B ..."] | None = None,
+) -> Float[Array, " B"]:
+    """How far two partitions of the same pixels agree: 1 fully, 0 as much as by chance.
+
+    Over all pairs of pixels, (R - E) / (M - E): R pairs that are together in both, E as
+    many as chance would give, M the mean of the pairs together in either. Where both
+    partitions are trivial (one cluster, or one pixel each) this is 0 / 0, and 1 here.
+
+    Args:
+        true, predicted: ids from 0 up to the numbers of clusters.
+        where: the pixels that take part. FG-ARI leaves out the true background:
+            `where=true != 0`; predicted clusters all count.
+
+    Source: Hubert and Arabie 1985, eq. 5; scene papers take `adjusted_rand_index` of
+    multi_object_datasets, which is nan for one object perfectly found.
+    """
+    batch = true.shape[0]
+    member = jax.nn.one_hot(true.reshape(batch, -1), num_true)
+    if where is not None:
+        member = member * where.reshape(batch, -1, 1)
+    found = jax.nn.one_hot(predicted.reshape(batch, -1), num_predicted)
+    both = jnp.einsum("BST,BSP->BTP", member, found)  # exact up to 2^24 pixels
+    pixels = both.sum(axis=(1, 2))
+    pairs = jnp.maximum(pixels * (pixels - 1), 1)
+
+    def apart(sizes: jax.Array) -> jax.Array:
+        """Share of pairs in different clusters; a sum without cancellation in float32,
+        unlike 1 - the share of pairs together."""
+        sizes = sizes.reshape(batch, -1)
+        return (sizes * (pixels[:, None] - sizes)).sum(axis=1) / pairs
+
+    u, v, w = apart(both.sum(axis=2)), apart(both.sum(axis=1)), apart(both)
+    below_one = w - (u + v) / 2  # M - R
+    most = (u + v) / 2 - u * v  # M - E
+    return jnp.where(most == 0, 1.0, 1 - below_one / jnp.where(most == 0, 1.0, most))
 
 
 def peak_flops(device_kind: str) -> float | None:

@@ -22,8 +22,18 @@ QUICK = [
     "--config.keep_best=null",
 ]
 
+OTHER_TASKS = [
+    "configs/bert/pretrain_stdlib.py",
+    "configs/hopfield/digit_bags.py",
+    "configs/slot_attention/tetrominoes.py",
+]
+
 
 def launch(number, devices, folder, *settings):
+    return launch_command(number, devices, processes.train(folder, *settings))
+
+
+def launch_command(number, devices, command):
     """So many processes of so many devices each, which find each other by flags.
 
     A single one forms a cluster of its own: it then sums over its devices in the order
@@ -34,7 +44,7 @@ def launch(number, devices, folder, *settings):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     command = [
-        *processes.train(folder, *settings),
+        *command,
         f"--coordinator=localhost:{port}",
         f"--num_processes={number}",
     ]
@@ -135,6 +145,19 @@ def test_processes_that_share_the_rows_of_a_batch_log_the_numbers_of_one(tmp_pat
     two = launch(2, 1, tmp_path / "two", *mesh, *QUICK)
     finish([*one, *two])
     assert metrics(tmp_path / "two") == metrics(tmp_path / "one") != []
+
+
+@pytest.mark.parametrize("recipe", OTHER_TASKS)
+def test_two_processes_log_the_numbers_of_one_whatever_the_task(recipe, tmp_path):
+    def start(number, devices):
+        folder = f"--workdir={tmp_path / str(number)}"
+        command = ["train.py", f"--config={recipe}:debug", folder]
+        return launch_command(number, devices, [*command, "--config.duration=4 steps"])
+
+    finish([*start(1, 2), *start(2, 1)])
+    one, two = metrics(tmp_path / "1"), metrics(tmp_path / "2")
+    assert any("train/loss" not in record for record in one)  # an evaluation, too
+    assert two == one
 
 
 def test_sigterm_to_one_process_stops_both_at_the_same_saved_step(tmp_path):

@@ -27,7 +27,9 @@ class ViT(nn.Module):
     of the patches, "map" attends from a learned probe (Zhai et al., 2022). The class token
     is concatenated before the learned position embedding is added, which so has a
     row for it (google-research/vision_transformer); "sincos2d" is fixed (Beyer et al.,
-    2022) and has no row for it. `representation_size` inserts a tanh layer before the head.
+    2022) and has no row for it. A `pooling` module, all tokens to [B, D], replaces what
+    `pool` does to them; with "gap" there is no class token among them.
+    `representation_size` inserts a tanh layer before the head.
     `stochastic_depth` is the last block's rate; it grows linearly from 0 in the first.
 
     Returns (call): `tokens` [B, T, D] after the final norm, class token first; `pooled`
@@ -46,6 +48,7 @@ class ViT(nn.Module):
     mlp_width: int
     num_heads: int
     pool: Literal["cls", "gap", "map"] = "cls"
+    pooling: nn.Module | None = None
     position: Literal["learned", "sincos2d"] = "learned"
     representation_size: int | None = None
     dropout: float = 0.0
@@ -92,7 +95,9 @@ class ViT(nn.Module):
             )(x, train)
         tokens = layer_norm(self.norm_epsilon, "encoder_norm")(x)
 
-        if self.pool == "cls":
+        if self.pooling is not None:
+            pooled = self.pooling(tokens, train=train).astype(jnp.float32)
+        elif self.pool == "cls":
             pooled = tokens[:, 0]
         elif self.pool == "gap":
             pooled = tokens.mean(axis=1)

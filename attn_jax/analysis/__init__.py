@@ -1,0 +1,55 @@
+"""What a trained model attends to: maps as arrays here, figures in the files beside."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jaxtyping import Float
+
+
+def attention_maps(
+    module: nn.Module, variables: Mapping[str, Any], **inputs: Any
+) -> dict[str, Float[np.ndarray, "B N Q K"]]:
+    """{layer path: attention weights [B, heads, Q, K]} of one forward pass, in order.
+
+    A layer that attends several times in a pass, as Slot Attention does, gives
+    `PATH/iteration_0`, `PATH/iteration_1`, ...; there queries are slots, and the weights
+    are normalised over them.
+
+    Args:
+        inputs: what the module is called with, such as `images=`; see a task's `inputs`.
+
+    Raises:
+        ValueError: nothing in the module attends.
+    """
+
+    @jax.jit
+    def run(variables: Any, arrays: Any) -> Any:
+        return module.apply(variables, **arrays, mutable=["intermediates"])[1]
+
+    seen = run(variables, inputs).get("intermediates", {})
+    maps: dict[str, np.ndarray] = {}
+
+    def walk(tree: Mapping[str, Any], path: tuple[str, ...]) -> None:
+        for name, value in tree.items():
+            if isinstance(value, Mapping):
+                walk(value, (*path, name))
+            elif name == "attention":
+                for i, weights in enumerate(value):
+                    last = (f"iteration_{i}",) if len(value) > 1 else ()
+                    maps["/".join((*path, *last))] = np.asarray(weights)
+
+    walk(seen, ())
+    if not maps:
+        raise ValueError(
+            f"{type(module).__name__} sows no `attention`, so there is nothing to look at."
+        )
+    return dict(sorted(maps.items(), key=lambda item: natural(item[0])))
+
+
+def natural(path: str) -> list:
+    """Sort key under which block_10 follows block_9."""
+    parts = path.replace("/", "_").split("_")
+    return [(part.isdigit(), int(part) if part.isdigit() else part) for part in parts]

@@ -1,0 +1,93 @@
+"""What BERT reads: attention over a sentence, and what it puts for a masked word."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from attn_jax.analysis import attention_maps
+from attn_jax.analysis.drawing import figure, save
+from attn_jax.models.bert import Bert
+
+
+def draw(
+    module: Bert,
+    variables: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    vocabulary: Sequence[str],
+    folder: pathlib.Path,
+) -> list[pathlib.Path]:
+    """Writes attention.png (every head over the first row) and, with an MLM head,
+    filled_masks.png (the five likeliest words at each asked position).
+
+    Args:
+        inputs: of one row or more; only the first is drawn.
+        vocabulary: the word piece of each id.
+    """
+    row = {name: jnp.asarray(array[:1]) for name, array in inputs.items()}
+    length = int(row["mask"].sum()) if "mask" in row else row["token_ids"].shape[1]
+    tokens = [vocabulary[i] for i in np.asarray(row["token_ids"][0, :length])]
+    maps = attention_maps(module, variables, **row)
+    return [
+        draw_heads(maps, tokens, folder / "attention.png"),
+        *(
+            [
+                draw_masks(
+                    module, variables, row, vocabulary, folder / "filled_masks.png"
+                )
+            ]
+            if "mlm" in module.heads
+            else []
+        ),
+    ]
+
+
+def draw_heads(
+    maps: Mapping[str, Float[np.ndarray, "B N Q K"]],
+    tokens: Sequence[str],
+    path: pathlib.Path,
+) -> pathlib.Path:
+    heads = next(iter(maps.values())).shape[1]
+    size = len(tokens)
+    inches = max(2.0, 0.11 * size)
+    page, axes = figure(len(maps), heads, cell=(inches, inches))
+    for row, (name, weights) in enumerate(maps.items()):
+        for head in range(heads):
+            one = axes[row, head]
+            one.imshow(weights[0, head, :size, :size], "Blues", vmin=0)
+            one.set_title(f"{name.removesuffix('/attention')}, head {head}", fontsize=7)
+            if head == 0:
+                one.set_yticks(range(size), tokens, fontsize=5)
+            if row == len(maps) - 1:
+                one.set_xticks(range(size), tokens, fontsize=5, rotation=90)
+    return save(page, path)
+
+
+def draw_masks(
+    module: Bert,
+    variables: Mapping[str, Any],
+    row: Mapping[str, jax.Array],
+    vocabulary: Sequence[str],
+    path: pathlib.Path,
+    words: int = 5,
+) -> pathlib.Path:
+    ids = np.asarray(row["token_ids"][0])
+    masked = np.flatnonzero(ids == list(vocabulary).index("[MASK]"))
+    positions = jnp.asarray(masked, jnp.int32)[None]
+    logits = module.apply(variables, **{**row, "mlm_positions": positions})[
+        "mlm_logits"
+    ]
+    probabilities = np.asarray(jax.nn.softmax(logits[0]))
+    page, axes = figure(max(len(masked), 1), 1, cell=(7.0, 0.75))
+    for one, place, p in zip(axes[:, 0], masked, probabilities, strict=False):
+        best = np.argsort(-p)[:words]
+        around = [vocabulary[i] for i in ids[max(place - 6, 0) : place + 7]]
+        guesses = "   ".join(f"{vocabulary[i]} {p[i]:.0%}" for i in best)
+        one.text(0.01, 0.7, " ".join(around), fontsize=7, va="center")
+        one.text(0.03, 0.25, guesses, fontsize=7, va="center", color="tab:blue")
+        one.set_frame_on(False)
+    return save(page, path)

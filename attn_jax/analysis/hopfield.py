@@ -1,0 +1,77 @@
+"""What a Hopfield network associates: the instances of a bag, and a half-seen pattern."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from attn_jax.analysis import attention_maps
+from attn_jax.analysis.drawing import figure, save, show_image
+from attn_jax.models.hopfield import MeanPooling, retrieve
+
+BETAS = (0.01, 0.05, 1.0)  # from the mean of all patterns to a single one
+
+
+def draw(
+    module: nn.Module,
+    variables: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    labels: Float[Array, " B"],
+    folder: pathlib.Path,
+) -> list[pathlib.Path]:
+    """Writes association.png (each bag, its instances by their weight; not for mean
+    pooling, which weighs none) and completion.png (half a pattern, completed)."""
+    instances, mask = np.asarray(inputs["instances"]), np.asarray(inputs["mask"])
+    files = [draw_completion(instances, mask, folder / "completion.png")]
+    if not isinstance(module.pooling, MeanPooling):
+        maps = attention_maps(module, variables, **inputs)
+        weights = next(iter(maps.values())).mean(axis=(1, 2))  # over heads and queries
+        path = folder / "association.png"
+        files.insert(0, draw_bags(instances, mask, weights, np.asarray(labels), path))
+    return files
+
+
+def draw_bags(
+    instances: Float[np.ndarray, "B N H W C"],
+    mask: Bool[np.ndarray, "B N"],
+    weights: Float[np.ndarray, "B N"],
+    labels: np.ndarray,
+    path: pathlib.Path,
+) -> pathlib.Path:
+    columns = int(mask.sum(axis=1).max())
+    page, axes = figure(len(instances), columns, cell=(0.75, 0.95))
+    for one in axes.flat:
+        one.set_frame_on(False)
+    for row, (bag, real) in enumerate(zip(instances, mask, strict=True)):
+        order = np.argsort(-np.where(real, weights[row], -1))[: int(real.sum())]
+        for one, i in zip(axes[row], order, strict=False):
+            show_image(one, bag[i], f"{weights[row, i]:.0%}")
+        axes[row, 0].set_ylabel("positive" if labels[row] else "negative", fontsize=8)
+    return save(page, path)
+
+
+def draw_completion(
+    instances: Float[np.ndarray, "B N H W C"],
+    mask: Bool[np.ndarray, "B N"],
+    path: pathlib.Path,
+) -> pathlib.Path:
+    """All instances are stored; the upper half of one a bag is the state (paper fig. 1)."""
+    shape = instances.shape[2:]
+    stored = jnp.asarray(instances[mask].reshape(int(mask.sum()), -1))
+    wholes = instances[:, 0]
+    halves = wholes.copy()
+    halves[:, shape[0] // 2 :] = 0  # mid-grey: nothing known
+    state = jnp.asarray(halves.reshape(len(halves), -1))
+    columns = {"pattern": wholes, "state": halves}
+    for beta in BETAS:
+        found = retrieve(stored, state, beta=beta, steps=1)
+        columns[f"beta {beta:g}"] = np.asarray(found).reshape(wholes.shape)
+    page, axes = figure(len(wholes), len(columns), cell=(1.1, 1.1))
+    for column, (title, images) in enumerate(columns.items()):
+        for row, image in enumerate(images):
+            show_image(axes[row, column], image, title if row == 0 else "")
+    return save(page, path)

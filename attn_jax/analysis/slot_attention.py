@@ -1,0 +1,80 @@
+"""How slots take an image apart: what each holds after every iteration."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from attn_jax.analysis.drawing import figure, save, show_image
+from attn_jax.models.slot_attention import SlotAttentionAutoEncoder
+
+
+def draw(
+    module: SlotAttentionAutoEncoder,
+    variables: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    folder: pathlib.Path,
+) -> list[pathlib.Path]:
+    """Writes slots.png (each image, its reconstruction and its slots) and iterations.png
+    (the first image, decoded from the slots of every iteration, though only the last was
+    trained: paper fig. 4)."""
+    outputs = module.apply(variables, **inputs, every_iteration=True)
+    images = np.asarray(inputs["images"])
+    return [
+        draw_slots(images, outputs, folder / "slots.png"),
+        draw_iterations(
+            module, variables, images[0], outputs, folder / "iterations.png"
+        ),
+    ]
+
+
+def on_white(outputs: Mapping[str, Any], row: int) -> np.ndarray:
+    """What each slot adds to one image, on white: [K, H, W, 3] in [-1, 1]."""
+    parts = np.asarray(outputs["slot_reconstructions"][row])
+    masks = np.asarray(outputs["masks"][row])[..., None]
+    return parts * masks + (1 - masks)
+
+
+def draw_slots(
+    images: np.ndarray, outputs: Mapping[str, Any], path: pathlib.Path
+) -> pathlib.Path:
+    slots = outputs["masks"].shape[1]
+    page, axes = figure(len(images), 2 + slots, cell=(1.2, 1.2))
+    for row, image in enumerate(images):
+        shown = [image, np.asarray(outputs["reconstruction"][row])]
+        titles = ["image", "reconstruction", *(f"slot {k}" for k in range(slots))]
+        for one, picture, title in zip(
+            axes[row], [*shown, *on_white(outputs, row)], titles, strict=True
+        ):
+            show_image(one, picture, title if row == 0 else "")
+    return save(page, path)
+
+
+def draw_iterations(
+    module: SlotAttentionAutoEncoder,
+    variables: Mapping[str, Any],
+    image: np.ndarray,
+    outputs: Mapping[str, Any],
+    path: pathlib.Path,
+) -> pathlib.Path:
+    """One row an iteration: the decoded image, each slot's attention, each slot's part."""
+    attention = np.asarray(outputs["attention_per_iteration"][:, 0])  # [T, K, N]
+    slots = outputs["slots_per_iteration"][1:, :1]  # [T, 1, K, D]
+    T, K, N = attention.shape
+    side = round(N**0.5 * (image.shape[0] / image.shape[1]) ** 0.5)
+    page, axes = figure(T, 1 + 2 * K, cell=(1.2, 1.2))
+    for t in range(T):
+        decoded = module.apply(variables, jnp.asarray(slots[t]), method="decode")
+        title = f"after {t + 1}"
+        show_image(axes[t, 0], np.asarray(decoded["reconstruction"][0]), title)
+        parts = on_white(decoded, 0)
+        for k in range(K):
+            weights = attention[t, k].reshape(side, N // side)
+            axes[t, 1 + k].imshow(weights, "inferno", vmin=0, vmax=1)
+            show_image(axes[t, 1 + K + k], parts[k])
+            if t == 0:
+                axes[t, 1 + k].set_title(f"attention {k}", fontsize=8)
+                axes[t, 1 + K + k].set_title(f"slot {k}", fontsize=8)
+    return save(page, path)

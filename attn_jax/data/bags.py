@@ -1,0 +1,126 @@
+"""Bags of instances with one label each: multiple instance learning (MIL) data."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Integer, Num, Shaped
+
+from attn_jax.data.sources import Source
+
+
+class LabelledBags:
+    """Bags drawn from labelled records: is one of the given label among them?
+
+    The size of a bag is N(mean, std) rounded and clipped to [1, `max_size`]. Every
+    other bag (odd numbers) is positive: as drawn from all records, given that the
+    target appears; the rest from records without it. No record is twice in a bag. Bag i
+    is a pure function of (`seed`, i) and the records.
+
+    A record holds `instances` (a list of the source's records), `label` (1 or 0) and
+    `name`.
+
+    Raises:
+        ValueError: sizes that make no sense, no record of the target label, or too few
+            records for a bag.
+
+    Source: Ilse et al. 2018 section 4.2 (MNIST-bags), whose sizes are N(10, 2).
+    """
+
+    labels = ("absent", "present")
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        target: int,
+        bags: int,
+        mean_size: float,
+        std_size: float,
+        max_size: int,
+        seed: int,
+        name: str = "bag",
+    ):
+        if bags < 1 or max_size < 1 or std_size < 0:
+            raise ValueError(
+                f"{bags=} and {max_size=} must be at least 1, {std_size=} at least 0."
+            )
+        self.source, self.target, self.bags, self.name = source, target, bags, name
+        self.mean_size, self.std_size, self.max_size = mean_size, std_size, max_size
+        self.seed = seed
+        targets = getattr(source, "targets", None)
+        if targets is None:
+            targets = np.array([source[i]["label"] for i in range(len(source))])
+        self.is_target = targets == target
+        others = int((~self.is_target).sum())
+        if not self.is_target.any() or others < max_size:
+            raise ValueError(
+                f"{name}: {int(self.is_target.sum())} records have the label {target} "
+                f"and {others} another; bags of up to {max_size} need at least 1 and "
+                f"{max_size}. Change config.task.target, max_size or holdout."
+            )
+
+    def __len__(self) -> int:
+        return self.bags
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {
+            "instances": [self.source[int(i)] for i in self.members(index)],
+            "label": index % 2,
+            "name": f"{self.name} {index}",
+        }
+
+    def members(self, index: int) -> Integer[np.ndarray, " n"]:
+        """Which records of the source are in the bag."""
+        rng = np.random.default_rng((self.seed, int(index)))
+        size = round(rng.normal(self.mean_size, self.std_size))
+        size = min(max(size, 1), self.max_size)
+        if index % 2 == 0:
+            return rng.choice(np.flatnonzero(~self.is_target), size, replace=False)
+        while True:  # each try succeeds with at least the target's share
+            members = rng.choice(len(self.is_target), size, replace=False)
+            if self.is_target[members].any():
+                return members
+
+    def fingerprint(self) -> str:
+        settings = (
+            self.target,
+            self.bags,
+            self.mean_size,
+            self.std_size,
+            self.max_size,
+            self.seed,
+        )
+        text = f"{self.source.fingerprint()} {settings}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def padded(
+    instances: Sequence[Shaped[np.ndarray, "..."]], max_size: int, *, name: str
+) -> tuple[Shaped[np.ndarray, "K ..."], Bool[np.ndarray, " K"]]:
+    """(instances stacked and filled up with zeros to K = `max_size`, which are real).
+
+    Raises:
+        ValueError: the bag is empty or holds more than `max_size`; `name` says which.
+    """
+    if not 1 <= len(instances) <= max_size:
+        raise ValueError(
+            f"{name} holds {len(instances)} instances; a bag has 1 to {max_size}. "
+            "Leave out empty bags, and set config.task.max_size to the largest."
+        )
+    first = np.asarray(instances[0])
+    stacked = np.zeros((max_size, *first.shape), first.dtype)
+    stacked[: len(instances)] = np.stack(instances)
+    return stacked, np.arange(max_size) < len(instances)
+
+
+def area_under_roc(
+    labels: Integer[np.ndarray, " N"], scores: Num[np.ndarray, " N"]
+) -> float:
+    """The chance that a positive outscores a negative, ties half; nan if one lacks."""
+    from sklearn.metrics import roc_auc_score  # slow to import
+
+    if len(np.unique(labels)) < 2:
+        return float("nan")
+    return float(roc_auc_score(labels, scores))

@@ -1,0 +1,128 @@
+"""Object discovery: reconstruct the image; no mask is ever shown in training."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attn_jax import metrics
+from attn_jax.data import scenes, sources
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruct:
+    """Images of several objects to slots and back, by squared error; no labels.
+
+    Slots start from noise. In training its keys come from the step, in evaluation from
+    the example's number, so that results depend neither on the batch size nor on the
+    time.
+
+    Attributes:
+        data: "tetrominoes" (generated, see `attn_jax.data.scenes`).
+        image_size: of the canvas, in pixels, one side.
+        tile_pixels: side of a tile of a tetromino.
+        num_objects: an image.
+        train_images, validation_images, test_images: how many; an epoch is a pass over
+            the same images.
+        data_seed: of the images; not the run's, so that runs differ in seed on the
+            same images.
+
+    Source: Locatello et al. 2020, sec. 4.1.
+    """
+
+    data: str
+    image_size: int = 35
+    tile_pixels: int = 5
+    num_objects: int = 3
+    train_images: int = 60_000
+    validation_images: int = 320
+    test_images: int = 320
+    data_seed: int = 0
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        return {"squared_error": 1.0}
+
+    def source(self, split: str) -> sources.Source:
+        if self.data != "tetrominoes":
+            raise ValueError(
+                f"config.task.data={self.data!r} is unknown; this task can read "
+                "'tetrominoes'."
+            )
+        sizes = {
+            "train": self.train_images,
+            "validation": self.validation_images,
+            "test": self.test_images,
+        }
+        if split not in sizes:
+            raise ValueError(f"{split=} must be one of {', '.join(sizes)}.")
+        return scenes.Tetrominoes(
+            split,
+            sizes[split],
+            canvas=self.image_size,
+            tile=self.tile_pixels,
+            pieces=self.num_objects,
+            seed=self.data_seed,
+        )
+
+    def assets(self, source: sources.Source) -> dict[str, str]:
+        """What evaluation elsewhere must know of the training data."""
+        del source
+        return {"images.json": json.dumps({"value_range": [-1, 1]}, indent=1)}
+
+    def example(
+        self, record: Mapping[str, Any], rng: np.random.Generator | None
+    ) -> dict[str, Any]:
+        """uint8 `images` [H, W, 3] and `object_ids` [H, W]; no augmentation."""
+        del rng
+        return {"images": record["image"], "object_ids": record["mask"]}
+
+    def prepare(
+        self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
+    ) -> dict[str, jax.Array]:
+        """Images to [-1, 1] float32, and the key of each example's first slots."""
+        if train:
+            keys = jax.random.split(key, len(batch["index"]))
+        else:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
+        pixels = batch["images"].astype(jnp.float32)
+        return {**batch, "images": (pixels - 127.5) / 127.5, "sample_keys": keys}
+
+    def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        return {"images": batch["images"], "sample_keys": batch["sample_keys"]}
+
+    def loss(
+        self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
+    ) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Mean squared error over pixels and colours; ARI with and without background.
+
+        A pixel belongs to the slot whose mask is largest there. `fg_ari` leaves out the
+        background, and images without objects. Padded rows never count.
+        """
+        valid = batch["valid"].astype(jnp.float32)
+        error = outputs["reconstruction"].astype(jnp.float32) - batch["images"]
+        squared = jnp.square(error).mean(axis=(1, 2, 3))
+        true = batch["object_ids"].astype(jnp.int32)
+        slots = outputs["masks"].shape[1]
+        found = outputs["masks"].argmax(axis=1)
+
+        def agreement(where: jax.Array | None) -> jax.Array:
+            return metrics.adjusted_rand_index(
+                true,
+                found,
+                num_true=self.num_objects + 1,
+                num_predicted=slots,
+                where=where,
+            )
+
+        foreground = true != 0
+        counted = valid * foreground.any(axis=(1, 2))
+        return {
+            "squared_error": ((squared * valid).sum(), valid.sum()),
+            "ari": ((agreement(None) * valid).sum(), valid.sum()),
+            "fg_ari": ((agreement(foreground) * counted).sum(), counted.sum()),
+        }

@@ -1,0 +1,79 @@
+"""Hopfield pooling on bags of real handwritten digits: is there a nine among them?
+
+Command:  python train.py --config=configs/hopfield/digit_bags.py --workdir=runs/bags
+Hardware: 2 CPU cores, under 2 minutes.
+Expect:   test AUC 0.97 or more on 1,000 bags (seed 0, once: 0.998, accuracy 0.981; with
+          the variant "mean" 0.987 and 0.952).
+Source:   ours, after MNIST-bags (Ilse et al. 2018, sec. 4.2): 10 +- 2 instances a bag;
+          the images are scikit-learn's digits (8x8), 500 training bags.
+
+A bag has one label and no hint which instance earned it. The variant "mean" pools by
+the mean instead, to show what the association is worth. Test images are in no training
+bag.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+VARIANTS = ("base", "debug", "mean")
+
+# Heads over `tensor`, what is left of each matrix over `fsdp`, as in a Transformer.
+SHARDING = [
+    [".*/hopfield/(query|key|value)/kernel", ["fsdp", "tensor", None]],
+    [".*/hopfield/(query|key|value)/bias", ["tensor", None]],
+    [".*/hopfield/out/kernel", ["tensor", None, "fsdp"]],
+]
+
+
+def get_config(variant: str = "base") -> ConfigDict:
+    debug, mean = variant == "debug", variant == "mean"
+    c = common.get_config()
+    c.model = {
+        "cls": "attn_jax.models.hopfield:BagClassifier",
+        "encoder": {
+            "cls": "attn_jax.models.hopfield:ImageEncoder",
+            "channels": [4, 8] if debug else [16, 32],
+            "width": 16 if debug else 64,
+        },
+        "pooling": {"cls": "attn_jax.models.hopfield:MeanPooling"}
+        if mean
+        else {
+            "cls": "attn_jax.models.hopfield:HopfieldPooling",
+            "hopfield": {
+                "cls": "attn_jax.models.hopfield:Hopfield",
+                "num_heads": 2 if debug else 4,
+                "head_dim": 8 if debug else 16,
+            },
+        },
+        "dropout": 0.1,
+    }
+    c.task = {
+        "cls": "attn_jax.tasks.bags:Bags",
+        "data": "digits",
+        "target": 9,
+        "image_size": 8,
+        "holdout": 237,  # 1,200 images are left for training bags
+        "train_bags": 64 if debug else 500,
+        "validation_bags": 32 if debug else 200,
+        "test_bags": 32 if debug else 1000,
+        "shift_pixels": 1,
+    }
+    c.batch_size = 16 if debug else 32
+    c.duration = "8 steps" if debug else "60 epochs"
+    c.optimizer = {"name": "adamw", "learning_rate": 2e-3, "weight_decay": 0.05}
+    c.schedule = {"name": "cosine", "warmup": "2 steps" if debug else "3 epochs"}
+    c.clip_norm = 1.0
+    c.sharding_rules = [] if mean else SHARDING
+    c.evals = {
+        "validation": {
+            "split": "validation",
+            "every": "4 steps" if debug else "5 epochs",
+            "batch_size": 100,
+        },
+        "test": {"split": "test", "batch_size": 200},
+    }
+    c.keep_best = "max:validation/auc"
+    c.checkpoint_every = "4 steps" if debug else "20 epochs"
+    c.log_every = "1 steps" if debug else "50 steps"
+    return c

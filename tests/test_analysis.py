@@ -1,0 +1,115 @@
+"""Attention as arrays and as figures, of all four architectures."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import train
+from attn_jax import config as config_lib
+from attn_jax.__main__ import main
+from attn_jax.analysis import attention_maps
+from attn_jax.models import bert, hopfield, slot_attention, vit
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def test_maps_of_a_vit_are_in_the_order_of_its_blocks_and_sum_to_one():
+    module = vit.ViT(
+        num_classes=3, patch_size=2, width=4, depth=11, mlp_width=4, num_heads=2
+    )
+    images = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
+    variables = jax.jit(module.init)(jax.random.key(1), images)
+    maps = attention_maps(module, variables, images=images)
+    assert list(maps) == [f"block_{i}/attention" for i in range(11)]
+    for weights in maps.values():
+        assert weights.shape == (2, 2, 7, 7)
+        np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
+
+
+def test_maps_of_bert_leave_out_padding():
+    module = bert.Bert(vocab_size=9, width=8, depth=2, mlp_width=8, num_heads=2)
+    inputs = {
+        "token_ids": jnp.arange(10).reshape(2, 5) % 9,
+        "mask": jnp.arange(5)[None] < jnp.array([[5], [3]]),
+    }
+    variables = module.init(jax.random.key(0), **inputs)
+    maps = attention_maps(module, variables, **inputs)
+    assert list(maps) == ["block_0/attention", "block_1/attention"]
+    assert maps["block_0/attention"][1, :, :, 3:].max() == 0
+
+
+def test_maps_of_a_hopfield_network_are_its_last_association():
+    module = hopfield.HopfieldPooling(hopfield.Hopfield(num_heads=2, max_updates=2))
+    stored = jax.random.normal(jax.random.key(0), (3, 5, 8))
+    variables = module.init(jax.random.key(1), stored)
+    maps = attention_maps(module, variables, stored=stored)
+    assert {path: w.shape for path, w in maps.items()} == {"hopfield": (3, 2, 1, 5)}
+
+
+def test_maps_of_slot_attention_come_by_iteration_and_sum_over_slots():
+    module = slot_attention.SlotAttention(
+        num_slots=3, width=8, mlp_width=8, iterations=2
+    )
+    inputs = {
+        "inputs": jax.random.normal(jax.random.key(0), (2, 6, 5)),
+        "sample_keys": jax.random.split(jax.random.key(1), 2),
+    }
+    variables = module.init(jax.random.key(2), **inputs)
+    maps = attention_maps(module, variables, **inputs)
+    assert list(maps) == ["iteration_0", "iteration_1"]
+    for weights in maps.values():
+        assert weights.shape == (2, 1, 3, 6)
+        np.testing.assert_allclose(weights.sum(-2), 1, rtol=1e-6)
+
+
+def test_a_module_that_attends_to_nothing_is_named():
+    module = hopfield.MeanPooling()
+    with pytest.raises(ValueError, match="MeanPooling sows no `attention`"):
+        attention_maps(module, {}, stored=jnp.ones((1, 2, 3)))
+
+
+FIGURES = {
+    "configs/vit/digits.py": ["attention.png"],
+    "configs/bert/pretrain_stdlib.py": ["attention.png", "filled_masks.png"],
+    "configs/hopfield/digit_bags.py": ["association.png", "completion.png"],
+    "configs/hopfield/vit_pooling.py": ["attention.png"],
+    "configs/slot_attention/tetrominoes.py": ["slots.png", "iterations.png"],
+}
+
+
+@pytest.mark.parametrize("recipe", FIGURES)
+def test_analyze_draws_the_figures_of_a_run(recipe, tmp_path, capsys):
+    settings = ["duration=2 steps", "evals={}", "keep_best=null"]
+    config = config_lib.load(f"{ROOT / recipe}:debug", settings)
+    train.train(config, str(tmp_path / "run"))
+    capsys.readouterr()
+    main(["analyze", f"--workdir={tmp_path / 'run'}", "--examples=2"])
+    files = [pathlib.Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert [file.name for file in files] == FIGURES[recipe]
+    for file in files:
+        pixels = np.asarray(Image.open(file).convert("L"))
+        assert file.parent == tmp_path / "run" / "analysis"
+        assert pixels.std() > 5, "an empty page"
+
+
+def test_analyze_of_a_folder_without_a_run_is_one_line(tmp_path):
+    with pytest.raises(SystemExit, match="error: .*holds no run"):
+        main(["analyze", f"--workdir={tmp_path}"])
+
+
+def test_a_saved_config_draws_only_classes_of_ours(tmp_path):
+    config = config_lib.load(
+        f"{ROOT}/configs/vit/digits.py:debug", ["duration=1 steps"]
+    )
+    saved = config_lib.plain(config)
+    saved["model"]["cls"] = "subprocess:Popen"
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(SystemExit, match="may only name classes below attn_jax"):
+        main(["analyze", f"--workdir={tmp_path}"])
