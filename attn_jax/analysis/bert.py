@@ -70,7 +70,7 @@ def draw_heads(
 def draw_masks(
     module: Bert,
     variables: Mapping[str, Any],
-    row: Mapping[str, jax.Array],
+    row: Mapping[str, Any],
     vocabulary: Sequence[str],
     path: pathlib.Path,
     words: int = 5,
@@ -78,10 +78,8 @@ def draw_masks(
     ids = np.asarray(row["token_ids"][0])
     masked = np.flatnonzero(ids == list(vocabulary).index("[MASK]"))
     positions = jnp.asarray(masked, jnp.int32)[None]
-    logits = module.apply(variables, **{**row, "mlm_positions": positions})[
-        "mlm_logits"
-    ]
-    probabilities = np.asarray(jax.nn.softmax(logits[0]))
+    outputs: Any = module.apply(variables, **{**row, "mlm_positions": positions})
+    probabilities = np.asarray(jax.nn.softmax(outputs["mlm_logits"][0]))
     page, axes = figure(max(len(masked), 1), 1, cell=(7.0, 0.75))
     for one, place, p in zip(axes[:, 0], masked, probabilities, strict=False):
         best = np.argsort(-p)[:words]

@@ -60,7 +60,7 @@ def analyze(
     )
 
 
-def first_rows(task: Any, source: Any, count: int) -> dict[str, jax.Array]:
+def first_rows(task: Any, source: Any, count: int) -> dict[str, Any]:
     """The first rows of a source as one batch, prepared as for an evaluation."""
     plan = source.rows(0, 0) if hasattr(source, "rows") else None
     size = len(source) if plan is None else len(plan)
@@ -68,7 +68,8 @@ def first_rows(task: Any, source: Any, count: int) -> dict[str, jax.Array]:
         pipeline.evaluation_row(source, task, plan, size, i)
         for i in range(min(count, size))
     ]
-    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    batch = jax.device_put(stacked)
     if hasattr(task, "prepare"):
         return task.prepare(batch, workdir.evaluation_key(0), train=False)
     return batch

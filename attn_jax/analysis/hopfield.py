@@ -4,23 +4,22 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from attn_jax.analysis import attention_maps
 from attn_jax.analysis.drawing import figure, save, show_image
-from attn_jax.models.hopfield import MeanPooling, retrieve
+from attn_jax.models.hopfield import BagClassifier, MeanPooling, retrieve
 
 BETAS = (0.01, 0.05, 1.0)  # from the mean of all patterns to a single one
 
 
 def draw(
-    module: nn.Module,
+    module: BagClassifier,
     variables: Mapping[str, Any],
     inputs: Mapping[str, Any],
-    labels: Float[Array, " B"],
+    labels: Int[Array, " B"],
     folder: pathlib.Path,
 ) -> list[pathlib.Path]:
     """Writes association.png (each bag, its instances by their weight; not for mean

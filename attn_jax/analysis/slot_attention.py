@@ -20,7 +20,7 @@ def draw(
     """Writes slots.png (each image, its reconstruction and its slots) and iterations.png
     (the first image, decoded from the slots of every iteration, though only the last was
     trained: paper fig. 4)."""
-    outputs = module.apply(variables, **inputs, every_iteration=True)
+    outputs: Any = module.apply(variables, **inputs, every_iteration=True)
     images = np.asarray(inputs["images"])
     return [
         draw_slots(images, outputs, folder / "slots.png"),
@@ -66,7 +66,7 @@ def draw_iterations(
     side = round(N**0.5 * (image.shape[0] / image.shape[1]) ** 0.5)
     page, axes = figure(T, 1 + 2 * K, cell=(1.2, 1.2))
     for t in range(T):
-        decoded = module.apply(variables, jnp.asarray(slots[t]), method="decode")
+        decoded: Any = module.apply(variables, jnp.asarray(slots[t]), method="decode")
         title = f"after {t + 1}"
         show_image(axes[t, 0], np.asarray(decoded["reconstruction"][0]), title)
         parts = on_white(decoded, 0)
