@@ -1,17 +1,19 @@
 """Dispatch only: `python -m attn_jax COMMAND ...`; each command lives in its own file."""
 
+import pkgutil
 import sys
 
-from attn_jax import workdir
-from attn_jax.analysis.command import analyze_command
-
-COMMANDS = {"analyze": analyze_command, "evaluate": workdir.evaluate_command}
+# By name, so that evaluating does not wait for what only drawing imports.
+COMMANDS = {
+    "analyze": "attn_jax.analysis.command:analyze_command",
+    "evaluate": "attn_jax.workdir:evaluate_command",
+}
 
 
 def main(arguments: list[str]) -> None:
     if not arguments or arguments[0] not in COMMANDS:
         sys.exit(f"usage: python -m attn_jax {{{','.join(COMMANDS)}}} --help")
-    COMMANDS[arguments[0]](arguments[1:])
+    pkgutil.resolve_name(COMMANDS[arguments[0]])(arguments[1:])
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def numbers_of(assets: pathlib.Path) -> list[str]:
         f"{name.replace('_', ' ')} {value:,.3f}".removesuffix(".000")
         for file in sorted(assets.glob("*.json"))
         for name, value in json.loads(file.read_text()).items()
-        if isinstance(value, int | float)
+        if isinstance(value, int | float) and not isinstance(value, bool)
     ]
 
 

@@ -1,9 +1,10 @@
 """BERT pre-trained from scratch on the English documentation that comes with Python.
 
 Command:  python train.py --config=configs/bert/pretrain_stdlib.py --workdir=runs/bert
-Hardware: meant for 2 CPU cores and 20 minutes (not measured yet).
-Expect:   validation/mlm_loss below the unigram entropy that DIR/assets/text.json states
-          (how far: not measured yet).
+Hardware: 2 CPU cores, 19 minutes.
+Expect:   on held-out documents an MLM loss of 5.36 nats, 0.59 below the unigram entropy that
+          DIR/assets/text.json states (5.95), and next sentences told apart in 73 % of
+          2,364 pairs (Python 3.11, seed 0; docs/results.md).
 Source:   objective, optimiser and schedule are those of google-research/bert;
           size, rate and length of the run are ours.
 
