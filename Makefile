@@ -28,7 +28,7 @@ train: $(stamp)
 	@$(bin)/python -m attn_jax evaluate --workdir=$(run) --step=best
 
 test: $(stamp)
-	@$(bin)/python -m pytest
+	@$(bin)/python -m pytest -n 2 --dist loadfile
 
 lint: $(stamp)
 	@$(bin)/ruff format --check .

@@ -33,7 +33,7 @@ def launch(number, devices, folder, *settings):
     return launch_command(number, devices, processes.train(folder, *settings))
 
 
-def launch_command(number, devices, command):
+def launch_command(number, devices, command, **variables):
     """So many processes of so many devices each, which find each other by flags.
 
     A single one forms a cluster of its own: it then sums over its devices in the order
@@ -49,7 +49,7 @@ def launch_command(number, devices, command):
         f"--num_processes={number}",
     ]
     return [
-        processes.start(*command, f"--process_id={i}", devices=devices)
+        processes.start(*command, f"--process_id={i}", devices=devices, **variables)
         for i in range(number)
     ]
 
@@ -152,7 +152,9 @@ def test_two_processes_log_the_numbers_of_one_whatever_the_task(recipe, tmp_path
     def start(number, devices):
         folder = f"--workdir={tmp_path / str(number)}"
         command = ["train.py", f"--config={recipe}:debug", folder]
-        return launch_command(number, devices, [*command, "--config.duration=4 steps"])
+        command += ["--config.duration=4 steps"]
+        quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # half the time to compile
+        return launch_command(number, devices, command, **quick)
 
     finish([*start(1, 2), *start(2, 1)])
     one, two = metrics(tmp_path / "1"), metrics(tmp_path / "2")
