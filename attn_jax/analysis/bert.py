@@ -21,14 +21,15 @@ def draw(
     vocabulary: Sequence[str],
     folder: pathlib.Path,
 ) -> list[pathlib.Path]:
-    """Writes attention.png (every head over the first row) and, with an MLM head,
+    """Writes attention.png (every head over the shortest row) and, with an MLM head,
     filled_masks.png (the five likeliest words at each asked position).
 
     Args:
-        inputs: of one row or more; only the first is drawn.
+        inputs: of one row or more; the one with the fewest tokens is drawn.
         vocabulary: the word piece of each id.
     """
-    row = {name: jnp.asarray(array[:1]) for name, array in inputs.items()}
+    first = int(inputs["mask"].sum(axis=1).argmin()) if "mask" in inputs else 0
+    row = {name: array[first : first + 1] for name, array in inputs.items()}
     length = int(row["mask"].sum()) if "mask" in row else row["token_ids"].shape[1]
     tokens = [vocabulary[i] for i in np.asarray(row["token_ids"][0, :length])]
     maps = attention_maps(module, variables, **row)

@@ -30,7 +30,8 @@ def analyze(
     """Writes the figures of a run's architecture; returns their paths.
 
     Args:
-        examples: how many of the split that was evaluated last are drawn.
+        examples: how many of the split that was evaluated last are drawn; of text, the
+            shortest of so many.
         out: folder of the figures; None: DIR/analysis.
 
     Raises:

@@ -12,7 +12,7 @@ from attn_jax.analysis import attention_maps
 from attn_jax.analysis.drawing import figure, save, show_image
 from attn_jax.models.hopfield import BagClassifier, MeanPooling, retrieve
 
-BETAS = (0.01, 0.05, 1.0)  # from the mean of all patterns to a single one
+BETAS = (0.02, 0.3, 3.0)  # from the mean of all patterns to a single one
 
 
 def draw(

@@ -1,15 +1,14 @@
 """Hopfield pooling on bags of real handwritten digits: is there a nine among them?
 
 Command:  python train.py --config=configs/hopfield/digit_bags.py --workdir=runs/bags
-Hardware: 2 CPU cores, under 2 minutes.
-Expect:   test AUC 0.97 or more on 1,000 bags (seed 0, once: 0.998, accuracy 0.981; with
-          the variant "mean" 0.987 and 0.952).
+Hardware: 2 CPU cores, half a minute.
+Expect:   test AUC 0.994 on 1,000 bags (seeds 0-2: 0.998, 0.987, 0.997). The variant "mean"
+          has 0.993 (0.987, 0.994, 0.999): bags so small do not tell the two apart.
 Source:   ours, after MNIST-bags (Ilse et al. 2018, sec. 4.2): 10 +- 2 instances a bag;
           the images are scikit-learn's digits (8x8), 500 training bags.
 
-A bag has one label and no hint which instance earned it. The variant "mean" pools by
-the mean instead, to show what the association is worth. Test images are in no training
-bag.
+A bag has one label and no hint which instance earned it; the association finds it. Test
+images are in no training bag.
 """
 
 from ml_collections import ConfigDict
