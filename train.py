@@ -276,7 +276,7 @@ class Recent:
     def fetch(self) -> None:
         """Takes in the oldest step; raises FloatingPointError after too many skips."""
         at, index, sums = self.pending.pop(0)
-        sums = jax.device_get(sums)
+        sums = jax.tree.map(float, jax.device_get(sums))  # added up in float64
         self.skipped = int(sums.pop("skipped")[0])
         in_a_row = int(sums.pop("skipped_in_a_row")[0])
         if in_a_row:
