@@ -29,7 +29,8 @@ class ViT(nn.Module):
     row for it (google-research/vision_transformer); "sincos2d" is fixed (Beyer et al.,
     2022) and has no row for it. A `pooling` module, all tokens to [B, D], replaces what
     `pool` does to them; with "gap" there is no class token among them.
-    `representation_size` inserts a tanh layer before the head.
+    A `stem` module, images to a feature grid, comes before the patches, which are then
+    patches of that grid. `representation_size` inserts a tanh layer before the head.
     `stochastic_depth` is the last block's rate; it grows linearly from 0 in the first.
 
     Returns (call): `tokens` [B, T, D] after the final norm, class token first; `pooled`
@@ -48,6 +49,7 @@ class ViT(nn.Module):
     mlp_width: int
     num_heads: int
     pool: Literal["cls", "gap", "map"] = "cls"
+    stem: nn.Module | None = None
     pooling: nn.Module | None = None
     position: Literal["learned", "sincos2d"] = "learned"
     representation_size: int | None = None
@@ -63,9 +65,8 @@ class ViT(nn.Module):
     def __call__(
         self, images: Float[Array, "B H W channels"], *, train: bool = False
     ) -> dict[str, Array]:
-        x = PatchEmbedding(self.patch_size, self.width, self.dtype, name="embedding")(
-            images
-        )
+        x = images if self.stem is None else self.stem(images)
+        x = PatchEmbedding(self.patch_size, self.width, self.dtype, name="embedding")(x)
         rows, columns = x.shape[1:3]
         x = x.reshape(x.shape[0], -1, self.width)  # [B, T, D]
         if self.position == "sincos2d":

@@ -30,6 +30,7 @@ class Size(NamedTuple):
     image_size: int  # pixels
     tile_pixels: int
     channels: int  # of every convolution
+    kernel: int  # a side; of all but the decoder's last, which is 3
     width: int  # of a slot
     mlp_width: int
     batch_size: int
@@ -45,6 +46,7 @@ SIZES = {
         image_size=35,
         tile_pixels=5,
         channels=32,
+        kernel=5,
         width=64,
         mlp_width=128,
         batch_size=64,
@@ -57,7 +59,8 @@ SIZES = {
     "small": Size(
         image_size=14,
         tile_pixels=2,
-        channels=16,
+        channels=32,
+        kernel=3,
         width=32,
         mlp_width=64,
         batch_size=32,
@@ -71,6 +74,7 @@ SIZES = {
         image_size=10,
         tile_pixels=2,
         channels=6,
+        kernel=3,
         width=12,
         mlp_width=16,
         batch_size=16,
@@ -93,9 +97,10 @@ def get_config(variant: str = "base") -> ConfigDict:
         "width": size.width,
         "mlp_width": size.mlp_width,
         "encoder_channels": [size.channels] * 4,
+        "encoder_kernels": [size.kernel] * 4,
         "decoder_initial_size": [size.image_size] * 2,  # no layer enlarges
         "decoder_channels": [size.channels] * 3,
-        "decoder_kernels": [5, 5, 5, 3],
+        "decoder_kernels": [size.kernel] * 3 + [3],
         "decoder_strides": [1, 1, 1, 1],
     }
     c.task = {

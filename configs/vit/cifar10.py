@@ -23,7 +23,12 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.model = {
         "cls": "attn_jax.models.vit:ViT",
         "num_classes": 10,
-        "patch_size": 4,
+        "stem": {
+            "cls": "attn_jax.models.resnet:ResNetStem",
+            "stage_sizes": [1],
+            "width": 32 if debug else 64,
+        },
+        "patch_size": 1,
         "width": 16 if debug else 128,
         "depth": 2 if debug else 6,
         "mlp_width": 32 if debug else 512,

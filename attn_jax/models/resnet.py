@@ -1,0 +1,145 @@
+"""ResNet with group norm and standardised weights: ViT's stem, and its baseline.
+
+Axes: B batch, H W image, h w feature grid, C channels, K classes.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class ResNetStem(nn.Module):
+    """Images -> feature grid: a root that shrinks by 4, then stages of bottlenecks.
+
+    `stage_sizes` counts the bottlenecks of each stage; every stage but the first halves
+    the grid and all of them double the channels, from 4 * `width` on. Without stages the
+    root alone is left, `width` channels at a quarter of the resolution. As a field `stem`
+    of the ViT it makes the hybrid, R50+B/16 with (3, 4, 9) and patch size 1.
+
+    Call: `images` [B, H, W, c]. Returns [B, h, w, C] in `dtype`.
+
+    Raises:
+        ValueError: the 32 groups of a norm do not divide its channels.
+
+    Source: ViT paper sec. 3.1, "Hybrid"; its code, vit_jax/models_resnet.py: ResNet v1 with
+    BiT's norms, the max pool padded like the convolutions, ReLU after the sum.
+    """
+
+    stage_sizes: tuple[int, ...] = ()
+    width: int = 64
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "B H W c"]) -> Float[Array, "B h w C"]:
+        x = images.astype(self.dtype)
+        x = StandardizedConv(self.width, 7, 2, self.dtype, name="conv_root")(x)
+        x = nn.relu(group_norm("gn_root", self.width, self.dtype)(x))
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+        for stage, size in enumerate(self.stage_sizes):
+            for unit in range(size):
+                x = Bottleneck(
+                    width=self.width * 2**stage,
+                    stride=2 if stage and not unit else 1,
+                    dtype=self.dtype,
+                    name=f"stage_{stage}_unit_{unit}",
+                )(x)
+        return x
+
+
+class ResNet(nn.Module):
+    """`ResNetStem`, the mean over its grid, a linear head.
+
+    Call: as the ViT's. Returns (call): `pooled` [B, C], what the head multiplies; `logits`
+    [B, K]. Float32.
+
+    Source: ViT paper sec. 4.1, "ResNet (BiT)"; the norms are BiT's (Kolesnikov et al.,
+    2020), the order inside a bottleneck is that of the hybrid's code.
+    """
+
+    num_classes: int
+    stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
+    width: int = 64
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "B H W c"], *, train: bool = False
+    ) -> dict[str, Array]:
+        del train  # nothing here differs in training
+        stem = ResNetStem(self.stage_sizes, self.width, self.dtype, name="stem")
+        pooled = stem(images).astype(jnp.float32).mean(axis=(1, 2))
+        head = nn.Dense(
+            self.num_classes, kernel_init=nn.initializers.zeros, name="head"
+        )
+        return {"pooled": pooled, "logits": head(pooled)}
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolution, four times as many channels out, plus the input.
+
+    The last norm starts at zero: each unit starts as the identity.
+    """
+
+    width: int
+    stride: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W c"]) -> Float[Array, "B h w C"]:
+        def convolved(x: jax.Array, name: str, features: int, *shape: int) -> jax.Array:
+            x = StandardizedConv(features, *shape, self.dtype, name=f"conv{name}")(x)
+            zero = name == "3"
+            return group_norm(f"gn{name}", features, self.dtype, zero)(x)
+
+        shortcut, out = x, 4 * self.width
+        if x.shape[-1] != out or self.stride > 1:
+            shortcut = convolved(x, "_proj", out, 1, self.stride)
+        x = nn.relu(convolved(x, "1", self.width, 1, 1))
+        x = nn.relu(convolved(x, "2", self.width, 3, self.stride))
+        return nn.relu(shortcut + convolved(x, "3", out, 1, 1))
+
+
+class StandardizedConv(nn.Module):
+    """A convolution whose kernel has mean 0 and deviation 1 for each output channel.
+
+    Source: Qiao et al. 2019 (arXiv:1903.10520); 1e-5 is added to the deviation, as in the
+    ViT's code (timm adds 1e-8 to the variance: 6 % apart at a deviation of 2e-4).
+    """
+
+    features: int
+    size: int
+    stride: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W c"]) -> Float[Array, "B h w C"]:
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        kernel = kernel - kernel.mean(axis=(0, 1, 2), keepdims=True)
+        kernel = kernel / (kernel.std(axis=(0, 1, 2), keepdims=True) + 1e-5)
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel.astype(self.dtype),
+            (self.stride, self.stride),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+def group_norm(
+    name: str, channels: int, dtype: str, zero: bool = False
+) -> nn.GroupNorm:
+    if channels % 32:
+        raise ValueError(
+            f"{name} has {channels} channels; its 32 groups must divide them. Make "
+            "config.model...width a multiple of 32."
+        )
+    return nn.GroupNorm(
+        num_groups=32,
+        epsilon=1e-6,
+        use_fast_variance=False,
+        dtype=dtype,
+        scale_init=nn.initializers.zeros if zero else nn.initializers.ones,
+        name=name,
+    )
