@@ -65,9 +65,9 @@ SIZES = {
         mlp_width=64,
         batch_size=32,
         learning_rate=1e-3,
-        duration="36000 steps",
+        duration="20000 steps",
         warmup="1000 steps",
-        half_life="10000 steps",
+        half_life="7000 steps",
         every="2000 steps",
     ),
     "debug": Size(
