@@ -66,6 +66,8 @@ class MultiHeadAttention(nn.Module):
 
     Sows the weights [B, N, Q, K] as `attention` where `intermediates` is mutable. `dropout`
     is the share of weights that are dropped in training (the rest is scaled up).
+    `qk_norm` is the epsilon of a layer norm over the channels of each query and key (Henry
+    et al., 2020; Dehghani et al., 2023); None: no such norm.
 
     Raises:
         ValueError: the width is not divisible by the number of heads.
@@ -73,6 +75,8 @@ class MultiHeadAttention(nn.Module):
 
     num_heads: int
     dropout: float = 0.0
+    qkv_bias: bool = True
+    qk_norm: float | None = None
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
     dtype: str = "float32"
 
@@ -96,6 +100,7 @@ class MultiHeadAttention(nn.Module):
         def heads(name: str, x: jax.Array) -> jax.Array:  # [B, T, D] -> [B, T, N, C]
             return nn.DenseGeneral(
                 (self.num_heads, channels),
+                use_bias=self.qkv_bias,
                 kernel_init=self.kernel_init,
                 dtype=self.dtype,
                 name=name,
@@ -103,6 +108,9 @@ class MultiHeadAttention(nn.Module):
 
         query = heads("query", query_input)
         key, value = heads("key", key_input), heads("value", key_input)
+        if self.qk_norm is not None:
+            query = layer_norm(self.qk_norm, "query_norm")(query).astype(self.dtype)
+            key = layer_norm(self.qk_norm, "key_norm")(key).astype(self.dtype)
         weights = attention_weights(query, key, scale=channels**-0.5, mask=mask)
         self.sow("intermediates", "attention", weights)
         weights = nn.Dropout(self.dropout, deterministic=not train)(weights)
@@ -113,3 +121,8 @@ class MultiHeadAttention(nn.Module):
             dtype=self.dtype,
             name="out",
         )(mix(weights, value))
+
+
+def layer_norm(epsilon: float, name: str) -> nn.LayerNorm:
+    """Two-pass layer normalisation over the last axis, in float32."""
+    return nn.LayerNorm(epsilon, use_fast_variance=False, dtype="float32", name=name)

@@ -112,7 +112,7 @@ def test_a_recipe_without_a_knob_is_sent_to_the_common_ones():
 
 def test_every_default_is_filled_in():
     config = digits()
-    assert config.model.norm_epsilon == ViT.norm_epsilon == 1e-6
+    assert config.model.dropout == ViT.dropout == 0.0
     assert config.task.shift_pixels == Classify.shift_pixels == 4
     assert config.optimizer.b2 == 0.999  # of optim.adamw
     assert config.schedule.final == 0.0
