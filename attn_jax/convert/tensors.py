@@ -1,10 +1,12 @@
 """Files of named arrays that other frameworks write."""
 
 import pathlib
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from safetensors.numpy import save_file
 
 # The names of the format -> NumPy's; bfloat16 is ml_dtypes', which jax brings along.
 DTYPES = {
@@ -42,3 +44,9 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         flat = np.frombuffer(entry["data"], DTYPES[entry["dtype"]])
         arrays[name] = flat.reshape(entry["shape"])
     return arrays
+
+
+def write_safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """A .safetensors file that PyTorch libraries read."""
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    save_file(contiguous, path, metadata={"format": "pt"})
