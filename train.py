@@ -5,6 +5,7 @@
 The same command resumes. Exit status 75: stopped by SIGTERM and saved; run it again.
 """
 
+import dataclasses
 import functools
 import sys
 import time
@@ -27,7 +28,7 @@ from attn_jax import (
     workdir,
 )
 from attn_jax.checkpoint import Checkpoints
-from attn_jax.convert import load_pretrained
+from attn_jax.convert import load_parameters
 from attn_jax.data import pipeline
 from attn_jax.evaluation import Evaluation
 from attn_jax.logs import Log
@@ -135,7 +136,8 @@ def train(config: config_lib.Section, directory: str) -> step.TrainState:
         changes += moved_schedule(saved["config"], int(state.step), schedule, to_steps)
     else:
         params = jax.jit(init, out_shardings=layout)(one_row, key)
-        params = initialised_from(config.init_from, params)
+        params, notes = initialised_from(config.init_from, model, params)
+        changes += notes
         state = jax.jit(start, out_shardings=state_layout)(params)
     first = int(state.step)
     workdir.save_config(directory, config)
@@ -343,20 +345,28 @@ def moved_schedule(
     ]
 
 
-def initialised_from(sources: Any, params: Any) -> Any:
-    """The parameters with those of `config.init_from` in their place.
+def initialised_from(sources: Any, model: Any, params: Any) -> tuple[Any, list[str]]:
+    """The parameters with those of `config.init_from` in their place, and what to tell: a
+    checkpoint's model may differ where no shape does, as in its activation.
 
     Raises:
         ValueError: a parameter of the checkpoint has no place, or another shape.
     """
-    ours = paths.named_leaves(params)
+    ours, notes = paths.named_leaves(params), []
     for path, prefix, skip in sources:
-        _, variables = load_pretrained(path)
-        theirs = paths.named_leaves(variables["params"])
+        inside = f"{prefix}/" if prefix else ""
+        module, theirs = load_parameters(
+            path,
+            {
+                name.removeprefix(inside): leaf.shape
+                for name, leaf in ours.items()
+                if name.startswith(inside)
+            },
+        )
         skipped = paths.matching([skip] if skip else [], theirs, key="init_from")
         found = {}
         for name, leaf in theirs.items():
-            target = f"{prefix}/{name}" if prefix else name
+            target = inside + name
             if name in skipped:
                 continue
             if target not in ours or ours[target].shape != leaf.shape:
@@ -367,7 +377,15 @@ def initialised_from(sources: Any, params: Any) -> Any:
                 )
             found[target] = jax.device_put(leaf, ours[target].sharding)
         params = paths.overlay(params, found)
-    return params
+        notes.append(f"init_from {path}: {len(found)} of {len(ours)} parameters")
+        if type(module) is type(model):
+            notes[-1] += "".join(
+                f"; {field.name} was {getattr(module, field.name)!r}"
+                for field in dataclasses.fields(module)
+                if field.name not in ("parent", "name")
+                and getattr(module, field.name) != getattr(model, field.name)
+            )
+    return params, notes
 
 
 def main(arguments: list[str]) -> None:

@@ -66,9 +66,11 @@ class Evaluation:
                 marks = {name: on_device[name] for name in ("index", "valid")}
                 gathered.append(gather({**predictions, **marks}))
         results = metrics.ratio(total)
-        results["loss"] = sum(
-            weight * results[term] for term, weight in self.task.coefficients.items()
-        )
+        if self.task.coefficients:  # a probe has no loss, rather than one of 0
+            results["loss"] = sum(
+                weight * results[term]
+                for term, weight in self.task.coefficients.items()
+            )
         if gathered:
             arrays = {
                 name: np.concatenate([part[name] for part in gathered])

@@ -22,6 +22,7 @@ import train
 from attn_jax import config as config_lib
 from attn_jax import workdir
 from attn_jax.checkpoint import Checkpoints
+from attn_jax.convert import load_pretrained
 from attn_jax.data import pipeline
 from attn_jax.paths import named_leaves
 
@@ -493,6 +494,21 @@ def test_parameters_come_from_another_run_into_a_part_of_the_model(finished, tmp
     config.model = {"cls": f"{__name__}:Wrapped", "inner": inner}
     state = train.train(config, str(tmp_path))
     check_equal(state.params, {"inner": theirs})
+
+
+def test_positions_and_filters_of_another_resolution_are_resized(tmp_path, capsys):
+    path = ROOT / "tests" / "golden" / "vit" / "google" / "token_ckpt.npz"
+    module, variables = load_pretrained(path, patch_size=2, image_size=16)
+    fields = ("width", "depth", "mlp_width", "num_heads", "pool", "position")
+    changes = {f"model.{name}": getattr(module, name) for name in fields}
+    changes |= {"model.patch_size": 2, "task.image_size": 16, "task.channels": 3}
+    changes |= {"model.gelu": "erf", "sharding_rules": []}
+    source = [[str(path), "", "head/.*"]]
+    state = train.train(tiny({**FROZEN, "init_from": source, **changes}), str(tmp_path))
+    ours = jax.device_get(state.params)
+    del ours["head"], variables["params"]["head"]
+    check_equal(ours, variables["params"])
+    assert "gelu was None" in capsys.readouterr().out  # tanh, now erf
 
 
 @pytest.mark.parametrize(

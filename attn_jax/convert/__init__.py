@@ -8,9 +8,9 @@ from typing import Any
 import flax.linen as nn
 from etils import epath
 
-from attn_jax import workdir
+from attn_jax import paths, workdir
 from attn_jax.convert import bert, vit_npz, vit_torch
-from attn_jax.convert.vit import Size, fit, square, stride
+from attn_jax.convert.vit import Size, fit, resized, square, stride
 from attn_jax.models.vit import ViT
 
 
@@ -93,6 +93,22 @@ def from_run(
     grid = grid_of(module, variables, str(path))
     module, params = fit(module, variables["params"], grid, fields, image_size)
     return module, {"params": params}
+
+
+def load_parameters(
+    path: epath.PathLike, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """(module, parameters by name) of a checkpoint, to start another model from.
+
+    Args:
+        shapes: of the other model's parameters; a ViT's positions and patch filters are
+            resized to them.
+    """
+    module, variables = load_pretrained(path)
+    params = variables["params"]
+    if isinstance(module, ViT):
+        params = resized(module, params, shapes)
+    return module, paths.named_leaves(params)
 
 
 def grid_of(module: ViT, variables: Mapping[str, Any], path: str) -> tuple[int, int]:

@@ -82,8 +82,8 @@ def square(patches: int, path: str) -> tuple[int, int]:
     side = math.isqrt(patches)
     if side * side != patches:
         raise ValueError(
-            f"{path}: {patches} positions are no square, so the grid of patches is unknown; "
-            "pass grid=(rows, columns)."
+            f"{path}: {patches} positions are no square, so the grid of patches is "
+            "unknown. Only positions of square images can be told from their number."
         )
     return side, side
 
@@ -236,4 +236,32 @@ def with_positions(
     if on_all == (False, True) and module.prefix:
         none = np.zeros((1, module.prefix, positions.shape[-1]), np.float32)
         positions = np.concatenate([none, positions], axis=1)
+    return {**params, "pos_embedding": positions}
+
+
+def resized(
+    module: ViT, params: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+    """The parameters with patch filters and positions of the shapes in `shapes`, which name
+    those of another such module.
+
+    Raises:
+        ValueError: positions of images that are not square.
+    """
+    params = dict(params)
+    kernel = params["embedding"]["kernel"]
+    size = shapes.get("embedding/kernel", kernel.shape)[:2]
+    if size != kernel.shape[:2]:
+        kernel = resize_patch_kernel(np.asarray(kernel), size)
+        params["embedding"] = {**params["embedding"], "kernel": kernel}
+    positions = params.get("pos_embedding")
+    wanted = shapes.get("pos_embedding")
+    if positions is None or wanted is None or wanted == positions.shape:
+        return params
+    prefix = module.prefix if module.rules.position_on == "all" else 0
+    old, new = (
+        square(rows - prefix, "config.init_from")
+        for rows in (positions.shape[1], wanted[1])
+    )
+    positions = resize_positions(np.asarray(positions), old, new, module.dialect)
     return {**params, "pos_embedding": positions}

@@ -32,14 +32,12 @@ def from_npz(
     *,
     subtree: str = "",
     image_size: Size | None = None,
-    grid: tuple[int, int] | None = None,
     **fields: Any,
 ) -> tuple[ViT, dict[str, Any]]:
     """(module, variables) of a file, in the dialect of the code that wrote it.
 
     Args:
         subtree: of a file with several models, such as "img"; "" where there is one.
-        grid: rows and columns of patches: needed where they differ.
 
     Raises:
         ValueError: the file is cut short or is no ViT; its arrays do not fit together.
@@ -56,14 +54,14 @@ def from_npz(
         if name in fields
     }
     module = ViT(**settings)
+    grid = (1, 1)  # without positions any image will do
     if "pos_embedding" in arrays:
         rows = arrays["pos_embedding"].shape[1]
         if dialect == "big_vision" and "cls" in arrays and not is_square(rows):
             # Of its first generation, the class token's position still among them.
             module = module.clone(position_on="all")
         patches = rows - (module.prefix if module.rules.position_on == "all" else 0)
-        grid = grid or square(patches, str(path))
-    grid = grid or (1, 1)  # without positions any image will do
+        grid = square(patches, str(path))
     leave = tuple(
         prefix
         for prefix, gone in [

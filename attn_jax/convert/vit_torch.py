@@ -22,7 +22,7 @@ from attn_jax.convert.vit import (
     pair,
     to_theirs,
 )
-from attn_jax.models.vit import ViT, sincos2d
+from attn_jax.models.vit import DIALECTS, ViT, sincos2d
 from attn_jax.paths import named_leaves
 
 HF_GELU = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
@@ -206,6 +206,10 @@ def finish(
 ) -> tuple[ViT, dict[str, Any]]:
     heads = ("num_classes", "representation_size", "patch_outputs")
     settings |= {name: fields[name] for name in heads if name in fields}
+    rules = DIALECTS[settings["dialect"]]
+    for name, usual in rules._asdict().items():
+        if settings.get(name) == usual:  # the dialect says so already
+            del settings[name]
     module = ViT(**settings)
     leave = tuple(
         prefix

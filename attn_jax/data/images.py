@@ -57,8 +57,8 @@ def _pixels(image: Image.Image, channels: int) -> np.ndarray:
         raise ValueError("its pixels are floats, whose range is unknown")
     if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if channels == 3:
-        return np.asarray(image.convert("RGB"))
+    if channels == 3:  # Pillow's conversion copies even where there is none
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     return np.asarray(image.convert("L"))[:, :, None]
 
 

@@ -1,7 +1,11 @@
-"""Image classification: one label an image, cross-entropy, top-1 accuracy."""
+"""Image classification: one label an image, cross-entropy, top-1 and top-5 accuracy."""
 
 import dataclasses
+import functools
 import json
+import math
+import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -9,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, Int
 
-from attn_jax.data import images, sources
+from attn_jax.data import augment, framing, images, sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +34,19 @@ class Classify:
             resizes it; "shift" pads by `shift_pixels` and crops back; "none" as evaluation.
         crop_area: bounds of the inception crop's share of the image.
         flip: mirror half of the training images left to right.
+        randaugment: (layers, magnitude) of RandAugment after crop and flip; 10 is the
+            paper's full magnitude. None is off; magnitude 0 is not (`data/augment.py`).
+        erase: probability that a window of a training image becomes noise.
+        mixup: alpha > 0 blends each training image and target with its neighbour's in
+            the batch, with one a ~ Beta(alpha, alpha) a batch (big_vision's p, .2).
+        cutmix: alpha > 0 pastes a window of the neighbour instead (timm: 1.0). With
+            both, a coin decides for each batch.
         resize: smaller side in pixels before the central crop; None: no resize but to
             `image_size`, where the image has another size.
         label_smoothing: probability spread evenly over all classes, in training only.
         loss: "softmax", or "sigmoid" over each class by itself (as the paper pre-trains).
+        real_labels: path of real.json, for an evaluation on ImageNet's validation images:
+            all labels that fit each (Beyer et al. 2020). Adds `real_accuracy`.
     """
 
     data: str
@@ -45,9 +59,34 @@ class Classify:
     crop_area: tuple[float, float] = (0.05, 1.0)
     shift_pixels: int = 4
     flip: bool = False
+    randaugment: tuple[int, int] | None = None
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
     resize: int | None = None
     label_smoothing: float = 0.0
     loss_kind: Literal["softmax", "sigmoid"] = "softmax"
+    real_labels: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses augmentation that cannot be honoured, before any data is read."""
+        pair = self.randaugment
+        if pair is not None and (len(pair) != 2 or min(pair) < 0):
+            raise ValueError(
+                f"config.task.randaugment={pair} must be (layers, magnitude), both 0 or "
+                "more, such as (2, 10); None is off."
+            )
+        if not 0 <= self.erase <= 1:
+            raise ValueError(
+                f"config.task.erase={self.erase} is a probability and must lie in 0..1; "
+                "0 is off, 0.25 is usual."
+            )
+        for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+            if not 0 <= alpha < math.inf:
+                raise ValueError(
+                    f"config.task.{name}={alpha} is the alpha of Beta(alpha, alpha) and "
+                    "must be positive and finite, such as 0.2; 0 is off."
+                )
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -68,6 +107,8 @@ class Classify:
                 f"{self.data} has {found} classes, but config.task.num_classes="
                 f"{self.num_classes}; set it and config.model.num_classes to {found}."
             )
+        if self.real_labels is not None:
+            read_real_labels(self.real_labels, self.num_classes)  # errors come early
         return source
 
     def assets(self, source: sources.Source) -> dict[str, str]:
@@ -78,37 +119,71 @@ class Classify:
     def example(
         self, record: Mapping[str, Any], rng: np.random.Generator | None
     ) -> dict[str, Any]:
-        """uint8 image [H, W, C] and label; `rng` None means evaluation: no augmentation."""
+        """uint8 image [H, W, C] and label; `rng` None means evaluation: no augmentation.
+
+        With `real_labels`, also which classes [num_classes] fit the image.
+        """
         name = record.get("name", "")
         image = images.decode(record["image"], self.channels, name=name)
-        if rng is None or self.crop == "none":
-            image = self.centred(image)
-        elif self.crop == "inception":
-            image = images.inception_crop(image, self.size, rng, area=self.crop_area)
-        else:
-            image = images.shift_crop(self.centred(image), self.shift_pixels, rng)
-        if rng is not None and self.flip:
-            image = images.flip(image, rng)
-        return {"images": image, "labels": np.int32(record["label"])}
-
-    def centred(self, image: np.ndarray) -> np.ndarray:
-        if self.resize is not None:
-            image = images.resize_small(image, self.resize)
-            return images.central_crop(image, self.size)
-        if image.shape[:2] != self.size:
-            image = images.resize_u8(image, self.size)
-        return image
+        image = framing.frame(
+            image,
+            self.size,
+            rng,
+            crop=self.crop,
+            crop_area=self.crop_area,
+            shift_pixels=self.shift_pixels,
+            flip=self.flip,
+            resize=self.resize,
+        )
+        if rng is not None and self.randaugment is not None:
+            image = augment.randaugment(image, *self.randaugment, rng)
+        if rng is not None and self.erase:
+            image = augment.random_erase(image, self.erase, rng)
+        example = {"images": image, "labels": np.int32(record["label"])}
+        if self.real_labels is not None:
+            table = read_real_labels(self.real_labels, self.num_classes)
+            fitting = table[real_label_row(record, len(table))]
+            example["real_labels"] = np.isin(np.arange(self.num_classes), fitting)
+        return example
 
     def prepare(
         self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
     ) -> dict[str, jax.Array]:
-        """Images to [-1, 1] float32, labels to target distributions [B, C]."""
-        del key  # nothing random yet; mixing images draws here, on the global batch
+        """Images to [-1, 1] float32, labels to target distributions [B, C].
+
+        Training mixes both here, on the global batch, so that neighbours and draws do
+        not depend on how many processes read it; `labels` stay those of the images.
+        """
         targets = jax.nn.one_hot(batch["labels"], self.num_classes)
         if train and self.label_smoothing:
             targets = optax.smooth_labels(targets, self.label_smoothing)
-        pixels = batch["images"].astype(jnp.float32)
-        return {**batch, "images": (pixels - 127.5) / 127.5, "targets": targets}
+        pixels = (batch["images"].astype(jnp.float32) - 127.5) / 127.5
+        if train and (self.mixup or self.cutmix):
+            pixels, targets = self.mixed(pixels, targets, key)
+        return {**batch, "images": pixels, "targets": targets}
+
+    def mixed(
+        self, pixels: jax.Array, targets: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Images [B, H, W, C] and targets [B, C], each mixed with those one row before.
+
+        Source: Zhang 2017 and big_vision, utils.py `get_mixup` (mixup); Yun 2019 and
+        timm, data/mixup.py (cutmix, the coin).
+        """
+        beta_key, window_key, coin_key = jax.random.split(key, 3)
+        window = jnp.asarray(self.cutmix > 0)
+        if self.mixup and self.cutmix:
+            window = jax.random.bernoulli(coin_key)
+        a = beta(beta_key, jnp.where(window, self.cutmix, self.mixup))
+        # What each pixel, and what the target, keeps of its own.
+        pasted = cutmix_keep(window_key, a, (pixels.shape[1], pixels.shape[2]))
+        blended = jnp.maximum(a, 1 - a)  # an image stays the larger part
+        keep = jnp.where(window, pasted, blended)
+        share = jnp.where(window, pasted.mean(), blended)
+        keep = keep[None, :, :, None]
+        pixels = keep * pixels + (1 - keep) * jnp.roll(pixels, 1, axis=0)
+        targets = share * targets + (1 - share) * jnp.roll(targets, 1, axis=0)
+        return pixels, targets
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         return {"images": batch["images"]}
@@ -117,6 +192,10 @@ class Classify:
         self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
     ) -> dict[str, tuple[jax.Array, jax.Array]]:
         """Cross-entropy in nats and accuracy, padded rows left out.
+
+        `top5_accuracy` where there are more than 5 classes; of equal logits the lower class
+        counts first. `real_accuracy` is the share of images whose first class is one of
+        those that fit; images that none fits do not count.
 
         Raises:
             ValueError: the head's classes are not the task's.
@@ -136,7 +215,104 @@ class Classify:
         correct = logits.argmax(-1) == batch["labels"]
         valid = batch["valid"].astype(jnp.float32)
         count = valid.sum()
-        return {
+        terms = {
             "cross_entropy": ((losses * valid).sum(), count),
             "accuracy": ((correct * valid).sum(), count),
         }
+        if self.num_classes > 5:
+            in_top5 = rank_of(batch["labels"], logits) < 5
+            terms["top5_accuracy"] = ((in_top5 * valid).sum(), count)
+        if self.real_labels is not None:
+            real = batch["real_labels"]
+            fits = jnp.take_along_axis(real, logits.argmax(-1)[:, None], axis=-1)[:, 0]
+            counted = valid * real.any(axis=-1)
+            terms["real_accuracy"] = ((fits * counted).sum(), counted.sum())
+        return terms
+
+
+def rank_of(labels: Int[Array, " B"], logits: Float[Array, "B C"]) -> Int[Array, " B"]:
+    """Each label's place, from 0, in the order of `jax.lax.top_k`: ties by lower class.
+
+    Counted, not sorted: a count needs no exchange between devices. A nan is ahead of every
+    number; where the label's own logit is nan, it is last.
+    """
+    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    earlier = jnp.arange(logits.shape[-1])[None] < labels[:, None]
+    ahead = ~(logits <= own) | ((logits == own) & earlier)
+    return ahead.sum(axis=-1)
+
+
+@functools.lru_cache
+def read_real_labels(path: str, num_classes: int) -> list[list[int]]:
+    """The labels that fit each of ImageNet's validation images, in order of file name.
+
+    Raises:
+        ValueError: no such file, or it is no JSON list of lists of labels.
+
+    Source: Beyer et al. 2020, "Are we done with ImageNet?"; the file is real.json of
+    google-research/reassessed-imagenet.
+    """
+    rule = (
+        "it must hold a JSON list with a list of labels, which may be empty, for each "
+        "validation image. Use real.json of google-research/reassessed-imagenet."
+    )
+    file = pathlib.Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"real_labels={path!r} is no file; {rule}")
+    try:
+        table = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"real_labels={path!r} is no JSON ({error}); {rule}") from None
+    rows = table if isinstance(table, list) else [table]
+    for number, row in enumerate(rows, start=1):
+        whole = isinstance(row, list) and all(type(label) is int for label in row)
+        if not whole or not all(0 <= label < num_classes for label in row):
+            raise ValueError(
+                f"real_labels={path!r}: entry {number} is {str(row)[:80]}, no list of "
+                f"labels from 0 to num_classes - 1 = {num_classes - 1}; {rule}"
+            )
+    return rows
+
+
+def real_label_row(record: Mapping[str, Any], rows: int) -> int:
+    """Which row of real.json an image has, by its file name, of `rows`.
+
+    Raises:
+        ValueError: it is none of the validation images.
+    """
+    name = record.get("file_name", record.get("name", ""))
+    name = name.decode() if isinstance(name, bytes) else str(name)
+    found = re.search(r"ILSVRC2012_val_(\d{8})\b", name)
+    if not found or not 1 <= int(found[1]) <= rows:
+        raise ValueError(
+            f"real_labels: the image {name!r} is not among ILSVRC2012_val_00000001 to "
+            f"ILSVRC2012_val_{rows:08d}. Set real_labels in config.evals.NAME.task only, "
+            "for an evaluation on these files (their names must be kept)."
+        )
+    return int(found[1]) - 1
+
+
+def beta(key: jax.Array, alpha: Float[Array, ""]) -> Float[Array, ""]:
+    """A draw of Beta(alpha, alpha), as the ratio of two gammas.
+
+    One call draws both: `jax.random.beta` takes two, each of which compiles for seconds.
+    """
+    first, second = jax.random.loggamma(key, alpha, (2,))
+    return jax.nn.sigmoid(first - second)
+
+
+def cutmix_keep(
+    key: jax.Array, kept: Float[Array, ""], size: tuple[int, int]
+) -> Float[Array, "H W"]:
+    """Ones with a window of zeros, whose area is 1 - `kept` before the border cuts it.
+
+    Its centre is uniform and its aspect the image's.
+    """
+    side = jnp.sqrt(1 - kept)
+    inside = []
+    for length, centre_key in zip(size, jax.random.split(key), strict=True):
+        half = (length * side).astype(jnp.int32) // 2
+        centre = jax.random.randint(centre_key, (), 0, length)
+        pixel = jnp.arange(length)
+        inside.append((centre - half <= pixel) & (pixel < centre + half))
+    return 1.0 - (inside[0][:, None] & inside[1][None, :])

@@ -1,0 +1,46 @@
+"""What part of an image a model sees: cropped at random in training, else the middle."""
+
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from attn_jax.data import images
+
+
+def frame(
+    image: UInt8[np.ndarray, "H W C"],
+    size: tuple[int, int],
+    rng: np.random.Generator | None,
+    *,
+    crop: Literal["none", "inception", "shift"] = "none",
+    crop_area: tuple[float, float] = (0.05, 1.0),
+    shift_pixels: int = 4,
+    flip: bool = False,
+    resize: int | None = None,
+) -> UInt8[np.ndarray, "h w C"]:
+    """The image at `size` (height, width) in pixels; `rng` None means evaluation.
+
+    Args:
+        crop: in training, "inception" takes a random area at a random aspect ratio and
+            resizes it; "shift" pads by `shift_pixels` and crops back; "none" as evaluation.
+        crop_area: bounds of the inception crop's share of the image.
+        flip: mirror half of the training images left to right.
+        resize: smaller side in pixels before the central crop; None: no resize but to
+            `size`, where the image has another size.
+    """
+    if rng is None or crop == "none":
+        framed = centred(image, size, resize)
+    elif crop == "inception":
+        framed = images.inception_crop(image, size, rng, area=crop_area)
+    else:
+        framed = images.shift_crop(centred(image, size, resize), shift_pixels, rng)
+    return images.flip(framed, rng) if rng is not None and flip else framed
+
+
+def centred(
+    image: UInt8[np.ndarray, "H W C"], size: tuple[int, int], resize: int | None
+) -> UInt8[np.ndarray, "h w C"]:
+    if resize is not None:
+        return images.central_crop(images.resize_small(image, resize), size)
+    return image if image.shape[:2] == size else images.resize_u8(image, size)
