@@ -75,11 +75,20 @@ def test_a_module_that_attends_to_nothing_is_named():
         attention_maps(module, {}, stored=jnp.ones((1, 2, 3)))
 
 
+OF_A_VIT = [
+    "attention.png",
+    "heads.png",
+    "rollout.png",
+    "distance.png",
+    "position.png",
+    "filters.png",
+    "analysis.npz",
+]
 FIGURES = {
-    "configs/vit/digits.py": ["attention.png"],
+    "configs/vit/digits.py": OF_A_VIT,
     "configs/bert/pretrain_stdlib.py": ["attention.png", "filled_masks.png"],
     "configs/hopfield/digit_bags.py": ["association.png", "completion.png"],
-    "configs/hopfield/vit_pooling.py": ["attention.png"],
+    "configs/hopfield/vit_pooling.py": OF_A_VIT,
     "configs/slot_attention/tetrominoes.py": ["slots.png", "iterations.png"],
 }
 
@@ -94,9 +103,10 @@ def test_analyze_draws_the_figures_of_a_run(recipe, tmp_path, capsys):
     files = [pathlib.Path(line) for line in capsys.readouterr().out.splitlines()]
     assert [file.name for file in files] == FIGURES[recipe]
     for file in files:
-        pixels = np.asarray(Image.open(file).convert("L"))
         assert file.parent == tmp_path / "run" / "analysis"
-        assert pixels.std() > 5, "an empty page"
+        if file.suffix == ".png":
+            pixels = np.asarray(Image.open(file).convert("L"))
+            assert pixels.std() > 5, "an empty page"
 
 
 def test_analyze_of_a_folder_without_a_run_is_one_line(tmp_path):

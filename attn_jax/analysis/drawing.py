@@ -22,6 +22,13 @@ def figure(
     return page, axes
 
 
+def chart(inches: tuple[float, float]) -> tuple[Figure, Any]:
+    """(figure, one axes with ticks) of so many inches (width, height)."""
+    page = Figure(figsize=inches, layout="constrained")
+    FigureCanvasAgg(page)
+    return page, page.subplots()
+
+
 def show_image(axes: Any, image: Float[np.ndarray, "H W C"], title: str = "") -> None:
     """An image in [-1, 1], grey where it has one channel."""
     pixels = np.clip((image + 1) / 2, 0, 1)

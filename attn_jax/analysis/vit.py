@@ -1,15 +1,24 @@
-"""Where a Vision Transformer looks: attention over the patches of an image."""
+"""Where a Vision Transformer looks: attention over the patches of an image.
+
+Axes: B images, H W pixels, L blocks, N heads, T tokens, G = Gh * Gw patches; the patches are
+the last G tokens.
+"""
 
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
-from attn_jax.analysis import attention_maps
-from attn_jax.analysis.drawing import figure, save, show_image
-from attn_jax.models.vit import ViT
+from attn_jax.analysis import attention_maps, readings
+from attn_jax.analysis.drawing import chart, figure, save, show_image
+from attn_jax.data import images as image_lib
+from attn_jax.models.vit import PatchEmbedding, ViT, sincos2d
+
+Maps = Mapping[str, Float[np.ndarray, "B N Q K"]]
+Arrays = Mapping[str, np.ndarray]
 
 
 def draw(
@@ -18,42 +27,298 @@ def draw(
     inputs: Mapping[str, Any],
     folder: pathlib.Path,
 ) -> list[pathlib.Path]:
-    """Writes attention.png: each image, and how much attention each block pays to it."""
-    images = np.asarray(inputs["images"])
+    """Writes the figures, and analysis.npz with the numbers behind them (see `measure`).
+
+    attention.png: each image, and how much attention each block pays to it;
+    heads.png: the same of each head of the last block, and of a pooling, for one image;
+    rollout.png: each image, and what of it reaches the head through all blocks;
+    distance.png: how far each head of each block looks;
+    position.png: which patches have similar position embeddings (where there are any);
+    filters.png: principal components of the patch filters (where they read pixels).
+    """
+    # Whole images, even where the task hides patches in training.
+    inputs = {"images": inputs["images"]}
     maps = attention_maps(module, variables, **inputs)
-    columns = ["image", *maps]
-    page, axes = figure(len(images), len(columns))
-    over = {path: over_patches(module, weights) for path, weights in maps.items()}
-    for row, image in enumerate(images):
-        show_image(axes[row, 0], image, "image" if row == 0 else "")
-        for column, path in enumerate(maps, start=1):
-            grid = on_grid(module, image.shape[:2], over[path][row])
-            title = path.removesuffix("/attention") if row == 0 else ""
-            show_image(axes[row, column], image, title)
-            height, width = image.shape[:2]
-            # Strong where the model looks; the image stays visible below.
-            axes[row, column].imshow(
-                grid,
-                cmap="inferno",
-                alpha=0.7,
-                extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-            )
-    return [save(page, folder / "attention.png")]
+    arrays = measure(module, variables, inputs, maps)
+    files = [
+        draw_attention(module, maps, arrays, folder / "attention.png"),
+        draw_heads(maps, arrays, folder / "heads.png"),
+        draw_rollout(arrays, folder / "rollout.png"),
+        draw_distance(arrays, folder / "distance.png"),
+    ]
+    if "posemb_similarity" in arrays:
+        files.append(draw_position(arrays, folder / "position.png"))
+    if "pca_components" in arrays:
+        files.append(draw_filters(arrays, folder / "filters.png"))
+    # Any: to a type checker a name could be that of savez's own option.
+    named: dict[str, Any] = dict(arrays)
+    np.savez(folder / "analysis.npz", **named)
+    return [*files, folder / "analysis.npz"]
+
+
+def measure(
+    module: ViT, variables: Mapping[str, Any], inputs: Mapping[str, Any], maps: Maps
+) -> dict[str, np.ndarray]:
+    """All readings, by their names in analysis.npz; lengths in pixels of the model's input.
+
+    `images` [B, H, W, c]; `grid` [2], patches down and across; `attention_to_patches`
+    [L, B, N, Gh, Gw], per head, see `over_patches`; `pooling_to_patches` [B, N, Gh, Gw]
+    where a pooling attends; `mean_attention_distance` and
+    `mean_attention_distance_renormalized` [L, N], `.._per_image` [B, L, N];
+    `uniform_attention_distance` [], of a head that sees all tokens alike;
+    `attention_entropy_nats` [L, N]; `rollout` [L, B, T, T]; `rollout_map` [B, Gh, Gw];
+    `posemb_similarity` [G, G]; `pca_*`, the fields of `readings.FilterComponents`.
+    """
+    images = np.asarray(inputs["images"])
+    grid = grid_of(module, variables, inputs)
+    # Not patch_size: a stem has shrunk the image before the patches are cut.
+    pixels = (images.shape[1] / grid[0], images.shape[2] / grid[1])
+    blocks = [weights for path, weights in maps.items() if is_block(path)]
+    tokens = blocks[0].shape[-1]
+    prefix = tokens - grid[0] * grid[1]
+
+    def distance(weights: np.ndarray, renormalize: bool = False) -> np.ndarray:
+        return readings.mean_attention_distance(
+            weights, grid, pixels, prefix=prefix, renormalize=renormalize
+        )
+
+    near = np.stack([distance(weights) for weights in blocks], axis=1)
+    renormalized = np.stack([distance(weights, True) for weights in blocks], axis=1)
+    entropy = np.stack([readings.attention_entropy(w) for w in blocks])
+    uniform = np.full((1, 1, tokens, tokens), 1 / tokens, near.dtype)
+    rollout = readings.attention_rollout(blocks)
+    read = readout(module, maps, tokens, grid)
+    over = {path: over_patches(module, path, w, grid) for path, w in maps.items()}
+    arrays = {
+        "images": images,
+        "grid": np.array(grid),
+        "attention_to_patches": np.stack(
+            [weights for path, weights in over.items() if is_block(path)]
+        ),
+        "mean_attention_distance": near.mean(axis=0),
+        "mean_attention_distance_renormalized": renormalized.mean(axis=0),
+        "mean_attention_distance_per_image": near,
+        "uniform_attention_distance": distance(uniform)[0, 0],
+        "attention_entropy_nats": entropy.mean(axis=1),
+        "rollout": rollout,
+        "rollout_map": readings.rollout_map(rollout[-1], read, grid, prefix=prefix),
+    }
+    if pooling := [path for path in maps if not is_block(path)]:
+        arrays["pooling_to_patches"] = over[pooling[0]]
+    params = variables["params"]
+    table = position_table(module, params, grid)
+    if table is not None:
+        arrays["posemb_similarity"] = readings.position_similarity(table)
+    kernel = np.asarray(params["embedding"]["kernel"])
+    if module.stem is None and kernel.shape[2] in (1, 3):  # else no colours to look at
+        pca = readings.patch_filter_pca(kernel)
+        arrays |= {f"pca_{name}": array for name, array in pca._asdict().items()}
+    return arrays
+
+
+def grid_of(
+    module: ViT, variables: Mapping[str, Any], inputs: Mapping[str, Any]
+) -> tuple[int, int]:
+    """Patches (down, across), as the patch embedding lays them out; nothing is computed.
+
+    Asked, not derived: behind a stem that rounds up, or with patches that are not square,
+    neither the image's size nor its aspect tells.
+    """
+    _, seen = jax.eval_shape(
+        lambda variables, inputs: module.apply(
+            variables,
+            **inputs,
+            mutable=["intermediates"],
+            capture_intermediates=lambda part, _: isinstance(part, PatchEmbedding),
+        ),
+        variables,
+        dict(inputs),
+    )
+    shape = seen["intermediates"]["embedding"]["__call__"][0].shape
+    return shape[1], shape[2]
+
+
+def is_block(path: str) -> bool:
+    """Whether attention is a block's, among all tokens; else a pooling reads them."""
+    return path.startswith("block_")
 
 
 def over_patches(
-    module: ViT, weights: Float[np.ndarray, "B N Q K"]
-) -> Float[np.ndarray, "B G"]:
-    """Attention to each patch, mean over heads: the class token's where there is one (or
-    the pooling probe's), else the mean over all queries."""
-    over = weights.mean(axis=1)
-    over = over[:, 0] if module.pool == "cls" else over.mean(axis=1)
-    return over[:, 1:] if module.pool == "cls" else over
+    module: ViT,
+    path: str,
+    weights: Float[np.ndarray, "B N Q K"],
+    grid: tuple[int, int],
+) -> Float[np.ndarray, "B N Gh Gw"]:
+    """Attention of each head to each patch: in a block the class token's where there is
+    one, else the mean over the patches' own; in a pooling the mean over its probes."""
+    patches = grid[0] * grid[1]
+    if not is_block(path):
+        over = weights.mean(axis=2)
+    elif module.pool == "cls":
+        over = weights[:, :, 0]
+    else:
+        over = weights[:, :, -patches:].mean(axis=2)
+    return over[..., -patches:].reshape(*over.shape[:2], *grid)
 
 
-def on_grid(
-    module: ViT, size: tuple[int, int], patches: Float[np.ndarray, " G"]
-) -> Float[np.ndarray, "Gh Gw"]:
-    patch = module.patch_size
-    ph, pw = (patch, patch) if isinstance(patch, int) else patch
-    return patches.reshape(size[0] // ph, size[1] // pw)
+def readout(
+    module: ViT, maps: Maps, tokens: int, grid: tuple[int, int]
+) -> Float[np.ndarray, "#B T"]:
+    """The share of each token in what the head reads: a pooling's attention (mean over
+    heads and probes), else all of the class token or the mean of the patches."""
+    dtype = next(iter(maps.values())).dtype
+    for path, weights in maps.items():
+        if not is_block(path):
+            shares = weights.mean(axis=(1, 2))
+            # A pooling may be shown the patches alone.
+            return np.pad(shares, ((0, 0), (tokens - shares.shape[1], 0)))
+    shares = np.zeros((1, tokens), dtype)
+    if module.pool == "cls":
+        shares[:, 0] = 1
+    else:
+        patches = grid[0] * grid[1]
+        shares[:, -patches:] = 1 / patches
+    return shares
+
+
+def position_table(
+    module: ViT, params: Mapping[str, Any], grid: tuple[int, int]
+) -> Float[np.ndarray, "G D"] | None:
+    """The position embedding of each patch; None where the model has none."""
+    if "pos_embedding" in params:
+        table = np.asarray(params["pos_embedding"])
+    elif module.position == "sincos2d":
+        table = np.asarray(sincos2d(*grid, module.width))
+    else:
+        return None
+    return table.reshape(-1, table.shape[-1])[-grid[0] * grid[1] :]
+
+
+def draw_attention(
+    module: ViT, maps: Maps, arrays: Arrays, path: pathlib.Path
+) -> pathlib.Path:
+    images, grid = arrays["images"], (int(arrays["grid"][0]), int(arrays["grid"][1]))
+    page, axes = figure(len(images), 1 + len(maps))
+    over = [over_patches(module, at, w, grid).mean(axis=1) for at, w in maps.items()]
+    titles = [at.removesuffix("/attention") for at in maps]
+    for row, image in enumerate(images):
+        show_image(axes[row, 0], image, "image" if row == 0 else "")
+        for one, title, weights in zip(axes[row, 1:], titles, over, strict=True):
+            overlay(one, image, weights[row], title if row == 0 else "")
+    page.suptitle("attention to patches, mean over heads, each map scaled", fontsize=9)
+    return save(page, path)
+
+
+def draw_heads(maps: Maps, arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
+    image = arrays["images"][0]
+    last = [at.removesuffix("/attention") for at in maps if is_block(at)][-1]
+    panels = {
+        f"{last}, head {head}": weights
+        for head, weights in enumerate(arrays["attention_to_patches"][-1][0])
+    }
+    for head, weights in enumerate(arrays.get("pooling_to_patches", [[]])[0]):
+        panels[f"pooling, head {head}"] = weights
+    columns = min(1 + len(panels), 7)
+    page, axes = figure(-(-(1 + len(panels)) // columns), columns, cell=(1.6, 1.9))
+    for one in axes.flat[1 + len(panels) :]:
+        one.set_frame_on(False)
+    show_image(axes.flat[0], image, "image")
+    for one, (title, weights) in zip(axes.flat[1:], panels.items(), strict=False):
+        overlay(one, image, weights, f"{title}\n{weights.max():.1%} at most")
+    page.suptitle("attention to patches by head, each map scaled", fontsize=9)
+    return save(page, path)
+
+
+def draw_rollout(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
+    images = arrays["images"]
+    page, axes = figure(len(images), 2, cell=(2.2, 1.9))
+    for row, (image, shares) in enumerate(
+        zip(images, arrays["rollout_map"], strict=True)
+    ):
+        show_image(axes[row, 0], image, "image" if row == 0 else "")
+        title = "rollout" if row == 0 else ""
+        # Patches as areas would hide the image's outlines: between centres it is smooth.
+        smooth = image_lib.resize(100 * shares[..., None], image.shape[:2], "bicubic")
+        shown = overlay(axes[row, 1], image, smooth[..., 0], title)
+        bar = page.colorbar(shown, ax=axes[row, 1])
+        bar.set_label("share per patch (%)", fontsize=7)
+        bar.ax.tick_params(labelsize=7)
+    page.suptitle("what the head reads, through all blocks", fontsize=9)
+    return save(page, path)
+
+
+def draw_distance(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
+    distance, images = arrays["mean_attention_distance"], arrays["images"]
+    layers, heads = distance.shape
+    page, axes = chart((max(3.5, 1.5 + 0.3 * layers), 3.2))
+    axes.plot(
+        np.repeat(np.arange(layers), heads), distance.ravel(), "o", alpha=0.6, ms=5
+    )
+    uniform = float(arrays["uniform_attention_distance"])
+    axes.axhline(uniform, color="gray", ls="--", lw=1, label="all tokens alike")
+    axes.legend(fontsize=7)
+    axes.set_xticks(range(0, layers, -(-layers // 16)))
+    axes.set_xlim(-0.5, layers - 0.5)
+    axes.set_ylim(0, 1.1 * max(uniform, distance.max()))
+    axes.set_xlabel("block")
+    axes.set_ylabel("mean attention distance (pixels)")
+    height, width = images.shape[1:3]
+    count = f"{len(images)} image{'s' if len(images) > 1 else ''}"
+    axes.set_title(f"one dot a head, {count} of {height}x{width} pixels", fontsize=9)
+    return save(page, path)
+
+
+def draw_position(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
+    """One page of Gh x Gw tiles, each a map of Gh x Gw, a blank line between them."""
+    rows, columns = (int(n) for n in arrays["grid"])
+    tiles = arrays["posemb_similarity"].reshape(rows, columns, rows, columns)
+    tiles = np.pad(tiles, ((0, 0),) * 2 + ((0, 1),) * 2, constant_values=np.nan)
+    mosaic = tiles.transpose(0, 2, 1, 3).reshape(rows * (rows + 1), -1)[:-1, :-1]
+    widest = max(mosaic.shape)
+    page, axes = chart(
+        (1.6 + 4.5 * mosaic.shape[1] / widest, 1.0 + 4.5 * mosaic.shape[0] / widest)
+    )
+    shown = axes.imshow(mosaic, "viridis", vmin=-1, vmax=1, interpolation="nearest")
+    for axis, count in ((axes.xaxis, columns), (axes.yaxis, rows)):
+        labels = np.arange(0, count, -(-count // 16))
+        axis.set_ticks(labels * (count + 1) + (count - 1) / 2, labels)
+    axes.set_xlabel("patch column")
+    axes.set_ylabel("patch row")
+    axes.set_title("a tile a patch: position embedding against all others", fontsize=9)
+    page.colorbar(shown, ax=axes, shrink=0.8).set_label("cosine similarity")
+    return save(page, path)
+
+
+def draw_filters(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
+    shown, ratio = arrays["pca_minmax"], arrays["pca_explained_variance_ratio"]
+    columns = min(len(shown), 7)
+    page, axes = figure(-(-len(shown) // columns), columns, cell=(1.0, 1.15))
+    for one in axes.flat[len(shown) :]:
+        one.set_frame_on(False)
+    for one, component, share in zip(axes.flat, shown, ratio, strict=False):
+        show_image(one, 2 * component - 1, f"{share:.1%}")
+    height, width = shown.shape[1:3]
+    page.suptitle(
+        f"patch filters, {height}x{width} pixels: principal components\n"
+        "and their share of the variance",
+        fontsize=9,
+    )
+    return save(page, path)
+
+
+def overlay(
+    axes: Any,
+    image: Float[np.ndarray, "H W c"],
+    weights: Float[np.ndarray, "h w"],
+    title: str,
+) -> Any:
+    """Weights of any resolution over the whole image, scaled to their own range."""
+    height, width = image.shape[:2]
+    show_image(axes, image, title)
+    # Strong where the model looks; the image stays visible below.
+    return axes.imshow(
+        weights,
+        cmap="inferno",
+        alpha=0.7,
+        extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+    )

@@ -1,0 +1,545 @@
+"""Readings of a ViT's attention and filters: golden numbers, closed forms, figures."""
+
+import pathlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import train
+from attn_jax import config as config_lib
+from attn_jax.__main__ import main
+from attn_jax.analysis import attention_maps, readings
+from attn_jax.analysis import vit as vit_analysis
+from attn_jax.models.resnet import ResNetStem
+from attn_jax.models.vit import ViT, sincos2d
+from attn_jax.tasks.classify import Classify
+
+ROOT = pathlib.Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "vit"
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def attention(*shape: int, seed: int = 0) -> np.ndarray:
+    """Random weights whose rows sum to 1."""
+    weights = np.random.default_rng(seed).exponential(size=shape) ** 2
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+# Distance.
+
+
+@pytest.mark.parametrize("grid", [(1, 7), (5, 1), (2, 2), (3, 5), (4, 4)])
+def test_uniform_attention_is_as_far_as_two_random_patches_are_apart(grid):
+    """Of all ordered pairs, (rows - |y|) (columns - |x|) are y down and x across apart."""
+    down, across = 4.0, 3.0
+    total = 0.0
+    for y in range(1 - grid[0], grid[0]):
+        for x in range(1 - grid[1], grid[1]):
+            pairs = (grid[0] - abs(y)) * (grid[1] - abs(x))
+            total += pairs * ((down * y) ** 2 + (across * x) ** 2) ** 0.5
+    patches = grid[0] * grid[1]
+    weights = np.full((1, 1, patches, patches), 1 / patches)
+    found = readings.mean_attention_distance(weights, grid, (down, across))
+    np.testing.assert_allclose(found, total / patches**2, rtol=1e-12)
+    if grid[0] == 1:  # then it is (n^2 - 1) / 3n patches
+        n = grid[1]
+        np.testing.assert_allclose(found, across * (n * n - 1) / (3 * n), rtol=1e-12)
+
+
+def test_what_goes_to_the_prefix_is_no_distance_unless_renormalised():
+    patches = attention(2, 3, 6, 6)
+    weights = np.full((2, 3, 8, 8), 0.1)
+    weights[:, :, 2:, 2:] = 0.8 * patches  # and 0.1 to each of two tokens before
+    alone = readings.mean_attention_distance(patches, (2, 3), 4)
+    options = {"grid": (2, 3), "patch_size": 4, "prefix": 2}
+    found = readings.mean_attention_distance(weights, **options)
+    np.testing.assert_allclose(found, 0.8 * alone, rtol=1e-12)
+    found = readings.mean_attention_distance(weights, **options, renormalize=True)
+    np.testing.assert_allclose(found, alone, rtol=1e-12)
+
+
+def test_a_head_that_sees_only_the_class_token_has_distance_0_not_nan():
+    weights = np.zeros((1, 1, 5, 5))
+    weights[..., 0] = 1
+    for renormalize in (False, True):
+        found = readings.mean_attention_distance(
+            weights, (2, 2), 4, prefix=1, renormalize=renormalize
+        )
+        assert found == 0
+
+
+def test_distance_is_in_pixels_and_apart_for_each_image_and_head():
+    weights = attention(3, 2, 6, 6)
+    found = readings.mean_attention_distance(weights, (2, 3), 1)
+    twice = readings.mean_attention_distance(weights, (2, 3), 2)
+    np.testing.assert_allclose(twice, 2 * found, rtol=1e-12)
+    one = readings.mean_attention_distance(weights[2:, 1:], (2, 3), 1)
+    np.testing.assert_array_equal(found[2, 1], one[0, 0])
+
+
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_a_prefix_that_does_not_fit_is_named(prefix):
+    with pytest.raises(ValueError, match=rf"7 tokens, but prefix={prefix} and grid"):
+        readings.mean_attention_distance(
+            attention(1, 1, 7, 7), (2, 3), 4, prefix=prefix
+        )
+    with pytest.raises(ValueError, match=rf"7 tokens, but prefix={prefix} and grid"):
+        readings.rollout_map(
+            attention(1, 7, 7), np.eye(7)[:1], grid=(2, 3), prefix=prefix
+        )
+
+
+# Entropy.
+
+
+def test_entropy_is_0_for_one_key_and_log_k_for_all_alike():
+    one = np.broadcast_to(np.eye(5), (2, 3, 5, 5))
+    assert np.all(readings.attention_entropy(one) == 0)
+    alike = np.full((2, 3, 4, 5), 1 / 5)
+    found = readings.attention_entropy(alike)
+    np.testing.assert_allclose(found, np.full((2, 3), np.log(5)), rtol=1e-12)
+
+
+# Rollout.
+
+
+def test_every_row_of_a_rollout_sums_to_one():
+    rollout = readings.attention_rollout(attention(4, 2, 3, 7, 7))
+    assert rollout.shape == (4, 2, 7, 7)
+    np.testing.assert_allclose(rollout.sum(axis=-1), 1, rtol=1e-12)
+
+
+def test_a_list_of_maps_rolls_out_as_their_stack_does():
+    maps = attention(4, 2, 3, 7, 7)
+    np.testing.assert_array_equal(
+        readings.attention_rollout(list(maps)), readings.attention_rollout(maps)
+    )
+
+
+def test_tokens_that_see_only_themselves_stay_apart():
+    maps = np.broadcast_to(np.eye(5), (3, 2, 4, 5, 5))
+    np.testing.assert_array_equal(
+        readings.attention_rollout(maps), np.broadcast_to(np.eye(5), (3, 2, 5, 5))
+    )
+
+
+def test_a_later_block_reads_what_an_earlier_one_wrote():
+    """Token 1 takes token 2, then token 0 takes token 1: half and half each time."""
+    first, second = np.eye(3), np.eye(3)
+    first[1] = [0, 0, 1]
+    second[0] = [0, 1, 0]
+    rollout = readings.attention_rollout([m[None, None] for m in (first, second)])
+    np.testing.assert_allclose(rollout[-1, 0, 0], [0.5, 0.25, 0.25], rtol=1e-12)
+
+
+def test_rollout_refuses_a_pooling_and_no_map_at_all():
+    with pytest.raises(ValueError, match="map 1 has 1 queries and 7 keys"):
+        readings.attention_rollout([attention(2, 3, 7, 7), attention(2, 3, 1, 7)])
+    with pytest.raises(ValueError, match="rollout of 0 maps"):
+        readings.attention_rollout([])
+
+
+def test_a_rollout_map_is_the_mean_of_the_rows_by_what_is_read():
+    rollout = attention(2, 7, 7)
+    shares = attention(2, 7, seed=1)
+    found = readings.rollout_map(rollout, shares, (2, 3), prefix=1)
+    for image in range(2):
+        wanted = sum(shares[image, t] * rollout[image, t] for t in range(7))
+        np.testing.assert_allclose(found[image], wanted[1:].reshape(2, 3), rtol=1e-12)
+
+
+# Positions and filters.
+
+
+def test_similarity_is_a_cosine_of_patches_alone():
+    table = np.random.default_rng(0).normal(size=(7, 5))
+    found = readings.position_similarity(table, prefix=1)
+    assert found.shape == (6, 6)
+    np.testing.assert_allclose(np.diag(found), 1, rtol=1e-12)
+    scaled = table * np.array([[9], [1], [2], [3], [1], [5], [7]])
+    scaled[0] = np.nan  # the class token's
+    np.testing.assert_allclose(
+        readings.position_similarity(scaled, prefix=1), found, atol=1e-12
+    )
+
+
+def test_filters_of_the_other_sign_have_the_same_components():
+    kernel = np.random.default_rng(0).normal(size=(3, 2, 3, 11))
+    found = readings.patch_filter_pca(kernel, 5)
+    other = readings.patch_filter_pca(-kernel, 5)
+    for name in ("components", "explained_variance", "minmax"):
+        np.testing.assert_allclose(
+            getattr(other, name), getattr(found, name), atol=1e-12
+        )
+    np.testing.assert_array_equal(other.mean, -found.mean)
+
+
+def test_components_are_orthonormal_and_explain_all_where_all_are_asked_for():
+    kernel = np.random.default_rng(0).normal(size=(2, 2, 1, 9))
+    found = readings.patch_filter_pca(kernel)
+    assert found.components.shape == (4, 2, 2, 1), "no more than 4 pixels"
+    flat = found.components.reshape(4, -1)
+    np.testing.assert_allclose(flat @ flat.T, np.eye(4), atol=1e-12)
+    np.testing.assert_allclose(found.explained_variance_ratio.sum(), 1, rtol=1e-12)
+    total = kernel.var(axis=-1, ddof=1).sum()
+    np.testing.assert_allclose(found.explained_variance.sum(), total, rtol=1e-12)
+    assert readings.patch_filter_pca(kernel[..., :3]).components.shape[0] == 2
+    for shown in found.minmax:
+        assert (shown.min(), shown.max()) == (0, 1)
+
+
+# Golden numbers.
+
+
+def golden(name: str, dtype: str) -> tuple[dict, dict]:
+    """(readings of the reference, ours) by name."""
+    wanted = dict(np.load(GOLDEN / "analysis" / f"{name}.npz"))
+    weights = dict(np.load(GOLDEN / "google" / f"{name}_ckpt.npz"))
+    seen = np.load(GOLDEN / "google" / f"{name}_io.npz")
+    maps = seen["attention"].astype(dtype)
+    kernel = weights["embedding/kernel"].astype(dtype)
+    table = weights["Transformer/posembed_input/pos_embedding"][0].astype(dtype)
+    prefix, tokens = int("cls" in weights), maps.shape[-1]
+    grid, patch = seen["stem"].shape[1:3], kernel.shape[0]
+
+    def distances(**options):
+        return np.stack(
+            [
+                readings.mean_attention_distance(
+                    m, grid, patch, prefix=prefix, **options
+                )
+                for m in maps
+            ],
+            axis=1,
+        )
+
+    rollout = readings.attention_rollout(maps)
+    mean = np.full((1, tokens), 1 / tokens, dtype)
+    read = np.eye(tokens, dtype=dtype)[:1] if prefix else mean
+    pca = readings.patch_filter_pca(kernel)._asdict()
+    return wanted, {
+        "mean_attention_distance": distances().mean(axis=0),
+        "mean_attention_distance_renormalized": distances(renormalize=True).mean(
+            axis=0
+        ),
+        "mean_attention_distance_per_image": distances(),
+        "rollout": rollout,
+        "rollout_map": readings.rollout_map(rollout[-1], read, grid, prefix=prefix),
+        "attention_entropy_nats": np.stack(
+            [readings.attention_entropy(m).mean(axis=0) for m in maps]
+        ),
+        "posemb_similarity": readings.position_similarity(table, prefix=prefix),
+        **{f"pca_{part}": array for part, array in pca.items()},
+    }
+
+
+# Of the reference's README; float32 rounds sums of up to 17 x 17 weights, and a component
+# turns where its variance is close to the next one's.
+TOLERANCES = {"float64": (1e-9, 1e-9), "float32": (1e-5, 1e-3)}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("name", ["token", "token_prelogits", "gap"])
+def test_readings_are_those_of_the_reference(name, dtype):
+    wanted, ours = golden(name, dtype)
+    assert ours.keys() == wanted.keys()
+    usual, of_pca = TOLERANCES[dtype]
+    for part, array in wanted.items():
+        assert ours[part].dtype == dtype, part
+        tolerance = of_pca if part.startswith("pca") else usual
+        np.testing.assert_allclose(
+            ours[part], array, rtol=0, atol=tolerance, err_msg=part
+        )
+
+
+# A model's readings and figures.
+
+EVERY = [
+    "attention.png",
+    "heads.png",
+    "rollout.png",
+    "distance.png",
+    "position.png",
+    "filters.png",
+    "analysis.npz",
+]
+TINY = {
+    "num_classes": 3,
+    "patch_size": 2,
+    "width": 8,
+    "depth": 2,
+    "mlp_width": 8,
+    "num_heads": 2,
+}
+# {name: (fields, image, grid, tokens before the patches)}; all sides differ.
+MODELS = {
+    "cls": ({}, (6, 10, 3), (3, 5), 1),
+    "cls, registers": ({"registers": 2}, (4, 6, 1), (2, 3), 3),
+    "gap": ({"pool": "gap"}, (4, 4, 3), (2, 2), 0),
+    "gap beside a class token": (
+        {"pool": "gap", "class_token": True, "dialect": "big_vision"},
+        (4, 6, 3),
+        (2, 3),
+        1,
+    ),
+    "map, sincos2d": (
+        {"pool": "map", "position": "sincos2d", "registers": 1},
+        (8, 9, 1),
+        (4, 3),
+        1,
+    ),
+    # The stem halves twice and rounds up: 9 -> 3 and 14 -> 4 features; patch size 1.
+    "stem": ({"stem": ResNetStem(width=32)}, (9, 14, 3), (3, 4), 1),
+}
+MODELS["map, sincos2d"][0]["patch_size"] = (2, 3)
+MODELS["stem"][0]["patch_size"] = 1
+
+
+def model(name: str) -> tuple[ViT, dict, dict]:
+    fields, shape, _, _ = MODELS[name]
+    module = ViT(**{**TINY, **fields})
+    images = jax.random.uniform(jax.random.key(0), (2, *shape), minval=-1)
+    return module, jax.jit(module.init)(jax.random.key(1), images), {"images": images}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_figure_of_a_vit_is_written_with_its_numbers(name, tmp_path):
+    _, shape, grid, prefix = MODELS[name]
+    patches = grid[0] * grid[1]
+    module, variables, inputs = model(name)
+    files = vit_analysis.draw(module, variables, inputs, tmp_path / "new" / "folder")
+    wanted = [file for file in EVERY if name != "stem" or file != "filters.png"]
+    assert [file.name for file in files] == wanted
+    for file in files[:-1]:
+        pixels = np.asarray(Image.open(file).convert("L"))
+        assert pixels.std() > 5, f"{file.name} is an empty page"
+    arrays = np.load(files[-1])
+    tokens = prefix + patches
+    shapes = {
+        "images": (2, *shape),
+        "grid": (2,),
+        "attention_to_patches": (2, 2, 2, *grid),
+        "mean_attention_distance": (2, 2),
+        "mean_attention_distance_renormalized": (2, 2),
+        "mean_attention_distance_per_image": (2, 2, 2),
+        "uniform_attention_distance": (),
+        "attention_entropy_nats": (2, 2),
+        "rollout": (2, 2, tokens, tokens),
+        "rollout_map": (2, *grid),
+        "posemb_similarity": (patches, patches),
+    }
+    assert {part: arrays[part].shape for part in shapes} == shapes
+    rest = {part for part in arrays if part not in shapes}
+    pooled = {"pooling_to_patches"} if name.startswith("map") else set()
+    filters = {f"pca_{field}" for field in readings.FilterComponents._fields}
+    assert rest == pooled | (filters if name != "stem" else set())
+
+
+def measured(name: str) -> tuple[ViT, dict, dict, dict]:
+    module, variables, inputs = model(name)
+    maps = attention_maps(module, variables, **inputs)
+    return (
+        module,
+        variables,
+        maps,
+        vit_analysis.measure(module, variables, inputs, maps),
+    )
+
+
+def test_behind_a_stem_a_patch_is_as_many_pixels_as_it_covers():
+    """9x14 pixels are 3x4 features: 3 and 3.5 pixels from one to the next."""
+    _, _, maps, found = measured("stem")
+    first = maps["block_0/attention"]
+    wanted = readings.mean_attention_distance(first, (3, 4), (3.0, 3.5), prefix=1)
+    np.testing.assert_array_equal(
+        found["mean_attention_distance_per_image"][:, 0], wanted
+    )
+    uniform = np.full((1, 1, 13, 13), 1 / 13)
+    wanted = readings.mean_attention_distance(uniform, (3, 4), (3.0, 3.5), prefix=1)
+    np.testing.assert_allclose(
+        found["uniform_attention_distance"], wanted[0, 0], rtol=1e-6
+    )
+
+
+def test_with_a_class_token_pooled_its_rows_are_read():
+    _, _, maps, found = measured("cls, registers")
+    last = maps["block_1/attention"]
+    np.testing.assert_array_equal(
+        found["attention_to_patches"][1], last[:, :, 0, 3:].reshape(2, 2, 2, 3)
+    )
+    np.testing.assert_allclose(
+        found["rollout_map"].reshape(2, -1), found["rollout"][-1, :, 0, 3:], rtol=1e-6
+    )
+
+
+def test_a_mean_reads_patches_and_not_a_class_token_beside_them():
+    _, _, maps, found = measured("gap beside a class token")
+    last = maps["block_1/attention"]
+    np.testing.assert_array_equal(
+        found["attention_to_patches"][1],
+        last[:, :, 1:, 1:].mean(axis=2).reshape(2, 2, 2, 3),
+    )
+    np.testing.assert_allclose(
+        found["rollout_map"].reshape(2, -1),
+        found["rollout"][-1, :, 1:, 1:].mean(axis=1),
+        rtol=1e-5,
+    )
+
+
+def test_a_probe_reads_by_its_own_attention():
+    """It sees the patches alone, so the register before them has no share."""
+    _, _, maps, found = measured("map, sincos2d")
+    probe = maps["attention_pooling/attention"]
+    assert probe.shape == (2, 2, 1, 12)
+    np.testing.assert_array_equal(
+        found["pooling_to_patches"], probe[:, :, 0].reshape(2, 2, 4, 3)
+    )
+    assert len(found["rollout"]) == 2, "blocks only"
+    shares = probe.mean(axis=(1, 2))
+    wanted = np.einsum("bi,bij->bj", shares, found["rollout"][-1, :, 1:, 1:])
+    np.testing.assert_allclose(found["rollout_map"].reshape(2, -1), wanted, rtol=1e-5)
+
+
+def test_positions_are_of_the_patches_learned_or_fixed():
+    _, variables, _, found = measured("cls, registers")
+    learned = np.asarray(variables["params"]["pos_embedding"])[0]
+    np.testing.assert_array_equal(
+        found["posemb_similarity"], readings.position_similarity(learned, prefix=3)
+    )
+    _, _, _, found = measured("map, sincos2d")
+    fixed = np.asarray(sincos2d(4, 3, 8))[0]
+    np.testing.assert_array_equal(
+        found["posemb_similarity"], readings.position_similarity(fixed)
+    )
+
+
+def test_features_of_a_stem_are_no_colours_even_where_they_are_three():
+    module = ViT(**TINY, stem=nn.Conv(3, (2, 2), 2))
+    images = jnp.ones((1, 4, 8, 3))
+    variables = jax.jit(module.init)(jax.random.key(0), images)
+    maps = {"block_0/attention": attention(1, 2, 3, 3)}
+    found = vit_analysis.measure(module, variables, {"images": images}, maps)
+    assert not any(part.startswith("pca") for part in found)
+
+
+def test_without_positions_there_is_no_table():
+    module = ViT(**TINY)
+    assert vit_analysis.position_table(module, {}, (2, 3)) is None
+
+
+def test_readings_of_a_model_are_those_of_the_reference(monkeypatch):
+    """The golden attention and parameters, through `measure`: names and axes are right."""
+    wanted = np.load(GOLDEN / "analysis" / "token.npz")
+    weights = np.load(GOLDEN / "google" / "token_ckpt.npz")
+    seen = np.load(GOLDEN / "google" / "token_io.npz")
+    module = ViT(**{**TINY, "patch_size": 4, "width": 32, "num_heads": 4, "depth": 3})
+    images = jnp.asarray(seen["images"])
+    params = dict(jax.jit(module.init)(jax.random.key(0), images)["params"])
+    params["embedding"] = {
+        leaf: weights[f"embedding/{leaf}"] for leaf in ("kernel", "bias")
+    }
+    params["pos_embedding"] = weights["Transformer/posembed_input/pos_embedding"]
+    maps = {f"block_{i}/attention": m for i, m in enumerate(seen["attention"])}
+    found = vit_analysis.measure(module, {"params": params}, {"images": images}, maps)
+    for part in wanted:
+        tolerance = 1e-3 if part.startswith("pca") else 1e-5
+        np.testing.assert_allclose(
+            found[part], wanted[part], rtol=0, atol=tolerance, err_msg=part
+        )
+
+
+# Images of one's own.
+
+
+def trained(recipe: str, folder: pathlib.Path) -> str:
+    settings = ["duration=2 steps", "evals={}", "keep_best=null"]
+    train.train(config_lib.load(f"{ROOT / recipe}:debug", settings), str(folder))
+    return f"--workdir={folder}"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> str:
+    """A ViT for grey images of 16x16 pixels."""
+    return trained("configs/vit/digits.py", tmp_path_factory.mktemp("vit") / "run")
+
+
+@pytest.fixture
+def pictures(tmp_path) -> list[pathlib.Path]:
+    """Three files, in colour and of other sizes than the model reads, and no image."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    files = [folder / name for name in ("a.png", "b.JPG", "c.png")]
+    for number, file in enumerate(files):
+        pixels = rng.integers(0, 256, (20 + number, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(file, file.suffix[1:].replace("JPG", "jpeg"))
+    (folder / "notes.txt").write_text("no image")
+    (folder / ".d.png").write_text("nor this")
+    return files
+
+
+def drawn(folder: pathlib.Path) -> np.ndarray:
+    return np.load(folder / "analysis.npz")["images"]
+
+
+def prepared(file: pathlib.Path) -> np.ndarray:
+    """As the run's evaluation would read it."""
+    task = Classify(data="", num_classes=10, image_size=16, channels=1)
+    row = task.example({"image": file.read_bytes(), "label": 0}, None)
+    return (row["images"].astype(np.float32) - 127.5) / 127.5
+
+
+def test_given_images_are_read_as_in_evaluation_and_no_data_is(
+    run, pictures, tmp_path, monkeypatch
+):
+    def absent(self, split):
+        raise AssertionError("the data was opened")
+
+    monkeypatch.setattr(Classify, "source", absent)
+    a, b, _ = map(str, pictures)
+    main(["analyze", run, f"--out={tmp_path / 'out'}", f"--images={b}", a])
+    images = drawn(tmp_path / "out")
+    assert images.shape == (2, 16, 16, 1)
+    for image, file in zip(images, (b, a), strict=True):
+        # The division is the device's: one rounding of numbers up to 1 may differ.
+        np.testing.assert_allclose(image, prepared(pathlib.Path(file)), atol=1e-6)
+
+
+def test_of_a_folder_the_first_images_by_name_are_read(run, pictures, tmp_path):
+    folder = str(pictures[0].parent)
+    main(["analyze", run, f"--out={tmp_path / 'all'}", "--images", folder])
+    assert len(drawn(tmp_path / "all")) == 3
+    given = ["--images", folder, "--examples=2"]
+    main(["analyze", run, f"--out={tmp_path / 'two'}", *given])
+    np.testing.assert_array_equal(drawn(tmp_path / "two"), drawn(tmp_path / "all")[:2])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("absent.png", "absent.png does not exist; give image files or a folder"),
+        ("empty", "empty is a folder without an image .*Give a folder that holds some"),
+        ("notes.txt", "notes.txt .* cannot be decoded: .* Replace or remove it"),
+    ],
+)
+def test_what_is_no_image_is_named(given, message, run, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        main(["analyze", run, f"--images={tmp_path / given}"])
+
+
+def test_a_task_without_image_files_refuses_them(pictures, tmp_path):
+    bags = trained("configs/hopfield/digit_bags.py", tmp_path / "bags")
+    with pytest.raises(SystemExit, match="the Bags of .* reads no image files.*Leave"):
+        main(["analyze", bags, f"--images={pictures[0]}"])
+
+
+def test_no_example_is_too_few(run):
+    with pytest.raises(SystemExit, match="--examples=0 must be 1 or more"):
+        main(["analyze", run, "--examples=0"])
