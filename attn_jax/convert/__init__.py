@@ -64,8 +64,8 @@ def load_pretrained(
     described = json.loads(config.read_text())
     family = described.get("model_type")
     if str(described.get("architecture", "")).startswith("vit_"):
-        file = local / "model.safetensors"
-        return vit_torch.from_timm(file, image_size=image_size, **model_fields)
+        weights = local / "model.safetensors"
+        return vit_torch.from_timm(weights, image_size=image_size, **model_fields)
     if family == "vit":
         return vit_torch.from_hf(local, image_size=image_size, **model_fields)
     if image_size is not None:

@@ -87,8 +87,13 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W c"]) -> Float[Array, "B h w C"]:
-        def convolved(x: jax.Array, name: str, features: int, *shape: int) -> jax.Array:
-            x = StandardizedConv(features, *shape, self.dtype, name=f"conv{name}")(x)
+        def convolved(
+            x: jax.Array, name: str, features: int, size: int, stride: int
+        ) -> jax.Array:
+            conv = StandardizedConv(
+                features, size, stride, self.dtype, name=f"conv{name}"
+            )
+            x = conv(x)
             zero = name == "3"
             return group_norm(f"gn{name}", features, self.dtype, zero)(x)
 

@@ -39,3 +39,13 @@ SHARDING = [
     [".*/mlp/dense_1/bias", ["tensor"]],
     [".*/mlp/dense_2/kernel", ["tensor", "fsdp"]],
 ]
+
+
+def layer_decay(depth: int, decay: float) -> list:
+    """Learning-rate multipliers that fall from the head, 1, by `decay` a block downwards.
+
+    For fine-tuning (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT): what is nearer the
+    pixels changes less. Embeddings stand below block 0.
+    """
+    blocks = [[f"block_{i}/.*", decay ** (depth - i)] for i in range(depth)]
+    return [*blocks, ["(embedding/.*|pos_embedding|cls)", decay ** (depth + 1)]]
