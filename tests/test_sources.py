@@ -132,6 +132,31 @@ def test_digits_are_the_split_that_scikit_learn_makes():
     assert source[0]["image"].dtype == np.uint8 and int(test_x.max()) == 16
 
 
+def test_fewer_examples_are_a_stratified_part_of_the_training_split():
+    whole = sources.load("digits", "train", holdout=180)
+    few = sources.load("digits", "train", holdout=180, examples=100)
+    assert len(few) == 100
+    images = {whole[i]["image"].tobytes() for i in range(len(whole))}
+    assert {few[i]["image"].tobytes() for i in range(100)} <= images
+    share = np.bincount(few.targets) / 100
+    np.testing.assert_allclose(
+        share, np.bincount(whole.targets) / len(whole), atol=0.02
+    )
+    assert few.fingerprint() != whole.fingerprint()
+    for split in ("validation", "test"):  # these stay whole
+        part = sources.load("digits", split, holdout=180, examples=100)
+        assert len(part) == len(sources.load("digits", split, holdout=180))
+    assert len(sources.load("digits", "train", holdout=180, examples=1257)) == 1257
+
+
+@pytest.mark.parametrize("examples", [0, -3, 1258])
+def test_examples_that_are_not_there_are_refused(examples):
+    with pytest.raises(
+        ValueError, match="has 1,257 training examples; set config.task"
+    ):
+        sources.load("digits", "train", holdout=180, examples=examples)
+
+
 def test_the_holdout_is_the_same_in_every_run(tmp_path):
     path = write_npz(tmp_path)
     first, second = (sources.load(path, "validation", holdout=4) for _ in range(2))

@@ -9,12 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from attn_jax.models.resnet import ResNetStem
 from attn_jax.models.vit import PatchEmbedding, ViT, sincos2d
 from configs.vit import _sizes
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "vit"
 KEY = jax.eval_shape(lambda: jax.random.key(0))
 COUNTS = json.loads((GOLDEN / "param_counts.json").read_text())
+# {stem and patch in image pixels: bottlenecks of each stage}
+HYBRIDS = {
+    "R/16": (),
+    "R26/32": (2, 2, 2, 2),
+    "R50/16": (3, 4, 9),
+    "R50/32": (3, 4, 6, 3),
+}
 POOLS = {"tok": "cls", "gap": "gap", "map": "map"}
 
 
@@ -50,21 +58,27 @@ def run(model: ViT, variables, x: jax.Array, **options):
 
 
 def size_of_row(row: str) -> tuple[int, ViT, int] | None:
-    """(count, model, resolution) of a row of the table, None for another issue's rows."""
+    """(count, model, resolution) of a row of the table; None where it is not a ViT's."""
     family, *parts = row.split("|")
-    if family == "vt" and not parts[0].startswith("R"):
+    stem = None
+    if family == "vt":
         name, resolution, classes = parts
+        if name.startswith("R"):
+            resnet, name = name.split("+")
         name, *rest = name.removeprefix("ViT-").split("-")
         size, patch = name.split("_")
         pool = "gap" if rest else "cls"
         changes = {"pool": pool}
+        if parts[0].startswith("R"):
+            stages = HYBRIDS[f"{resnet}/{patch}"]
+            stem = ResNetStem(stages)
+            # R+ViT-Ti_16 has patches of 8 cells, 32 pixels, whatever its name says.
+            patch = int(patch) // (4 * 2 ** (len(stages) - 1)) if stages else 8
     elif family == "bv":
         name, options, resolution, classes = parts
         size, patch = name.split("/")
         pool, *options = options.split(",")
-        if pool == "tok":  # its class token has no position: another dialect
-            return None
-        changes = {"pool": POOLS[pool]}
+        changes = {"pool": POOLS[pool], "dialect": "big_vision"}
         if "sincos2d" in options:
             changes["position"] = "sincos2d"
         if "rep" in options:
@@ -76,7 +90,7 @@ def size_of_row(row: str) -> tuple[int, ViT, int] | None:
     else:
         return None
     classes = 0 if classes == "no_head" else int(classes)
-    model = ViT(classes, int(patch), **_sizes.size(size), **changes)
+    model = ViT(classes, int(patch), **_sizes.size(size), stem=stem, **changes)
     return COUNTS[row], model, int(resolution)
 
 
@@ -238,3 +252,61 @@ def test_a_width_that_heads_do_not_divide_is_named():
 def test_a_width_that_sincos_positions_cannot_fill_is_named():
     with pytest.raises(ValueError, match="needs a width divisible by 4, not 10"):
         sincos2d(2, 2, 10)
+
+
+def test_the_mask_token_stands_where_the_mask_is_and_after_what_is_moved():
+    model = tiny(mask_token=True, patch_outputs=6, num_classes=0, pool="gap")
+    x = images()
+    variables = initialised(model, x)
+    grid = 12  # of patches
+    mask = jnp.zeros((2, grid), bool).at[0, 3].set(True)
+    source = jnp.tile(jnp.arange(grid), (2, 1)).at[1, 5].set(7)
+    plain = run(model, variables, x)["patch_logits"]
+    hidden = run(model, variables, x, patch_mask=mask)["patch_logits"]
+    assert plain.shape == (2, grid, 6)
+    assert (plain[0] != hidden[0]).any() and (plain[1] == hidden[1]).all()
+    # What lies under the mask does not matter; elsewhere it does.
+    other = x.at[0, 2:4, 0:2].set(0.0)  # patch 3: second row of three
+    assert (
+        run(model, variables, other, patch_mask=mask)["patch_logits"] == hidden
+    ).all()
+    assert (run(model, variables, other)["patch_logits"] != plain).any()
+    # Patch 7 standing at 5 is the image with 7's pixels there.
+    moved = run(model, variables, x, patch_source=source)["patch_logits"]
+    pixels = x.at[1, 2:4, 4:6].set(x[1, 4:6, 2:4])
+    expected = run(model, variables, pixels)["patch_logits"]
+    np.testing.assert_array_equal(moved, expected)
+
+
+def test_registers_are_between_the_class_token_and_the_patches():
+    model = tiny(registers=2)
+    x = images()
+    variables = initialised(model, x)
+    assert model.prefix == 3
+    assert run(model, variables, x)["tokens"].shape == (2, 3 + 12, 12)
+    assert variables["params"]["pos_embedding"].shape == (1, 15, 12)
+    patches = tiny(registers=2, position_on="patches").init(jax.random.key(0), x)
+    assert patches["params"]["pos_embedding"].shape == (1, 12, 12)
+
+
+def test_a_dialect_is_overruled_by_the_fields_beside_it():
+    assert tiny(dialect="hf").rules == ("erf", 1e-12, "all", False)
+    assert tiny(dialect="hf", gelu="tanh", norm_epsilon=0.1).rules[:2] == ("tanh", 0.1)
+    assert tiny(dialect="timm", pool="gap").rules.norm_after_pool
+    assert not tiny(dialect="timm", pool="cls").rules.norm_after_pool  # nothing to pool
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"class_token": False}, {}, "pool='cls' needs the class token; set"),
+        (
+            {},
+            {"patch_mask": jnp.zeros((2, 12), bool)},
+            "no mask token; set config.model.mask_token to True",
+        ),
+    ],
+)
+def test_what_the_model_lacks_is_named(changes, options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**changes).init(jax.random.key(0), images(), **options)

@@ -71,6 +71,7 @@ def load(
     split: str,
     *,
     holdout: int = 0,
+    examples: int | None = None,
     corrupt: str = "error",
 ) -> "Source":
     """The records of one split of a data set of labelled images.
@@ -88,6 +89,8 @@ def load(
         split: "train", "validation" or "test".
         holdout: number of training examples that make the validation set where the
             data has none: stratified by label, and the same ones in every run.
+        examples: how many of the training examples are used, likewise stratified; None:
+            all.
         corrupt: "error" raises when such an image is read; "skip" decodes every image
             once while opening, names the bad ones in a warning and leaves them out, so
             that the order of the data depends on the files alone. The result's
@@ -95,7 +98,7 @@ def load(
 
     Raises:
         ValueError: the data is missing, malformed or empty, has no such split, or
-            `holdout` cannot be honoured.
+            `holdout` or `examples` cannot be honoured.
     """
     if split not in SPLITS:
         raise ValueError(f"{split=} must be one of {', '.join(map(repr, SPLITS))}.")
@@ -126,6 +129,14 @@ def load(
     if held_out:
         rest, held = arrays.stratified(_labels(source), holdout)
         source = Subset(source, held if split == "validation" else rest)
+    if examples is not None and split == "train" and examples != len(source):
+        if not 0 < examples < len(source):
+            raise ValueError(
+                f"{examples=}, but {data!r} has {len(source):,} training examples; set "
+                "config.task.examples to at most so many, or to None for all."
+            )
+        _, chosen = arrays.stratified(_labels(source), examples)
+        source = Subset(source, chosen)
     return source
 
 

@@ -28,6 +28,8 @@ class Classify:
         image_size: of the model's input, in pixels: one side or (height, width).
         channels: 1 or 3.
         holdout: training examples set aside where the data has no validation split.
+        examples: of the training split, as many of each class as it has in proportion;
+            None: all.
         corrupt: an image that cannot be decoded stops the run ("error"), or is named,
             counted and left out when the data is opened ("skip").
         crop: in training, "inception" takes a random area at a random aspect ratio and
@@ -54,6 +56,7 @@ class Classify:
     image_size: int | tuple[int, int]
     channels: int = 3
     holdout: int = 0
+    examples: int | None = None
     corrupt: Literal["error", "skip"] = "error"
     crop: Literal["none", "inception", "shift"] = "none"
     crop_area: tuple[float, float] = (0.05, 1.0)
@@ -99,7 +102,11 @@ class Classify:
 
     def source(self, split: str) -> sources.Source:
         source = sources.load(
-            self.data, split, holdout=self.holdout, corrupt=self.corrupt
+            self.data,
+            split,
+            holdout=self.holdout,
+            examples=self.examples,
+            corrupt=self.corrupt,
         )
         found = len(source.labels or ())
         if found > self.num_classes:

@@ -1,0 +1,243 @@
+"""A probe: what a model's `pooled` features are worth to a simple classifier.
+
+An evaluation, not a training objective: it has no loss. Name it in `config.evals`.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Integer
+
+from attn_jax import probes
+from attn_jax.data import framing, images, sources
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """Few-shot linear and nearest-neighbour accuracy on any source of labelled images.
+
+    `accuracy_N_shot` is the share of the split that a ridge regression on N training
+    images of each class gets right, mean over `draws` such sets; `accuracy_knn` that of
+    the nearest neighbours among all training images. Nothing is augmented.
+
+    Attributes:
+        data, holdout, corrupt, channels, image_size, resize: of the images, as in
+            `attn_jax.tasks.classify.Classify`.
+        shots: training images of each class; () leaves the linear probe out.
+        draws: random sets for each number of shots. In one draw the fewer shots are among
+            the more.
+        l2: strength of the ridge regression.
+        neighbours: k of the nearest neighbours, 20 is usual; 0 leaves them out. They need
+            the features of all training images.
+        seed: of the draws; not the run's, so that runs are compared on the same sets.
+
+    Raises:
+        ValueError: a number out of range, or nothing to measure.
+
+    Source: big_vision, evaluators/fewshot_lsr.py and configs/common_fewshot.py (images
+    resized to 256 pixels, the middle 224; shots and l2 are its defaults; it takes the first
+    images of a shuffled set).
+    """
+
+    data: str
+    image_size: int | tuple[int, int]
+    channels: int = 3
+    holdout: int = 0
+    corrupt: Literal["error", "skip"] = "error"
+    resize: int | None = None
+    shots: tuple[int, ...] = (1, 5, 10, 25)
+    draws: int = 3
+    l2: float = 1024.0
+    neighbours: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.shots, default=1) < 1 or self.draws < 1 or self.l2 <= 0:
+            raise ValueError(
+                f"shots={self.shots} and draws={self.draws} must be 1 or more, "
+                f"l2={self.l2} above 0; correct them in config.evals."
+            )
+        if self.neighbours < 0 or not (self.shots or self.neighbours):
+            raise ValueError(
+                f"shots={self.shots} and neighbours={self.neighbours} leave nothing to "
+                "measure; give one of them in config.evals (neighbours=20 is usual)."
+            )
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        return {}
+
+    @property
+    def size(self) -> tuple[int, int]:
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    def source(self, split: str) -> "SupportAndQueries":
+        """The training images that are learned from, then all records of `split`.
+
+        Raises:
+            ValueError: `split` is the training split, or that has too few examples.
+        """
+        if split == "train":
+            raise ValueError(
+                "split='train' holds the examples that a probe learns from; set "
+                "config.evals.NAME.split to 'validation' or 'test'."
+            )
+        training, queries = (
+            sources.load(self.data, part, holdout=self.holdout, corrupt=self.corrupt)
+            for part in ("train", split)
+        )
+        if self.neighbours > len(training):
+            raise ValueError(
+                f"neighbours={self.neighbours}, but {self.data!r} has {len(training)} "
+                "training examples; lower config.evals.NAME.task.neighbours."
+            )
+        everything = sources.Subset(training, np.arange(len(training)))
+        drawn = {}
+        if self.shots:  # else the labels, which may have to be read, are not needed
+            targets = everything.targets
+            drawn = {
+                (shots, draw): self.drawn(targets, training.labels, shots, draw)
+                for shots in self.shots
+                for draw in range(self.draws)
+            }
+        if self.neighbours:
+            chosen = everything.indices
+        else:
+            chosen = np.unique(np.concatenate([*drawn.values()]))
+        support = sources.Subset(training, chosen)
+        rows = {key: np.searchsorted(chosen, members) for key, members in drawn.items()}
+        return SupportAndQueries(support, queries, rows)
+
+    def drawn(
+        self,
+        targets: Integer[np.ndarray, " N"],
+        names: tuple[str, ...] | None,
+        shots: int,
+        draw: int,
+    ) -> Integer[np.ndarray, " n"]:
+        """Which training examples are the support: `shots` of each class."""
+        rng = np.random.default_rng((self.seed, draw))
+        members = []
+        for label in np.unique(targets):
+            of_class = np.flatnonzero(targets == label)
+            if len(of_class) < shots:
+                name = names[label] if names else label
+                raise ValueError(
+                    f"{shots} shots, but the class {name!r} of {self.data!r} has "
+                    f"{len(of_class)} training examples; lower shots in config.evals, "
+                    "or holdout."
+                )
+            members.append(rng.permutation(of_class)[:shots])
+        return np.concatenate(members)
+
+    def example(
+        self, record: Mapping[str, Any], rng: np.random.Generator | None
+    ) -> dict[str, Any]:
+        """uint8 image [H, W, C] and label, never augmented."""
+        del rng
+        name = record.get("name", "")
+        image = images.decode(record["image"], self.channels, name=name)
+        image = framing.centred(image, self.size, self.resize)
+        return {"images": image, "labels": np.int32(record["label"])}
+
+    def prepare(
+        self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
+    ) -> dict[str, jax.Array]:
+        """Images to [-1, 1] float32."""
+        del key, train  # nothing random
+        pixels = batch["images"].astype(jnp.float32)
+        return {**batch, "images": (pixels - 127.5) / 127.5}
+
+    def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        return {"images": batch["images"]}
+
+    def loss(
+        self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
+    ) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Nothing: all that a probe measures, it measures of the whole set."""
+        del outputs, batch
+        return {}
+
+    def predictions(
+        self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """Features [B, D] in float32, and labels.
+
+        Raises:
+            ValueError: the model has no `pooled` output of one vector an image.
+        """
+        pooled = outputs.get("pooled")
+        if pooled is None or pooled.ndim != 2:
+            shape = None if pooled is None else pooled.shape
+            raise ValueError(
+                f"a probe reads the output `pooled` [B, D], which is {shape} in this "
+                f"model (outputs: {', '.join(outputs)}); pool its tokens, in a ViT by "
+                "config.model.pool."
+            )
+        return {"pooled": pooled.astype(jnp.float32), "labels": batch["labels"]}
+
+    def score(
+        self, predictions: Mapping[str, np.ndarray], records: "SupportAndQueries"
+    ) -> dict[str, float]:
+        """`accuracy_N_shot` for each N of `shots`, and `accuracy_knn`.
+
+        nan where a feature is not finite: a run whose model diverged is not stopped here.
+        """
+        order = np.argsort(predictions["index"])
+        features = predictions["pooled"][order].astype(np.float64)
+        labels = predictions["labels"][order]
+        if not np.isfinite(features).all():
+            names = [f"accuracy_{shots}_shot" for shots in self.shots]
+            names += ["accuracy_knn"] if self.neighbours else []
+            return dict.fromkeys(names, math.nan)
+        size, classes = len(records.support), int(labels.max()) + 1
+        queries, true = features[size:], labels[size:]
+        results = {}
+        for shots in self.shots:
+            shares = []
+            for draw in range(self.draws):
+                rows = records.drawn[shots, draw]
+                [probe] = probes.ridge(features[rows], labels[rows], [self.l2], classes)
+                shares.append(np.mean(probe.predict(queries) == true))
+            results[f"accuracy_{shots}_shot"] = float(np.mean(shares))
+        if self.neighbours:
+            found = probes.nearest_neighbours(
+                features[:size], labels[:size], queries, k=self.neighbours
+            )
+            results["accuracy_knn"] = float(np.mean(found == true))
+        return results
+
+
+class SupportAndQueries:
+    """The records that a probe learns from, then those that it classifies.
+
+    `drawn` names the records of each (shots, draw) by their numbers in this source.
+    """
+
+    def __init__(
+        self,
+        support: sources.Subset,
+        queries: sources.Source,
+        drawn: Mapping[tuple[int, int], Integer[np.ndarray, " n"]],
+    ):
+        self.support, self.queries, self.drawn = support, queries, drawn
+        self.labels = queries.labels
+
+    def __len__(self) -> int:
+        return len(self.support) + len(self.queries)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index < len(self.support):
+            return self.support[index]
+        return self.queries[index - len(self.support)]
+
+    def fingerprint(self) -> str:
+        text = f"{self.support.fingerprint()} {self.queries.fingerprint()}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
