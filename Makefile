@@ -13,12 +13,13 @@ $(error PYTHON=$(PYTHON) does not run; name a Python >= 3.11: make PYTHON=python
 endif
 
 comma := ,
-bin := .venv/bin
+env := .venv
+bin := $(env)/bin
 # Named after what it holds: another Python or EXTRA is another stamp, so a new environment.
-stamp := .venv/installed-$(version)$(if $(EXTRA),-$(subst $(comma),-,$(EXTRA)))
+stamp := $(env)/installed-$(version)$(if $(EXTRA),-$(subst $(comma),-,$(EXTRA)))
 run := runs/digits
 
-.PHONY: train test lint clean
+.PHONY: train test lint parity parity-tests clean
 
 train: $(stamp)
 	@$(bin)/python train.py --config=configs/vit/digits.py --workdir=$(run) \
@@ -30,20 +31,27 @@ train: $(stamp)
 test: $(stamp)
 	@$(bin)/python -m pytest -n 2 --dist loadfile
 
+# PyTorch is large and needed nowhere else, so it has an environment of its own.
+parity:
+	@$(MAKE) EXTRA=parity env=.venv-parity parity-tests
+
+parity-tests: $(stamp)
+	@$(bin)/python -m pytest tests/test_parity.py
+
 lint: $(stamp)
 	@$(bin)/ruff format --check .
 	@$(bin)/ruff check .
 	@$(bin)/mypy
 
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-parity runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The one step that needs a network.
 $(stamp): pyproject.toml constraints.txt
-	@echo "Installing into .venv (Python $(version)); this takes some minutes once." >&2
-	@rm -rf .venv
-	@$(PYTHON) -m venv .venv
+	@echo "Installing into $(env) (Python $(version)); this takes some minutes once." >&2
+	@rm -rf $(env)
+	@$(PYTHON) -m venv $(env)
 	@$(bin)/python -m pip install --quiet --disable-pip-version-check \
 		--editable '.[test$(if $(EXTRA),$(comma)$(EXTRA))]' --constraint constraints.txt >&2
 	@touch $@

@@ -1,0 +1,244 @@
+"""Masked patch prediction: hide patches of an image, predict the colour of each.
+
+Axes: B batch, H W image, G patches a side, N patches (row by row), C classes.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Int, UInt8
+
+from attn_jax.data import framing, images, sources
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedPatches:
+    """Images from any source, half of their patches corrupted; labels are not used.
+
+    Of each image round(`corrupted` * N) patches are corrupted, uniformly without
+    replacement. Whether one is masked, replaced or kept is drawn for each by itself, as
+    BERT does, not dealt out in fixed numbers: these would be off the shares where an image
+    has few patches (of 8, none would ever be replaced).
+
+    The keys come from the step in training and from the example's number in evaluation, so
+    that results depend neither on the batch size nor on the time.
+
+    Attributes:
+        data: "digits" (embedded), a path (.npz, idx, folder, .zip) or "tfds:<name>".
+        image_size: of the model's input, in pixels: one side or (height, width).
+        patch_size: of the model's patches, likewise.
+        channels: 1 or 3.
+        holdout: training examples set aside where the data has no validation split.
+        corrupt: an image that cannot be decoded stops the run ("error"), or is named,
+            counted and left out when the data is opened ("skip").
+        crop, crop_area, shift_pixels, flip, resize: of the image, before anything is
+            hidden; see `attn_jax.data.framing.frame`.
+        corrupted: share of an image's patches that are corrupted and predicted.
+        masked: of these, the share whose embedding becomes the mask token.
+        replaced: of these, the share whose embedding becomes that of a random other patch
+            of the same image. The rest keep theirs.
+        bits: of each channel's mean colour; 2^(bits * channels) classes.
+
+    Raises:
+        ValueError: patches do not tile the image, or a value is out of range.
+
+    Source: Dosovitskiy et al. 2021, sec. 4.6 and B.1.2. The original was never released.
+    """
+
+    data: str
+    image_size: int | tuple[int, int]
+    patch_size: int | tuple[int, int]
+    channels: int = 3
+    holdout: int = 0
+    corrupt: Literal["error", "skip"] = "error"
+    crop: Literal["none", "inception", "shift"] = "none"
+    crop_area: tuple[float, float] = (0.05, 1.0)
+    shift_pixels: int = 4
+    flip: bool = False
+    resize: int | None = None
+    corrupted: float = 0.5
+    masked: float = 0.8
+    replaced: float = 0.1
+    bits: int = 3
+
+    def __post_init__(self) -> None:
+        (h, w), (ph, pw) = self.size, self.patch
+        if min(ph, pw) < 1 or h % ph or w % pw:
+            raise ValueError(
+                f"image is {h}x{w}; patch_size={self.patch_size} must divide both sides. "
+                "Change config.task.image_size, or patch_size of both config.task and "
+                "config.model."
+            )
+        for name in ("corrupted", "masked", "replaced"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is a share; set config.task.{name} to a "
+                    "number from 0 to 1."
+                )
+        if self.masked + self.replaced > 1 + 1e-6:
+            raise ValueError(
+                f"masked={self.masked} and replaced={self.replaced} are shares of the "
+                "corrupted patches, so their sum must be at most 1; lower "
+                "config.task.masked or config.task.replaced."
+            )
+        if not 1 <= self.bits <= 8:
+            raise ValueError(
+                f"bits={self.bits}: a channel has 8 bits; set config.task.bits to 1 to 8."
+            )
+        if self.patches < 2 or self.corrupted_patches < 1:
+            raise ValueError(
+                f"corrupted={self.corrupted} of {self.patches} patches is "
+                f"{self.corrupted_patches}; at least 1 must be corrupted and another be there to "
+                "replace it. Raise config.task.corrupted or lower the patch_size."
+            )
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        return {"masked_patch_loss": 1.0}
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return pair(self.image_size)
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        return pair(self.patch_size)
+
+    @property
+    def patches(self) -> int:
+        """N, of an image."""
+        (h, w), (ph, pw) = self.size, self.patch
+        return (h // ph) * (w // pw)
+
+    @property
+    def corrupted_patches(self) -> int:
+        """How many of an image's patches are corrupted."""
+        return round(self.corrupted * self.patches)
+
+    @property
+    def classes(self) -> int:
+        """How many mean colours are told apart."""
+        return 2 ** (self.bits * self.channels)
+
+    def source(self, split: str) -> sources.Source:
+        return sources.load(
+            self.data, split, holdout=self.holdout, corrupt=self.corrupt
+        )
+
+    def assets(self, source: sources.Source) -> dict[str, str]:
+        """What evaluation elsewhere must know of the training data."""
+        del source
+        return {"images.json": json.dumps({"value_range": [-1, 1]}, indent=1)}
+
+    def example(
+        self, record: Mapping[str, Any], rng: np.random.Generator | None
+    ) -> dict[str, Any]:
+        """uint8 `images` [H, W, channels]; `rng` None means evaluation: no augmentation."""
+        name = record.get("name", "")
+        image = framing.frame(
+            images.decode(record["image"], self.channels, name=name),
+            self.size,
+            rng,
+            crop=self.crop,
+            crop_area=self.crop_area,
+            shift_pixels=self.shift_pixels,
+            flip=self.flip,
+            resize=self.resize,
+        )
+        return {"images": image}
+
+    def prepare(
+        self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
+    ) -> dict[str, jax.Array]:
+        """Images to [-1, 1] float32; what is done to each patch and what it is, [B, N].
+
+        Returns: bool `patch_corrupted` (to be predicted) and `patch_mask` (hidden by the
+        mask token), int32 `patch_source` (whose embedding it has), `patch_targets`.
+        """
+        if train:
+            keys = jax.random.split(key, len(batch["index"]))
+        else:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
+        corrupted, mask, source = jax.vmap(self.corruption)(keys)
+        return {
+            **batch,
+            "images": (batch["images"].astype(jnp.float32) - 127.5) / 127.5,
+            "patch_corrupted": corrupted,
+            "patch_mask": mask,
+            "patch_source": source,
+            "patch_targets": self.mean_colours(batch["images"]),
+        }
+
+    def corruption(
+        self, key: jax.Array
+    ) -> tuple[Bool[Array, " N"], Bool[Array, " N"], Int[Array, " N"]]:
+        """(corrupted, masked, source) of one image's patches."""
+        which, how, other = jax.random.split(key, 3)
+        corrupted = jax.random.permutation(which, self.patches) < self.corrupted_patches
+        draw = jax.random.uniform(how, (self.patches,))
+        mask = corrupted & (draw < self.masked)
+        replace = corrupted & ~mask & (draw < self.masked + self.replaced)
+        numbers = jnp.arange(self.patches)
+        # At least 1 further and less than N: every other patch alike, never itself.
+        away = jax.random.randint(other, (self.patches,), 1, self.patches)
+        others = (numbers + away) % self.patches
+        return corrupted, mask, jnp.where(replace, others, numbers)
+
+    def mean_colours(self, pixels: UInt8[Array, "B H W channels"]) -> Int[Array, "B N"]:
+        """The class of each patch: the first `bits` bits of its mean colour, channel after
+        channel, red the highest. In integers, so that no rounding moves a mean.
+        """
+        (ph, pw), (b, h, w, channels) = self.patch, pixels.shape
+        tiles = pixels.astype(jnp.int32).reshape(b, h // ph, ph, w // pw, pw, channels)
+        bins = tiles.sum(axis=(2, 4)) // (ph * pw * 2 ** (8 - self.bits))
+        bins = bins.reshape(b, -1, channels)
+        classes = bins[..., 0]
+        for channel in range(1, channels):
+            classes = classes * 2**self.bits + bins[..., channel]
+        return classes
+
+    def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        return {name: batch[name] for name in ("images", "patch_mask", "patch_source")}
+
+    def loss(
+        self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
+    ) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Cross-entropy in nats and accuracy over corrupted patches, the kept ones too.
+
+        Padded rows never count.
+
+        Raises:
+            ValueError: the model has no head for patches, or one of another size.
+        """
+        logits = outputs.get("patch_logits")
+        if logits is None or logits.shape[-1] != self.classes:
+            found = (
+                "no patch_logits" if logits is None else f"{logits.shape[-1]} classes"
+            )
+            raise ValueError(
+                f"the model gives {found}; bits={self.bits} of channels={self.channels} "
+                f"make 2^{self.bits * self.channels} mean colours: set "
+                f"config.model.patch_outputs to {self.classes}."
+            )
+        targets = batch["patch_targets"]
+        logits = logits.astype(jnp.float32)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        correct = logits.argmax(-1) == targets
+        counted = (batch["patch_corrupted"] & batch["valid"][:, None]).astype(
+            jnp.float32
+        )
+        count = counted.sum()
+        return {
+            "masked_patch_loss": ((losses * counted).sum(), count),
+            "masked_patch_accuracy": ((correct * counted).sum(), count),
+        }
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -1,0 +1,140 @@
+"""Exported ViTs in the libraries they are for: transformers and timm give the same logits.
+
+`make parity` runs this in an environment of its own; elsewhere it is skipped, since PyTorch is
+no dependency. What is exported here was read from files of all four code bases.
+"""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from attn_jax.convert import export, load_pretrained
+from attn_jax.models.vit import ViT
+
+WHY = "`make parity` installs {} and runs this test"
+torch = pytest.importorskip("torch", reason=WHY.format("torch"))
+timm = pytest.importorskip("timm", reason=WHY.format("timm"))
+transformers = pytest.importorskip("transformers", reason=WHY.format("transformers"))
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "vit"
+
+# The libraries raise warnings of their own, which are not ours to mend.
+pytestmark = pytest.mark.filterwarnings("default")
+
+# Two float32 implementations of models of a few layers.
+CLOSE = dict(rtol=0, atol=1e-5)
+
+
+def made(**changes):
+    """A model whose every parameter is away from its start, and its variables."""
+    fields = dict(
+        num_classes=5, patch_size=4, width=24, depth=2, mlp_width=48, num_heads=3
+    )
+    model = ViT(**{**fields, **changes})
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    leaves, treedef = jax.tree.flatten(variables)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    leaves = [
+        x + 0.2 * jax.random.normal(k, x.shape)
+        for x, k in zip(leaves, keys, strict=True)
+    ]
+    return model, jax.tree.unflatten(treedef, leaves)
+
+
+def pixels(size=16):
+    rng = np.random.default_rng(0)
+    return rng.uniform(-1, 1, (2, size, size, 3)).astype(np.float32)
+
+
+def ours(model, variables, images, output="logits", **options):
+    return np.asarray(jax.jit(model.apply)(variables, images, **options)[output])
+
+
+def as_torch(images):
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+
+
+def by_timm(path, images):
+    arguments = json.loads(path.with_suffix(".json").read_text())
+    model = timm.models.vision_transformer.VisionTransformer(**arguments).eval()
+    timm.models.load_checkpoint(model, str(path), strict=True)
+    with torch.no_grad():
+        return model(as_torch(images)).numpy()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"pool": "gap"},
+        {"pool": "gap", "norm_after_pool": False, "class_token": True},
+        {"pool": "map"},
+        {"registers": 2, "position_on": "patches"},
+        {"registers": 3},
+        {"layer_scale": 0.1, "qk_norm": True, "qkv_bias": False, "pre_norm": True},
+        {"gelu": "tanh"},
+        {"position": "sincos2d"},
+    ],
+    ids=str,
+)
+def test_timm_gives_the_logits_of_what_it_is_given(changes, tmp_path):
+    model, variables = made(dialect="timm", **changes)
+    path = tmp_path / "m.safetensors"
+    export(model, variables, path, "timm", image_size=16)
+    found = by_timm(path, pixels())
+    np.testing.assert_allclose(found, ours(model, variables, pixels()), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["google/token_ckpt.npz", "bigvision/map_learn_ckpt.npz", "hf/classification"],
+)
+def test_timm_reads_the_checkpoints_of_others_through_us(file, tmp_path):
+    model, variables = load_pretrained(GOLDEN / file)
+    export(model, variables, tmp_path / "m.safetensors", "timm")
+    found = by_timm(tmp_path / "m.safetensors", pixels())
+    np.testing.assert_allclose(found, ours(model, variables, pixels()), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"gelu": "tanh"}, {"qkv_bias": False}, {"position": "sincos2d"}]
+)
+def test_transformers_gives_the_logits_of_what_it_is_given(changes, tmp_path):
+    model, variables = made(dialect="hf", **changes)
+    export(model, variables, tmp_path, "hf", image_size=16)
+    theirs = transformers.ViTForImageClassification.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        found = theirs(as_torch(pixels())).logits.numpy()
+    np.testing.assert_allclose(found, ours(model, variables, pixels()), **CLOSE)
+
+
+def test_transformers_gives_the_pooled_token_of_what_it_is_given(tmp_path):
+    model, variables = made(dialect="hf", num_classes=0, representation_size=24)
+    export(model, variables, tmp_path, "hf")
+    theirs = transformers.ViTModel.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        found = theirs(as_torch(pixels())).pooler_output.numpy()
+    expected = ours(model, variables, pixels(), "pooled")
+    np.testing.assert_allclose(found, expected, **CLOSE)
+
+
+def test_transformers_fills_masked_patches_as_we_do(tmp_path):
+    model, variables = made(
+        dialect="hf", num_classes=0, mask_token=True, patch_outputs=48
+    )
+    export(model, variables, tmp_path, "hf")
+    theirs = transformers.ViTForMaskedImageModeling.from_pretrained(tmp_path).eval()
+    mask = np.arange(32).reshape(2, 16) % 3 == 0
+    with torch.no_grad():
+        found = theirs(
+            as_torch(pixels()), torch.from_numpy(mask)
+        ).reconstruction.numpy()
+    expected = ours(
+        model, variables, pixels(), "patch_logits", patch_mask=jnp.asarray(mask)
+    )
+    expected = expected.reshape(2, 4, 4, 3, 4, 4).transpose(0, 3, 1, 4, 2, 5)
+    np.testing.assert_allclose(found, expected.reshape(2, 3, 16, 16), **CLOSE)
