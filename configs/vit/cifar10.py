@@ -1,4 +1,4 @@
-"""ViT on CIFAR-10 from scratch: 32x32 pixels, colour, with crop and flip.
+"""Hybrid ViT on CIFAR-10 from scratch: 32x32 pixels, colour, with crop and flip.
 
 Command:  python train.py --config=configs/vit/cifar10.py --workdir=runs/cifar10
               --config.task.data=cifar10.zip
@@ -6,7 +6,10 @@ Data:     a folder or .zip of SPLIT/CLASS/*.jpg, an .npz, or "tfds:cifar10" once
           prepared (that needs the extra `tf`).
 Hardware: 2 CPU cores, about an hour for 20,000 training images.
 Expect:   not measured to the end yet; the target is 70 % test accuracy from 20,000 images.
-Source:   ours.
+Source:   ours; the hybrid is that of the ViT paper, sec. 3.1, with one bottleneck.
+
+The images are small and few: convolutions before the encoder know beforehand that pixels
+belong to their neighbours. Plain 4x4 patches were behind at every epoch.
 """
 
 from ml_collections import ConfigDict
@@ -43,17 +46,17 @@ def get_config(variant: str = "base") -> ConfigDict:
         "image_size": 32,
         "channels": 3,
         "holdout": 180 if debug else 1000,
-        "crop": "shift",  # gentler than inception's: 30 epochs are few
+        "crop": "shift",  # gentler than inception's: 25 epochs are few
         "flip": True,
         "label_smoothing": 0.1,
     }
     c.batch_size = 16 if debug else 128
     c.micro_batches = 2  # half a batch stays in a CPU's cache: a fifth faster
-    c.duration = "8 steps" if debug else "30 epochs"
+    c.duration = "8 steps" if debug else "25 epochs"
     c.optimizer = {"name": "adamw", "learning_rate": 1.5e-3, "weight_decay": 0.05}
     c.schedule = {"name": "cosine", "warmup": "2 steps" if debug else "2 epochs"}
     c.clip_norm = 1.0
-    c.ema_decay = 0.999
+    c.ema_decay = 0.998
     c.sharding_rules = _sizes.SHARDING
     c.evals = {
         "validation": {
