@@ -4,11 +4,12 @@ Command:  python train.py --config=configs/slot_attention/tetrominoes.py --workd
 Hardware: the paper's setting (base) took one V100 7.5 hours, says the paper; not run
           here.
           small: 2 CPU cores, about 30 minutes. 14x14 pixels, tiles of 2 pixels, 3
-          pieces, 4 slots of 32 numbers, 16 channels; batches of 32.
+          pieces, 4 slots of 32 numbers, 32 channels; batches of 32. Kernels are 3x3: a
+          tile and a half, where those of 5x5 would see more than in the paper.
 Expect:   base: FG-ARI 99.5 +- 0.2 % in the paper, on the original data and without one
           of five seeds: it cut the images into stripes, which its high error gives
           away.
-          small: not yet in docs/results.md.
+          small: FG-ARI 92 % (seeds 0 and 1: 92.7, 91.6), squared error 1 %, no stripes.
 Source:   Locatello et al. 2020 (arXiv:2006.15055), sec. 4.1 and supplement; the
           released code has no Tetrominoes. The images are made here, after the
           original's preview.

@@ -50,8 +50,8 @@ def get_config(variant: str = "base") -> ConfigDict:
         "flip": True,
         "label_smoothing": 0.1,
     }
-    # 64 images stay in a CPU's cache. Not as micro-batches of 128: XLA on a CPU runs the
-    # convolutions of a loop's body on one core, and a step took three times as long.
+    # 64 images stay in a CPU's cache. Not as micro-batches of 128: with convolutions inside
+    # that loop a step took three times as long on a CPU.
     c.batch_size = 16 if debug else 64
     c.duration = "8 steps" if debug else "19 epochs"
     c.optimizer = {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05}
