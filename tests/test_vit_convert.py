@@ -453,6 +453,13 @@ def test_all_differences_stand_in_one_table(tmp_path):
     assert "in the file" in message and "no such parameter" in message
 
 
+@pytest.mark.parametrize("name", ["head/bias", "head/kernel"])
+def test_half_a_head_is_no_model_without_one(tmp_path, name):
+    path = copied(tmp_path, lambda arrays: arrays.pop(name))
+    with pytest.raises(ValueError, match="differ in 1 arrays"):
+        load_pretrained(path)
+
+
 def test_another_number_of_classes_says_how_to_start_a_head():
     with pytest.raises(ValueError, match=r"head of 7 classes, but num_classes=10.*"):
         load_pretrained(npz("google", "token"), num_classes=10)

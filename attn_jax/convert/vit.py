@@ -120,9 +120,10 @@ def assemble(
     )
     if module.stem is not None:
         channels = arrays[entries["stem/conv_root/kernel"].theirs].shape[2]
-    found, rows = {}, []
+    found, used, rows = {}, set(), []
     for name, shape in shapes_of(module, grid, channels).items():
         theirs, layout = entries[name]
+        used.add(theirs)
         array = arrays.get(theirs)
         if array is None:
             rows.append((theirs, "missing", f"{name} {list(shape)}"))
@@ -135,7 +136,6 @@ def assemble(
             rows.append((theirs, str(list(array.shape)), f"{name} {list(shape)}"))
         else:
             found[name] = value
-    used = {entry.theirs for entry in entries.values()}
     rows += [
         (name, str(list(array.shape)), "no such parameter")
         for name, array in sorted(arrays.items())
