@@ -503,6 +503,22 @@ def test_a_checkpoint_of_another_family_is_named(tmp_path):
         load_pretrained(GOLDEN.parent / "bert" / "hf" / "pretraining", image_size=3)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        npz("google", "token"),
+        GOLDEN / "hf" / "mim",
+        GOLDEN / "timm" / "map_pool.safetensors",
+        GOLDEN.parent / "bert" / "hf" / "pretraining",
+    ],
+)
+def test_a_field_that_the_module_lacks_is_named(path):
+    with pytest.raises(
+        ValueError, match=r"dtyp: nothing reads this key; did you mean 'dtype'"
+    ):
+        load_pretrained(path, dtyp="bfloat16")
+
+
 def test_an_image_that_the_patches_do_not_divide_is_refused():
     with pytest.raises(ValueError, match="30x30 does not divide into patches"):
         load_pretrained(npz("google", "token"), image_size=30)

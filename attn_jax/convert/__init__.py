@@ -1,16 +1,19 @@
 """Checkpoints from elsewhere as our modules and parameter trees, and back."""
 
+import dataclasses
+import functools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 from etils import epath
 
-from attn_jax import paths, workdir
+from attn_jax import config, paths, workdir
 from attn_jax.convert import bert, vit_npz, vit_torch
-from attn_jax.convert.vit import Size, fit, resized, square, stride
+from attn_jax.convert.vit import Size, fit, grid_of, resized, stride
+from attn_jax.models.bert import Bert
 from attn_jax.models.vit import ViT
 
 
@@ -36,42 +39,49 @@ def load_pretrained(
             the model it says it is (one table of all differences); the fields ask for a
             head of other classes.
     """
-    text = str(path)
-    file, _, subtree = text.partition(".npz:")
-    if subtree:
-        text = f"{file}.npz"
-    place = epath.Path(text)
+    read, family = reader_of(str(path))
+    if family is not None:
+        known = [field.name for field in dataclasses.fields(family)]
+        for name in model_fields:
+            if name not in known:
+                raise ValueError(config.unknown_key(name, known, family.__name__))
+    if image_size is not None:
+        if family is Bert:
+            raise ValueError(f"{path}: image_size is for a ViT, not for Bert.")
+        model_fields["image_size"] = image_size
+    return read(**model_fields)
+
+
+def reader_of(path: str) -> tuple[Callable[..., Any], type[nn.Module] | None]:
+    """What reads a checkpoint, and the module it makes; None: the run's own."""
+    file, _, subtree = path.partition(".npz:")
+    path = f"{file}.npz" if subtree else path
+    place, local = epath.Path(path), pathlib.Path(path)
     if not place.exists():
         raise ValueError(
-            f"{text} does not exist; name a run's --workdir, a folder of Hugging Face, or a "
+            f"{path} does not exist; name a run's --workdir, a folder of Hugging Face, or a "
             "ViT's .npz or .safetensors."
         )
-    local = pathlib.Path(text)
     if local.suffix == ".npz":
-        return vit_npz.from_npz(
-            local, subtree=subtree, image_size=image_size, **model_fields
-        )
+        return functools.partial(vit_npz.from_npz, local, subtree=subtree), ViT
     if local.suffix == ".safetensors":
-        return vit_torch.from_timm(local, image_size=image_size, **model_fields)
-    config = place / "config.json"
-    if not config.exists():
+        return functools.partial(vit_torch.from_timm, local), ViT
+    if not (place / "config.json").exists():
         raise ValueError(
             f"{path} has no config.json; it is neither a run's folder nor one of Hugging "
             "Face."
         )
     if (place / "checkpoints").exists():
-        return from_run(path, image_size, model_fields)
-    described = json.loads(config.read_text())
-    family = described.get("model_type")
+        return functools.partial(from_run, path), None
+    described = json.loads((place / "config.json").read_text())
     if str(described.get("architecture", "")).startswith("vit_"):
         weights = local / "model.safetensors"
-        return vit_torch.from_timm(weights, image_size=image_size, **model_fields)
+        return functools.partial(vit_torch.from_timm, weights), ViT
+    family = described.get("model_type")
     if family == "vit":
-        return vit_torch.from_hf(local, image_size=image_size, **model_fields)
-    if image_size is not None:
-        raise ValueError(f"{path}: image_size is for a ViT, not for {family!r}.")
+        return functools.partial(vit_torch.from_hf, local), ViT
     if family == "bert":
-        return bert.from_hf(local, **model_fields)
+        return functools.partial(bert.from_hf, local), Bert
     raise ValueError(
         f"{path} is neither a run's folder (there is no checkpoints/) nor a checkpoint of a "
         f"known family: its config.json says model_type={family!r}; known: 'bert', 'vit'."
@@ -79,19 +89,19 @@ def load_pretrained(
 
 
 def from_run(
-    path: epath.PathLike, image_size: Size | None, fields: Mapping[str, Any]
+    path: str, *, image_size: Size | None = None, **fields: Any
 ) -> tuple[nn.Module, dict[str, Any]]:
+    overrides = {f"model.{name}": value for name, value in fields.items()}
+    module, variables, _ = workdir.restore(path, overrides=overrides)
     if image_size is None:
-        overrides = {f"model.{name}": value for name, value in fields.items()}
-        module, variables, _ = workdir.restore(path, overrides=overrides)
         return module, variables
-    module, variables, _ = workdir.restore(path)
     if not isinstance(module, ViT):
         raise ValueError(
             f"{path}: image_size is for a ViT, not for {type(module).__name__}."
         )
-    grid = grid_of(module, variables, str(path))
-    module, params = fit(module, variables["params"], grid, fields, image_size)
+    positions = variables["params"].get("pos_embedding")
+    grid = (1, 1) if positions is None else grid_of(module, positions.shape[1], path)
+    module, params = fit(module, variables["params"], grid, {}, image_size)
     return module, {"params": params}
 
 
@@ -109,15 +119,6 @@ def load_parameters(
     if isinstance(module, ViT):
         params = resized(module, params, shapes)
     return module, paths.named_leaves(params)
-
-
-def grid_of(module: ViT, variables: Mapping[str, Any], path: str) -> tuple[int, int]:
-    """Rows and columns of a square image's patches, from the position table."""
-    positions = variables["params"].get("pos_embedding")
-    if positions is None:
-        return (1, 1)
-    prefix = module.prefix if module.rules.position_on == "all" else 0
-    return square(positions.shape[1] - prefix, path)
 
 
 def export(
@@ -144,12 +145,13 @@ def export(
     if format not in ("hf", "timm"):
         raise ValueError(f"{format=} must be 'hf' or 'timm'.")
     if image_size is None:
-        if "pos_embedding" not in variables["params"]:
+        positions = variables["params"].get("pos_embedding")
+        if positions is None:
             raise ValueError(
                 "positions are computed, so the model does not tell the size of its "
                 "images; pass image_size."
             )
-        grid = grid_of(module, variables, "the model")
+        grid = grid_of(module, positions.shape[1], "the model")
         height, width = (g * s for g, s in zip(grid, stride(module), strict=True))
         image_size = height if height == width else (height, width)
     write = vit_torch.to_hf if format == "hf" else vit_torch.to_timm

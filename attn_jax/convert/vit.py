@@ -14,6 +14,7 @@ from flax.traverse_util import unflatten_dict
 
 from attn_jax import paths
 from attn_jax.convert.resize import resize_patch_kernel, resize_positions
+from attn_jax.data.framing import sides
 from attn_jax.models.vit import ViT
 
 Size = int | tuple[int, int]
@@ -66,19 +67,21 @@ def to_theirs(array: np.ndarray, layout: str) -> np.ndarray:
     return array
 
 
-def pair(size: Size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
 def stride(module: ViT) -> tuple[int, int]:
     """Pixels an image has for each token, by rows and columns."""
-    ph, pw = pair(module.patch_size)
+    ph, pw = sides(module.patch_size)
     stages = getattr(module.stem, "stage_sizes", None)
     shrink = 1 if stages is None else 4 * 2 ** max(len(stages) - 1, 0)
     return ph * shrink, pw * shrink
 
 
-def square(patches: int, path: str) -> tuple[int, int]:
+def grid_of(module: ViT, rows: int, path: str) -> tuple[int, int]:
+    """The grid of a square image's patches, from the rows of a position table.
+
+    Raises:
+        ValueError: they are no square.
+    """
+    patches = rows - (module.prefix if module.rules.position_on == "all" else 0)
     side = math.isqrt(patches)
     if side * side != patches:
         raise ValueError(
@@ -146,6 +149,18 @@ def assemble(
     return unflatten_dict(found, sep="/")
 
 
+def left_behind(
+    fields: Mapping[str, Any], parts: Mapping[str, tuple[str, Any]]
+) -> tuple[str, ...]:
+    """Prefixes of arrays that the caller does not want: {prefix: (field, value without)}."""
+    absent = object()
+    return tuple(
+        prefix
+        for prefix, (field, without) in parts.items()
+        if fields.get(field, absent) == without
+    )
+
+
 def difference(path: str, rows: list[tuple[str, str, str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
     lines = [
@@ -186,13 +201,8 @@ def fit(
     old_stride = stride(module)
     pixels = tuple(g * s for g, s in zip(grid, old_stride, strict=True))
     module, before = module.clone(**fields), module
-    if pair(module.patch_size) != pair(before.patch_size):
-        embedding = dict(params["embedding"])
-        embedding["kernel"] = resize_patch_kernel(
-            embedding["kernel"], pair(module.patch_size)
-        )
-        params["embedding"] = embedding
-    height, width = pixels if image_size is None else pair(image_size)
+    params["embedding"] = with_patches(params["embedding"], sides(module.patch_size))
+    height, width = pixels if image_size is None else sides(image_size)
     rows, columns = stride(module)
     if height % rows or width % columns:
         raise ValueError(
@@ -212,6 +222,11 @@ def fit(
     ]:
         raise ValueError(difference("the checkpoint", different))
     return module, params
+
+
+def with_patches(embedding: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    kernel = np.asarray(embedding["kernel"])
+    return {**embedding, "kernel": resize_patch_kernel(kernel, size)}
 
 
 def with_positions(
@@ -249,18 +264,15 @@ def resized(
         ValueError: positions of images that are not square.
     """
     params = dict(params)
-    kernel = params["embedding"]["kernel"]
-    size = shapes.get("embedding/kernel", kernel.shape)[:2]
-    if size != kernel.shape[:2]:
-        kernel = resize_patch_kernel(np.asarray(kernel), size)
-        params["embedding"] = {**params["embedding"], "kernel": kernel}
+    kernel = shapes.get("embedding/kernel", ())
+    if len(kernel) == 4:  # else what lies there is no patch embedding
+        params["embedding"] = with_patches(params["embedding"], kernel[:2])
     positions = params.get("pos_embedding")
     wanted = shapes.get("pos_embedding")
     if positions is None or wanted is None or wanted == positions.shape:
         return params
-    prefix = module.prefix if module.rules.position_on == "all" else 0
     old, new = (
-        square(rows - prefix, "config.init_from")
+        grid_of(module, rows, "config.init_from")
         for rows in (positions.shape[1], wanted[1])
     )
     positions = resize_positions(np.asarray(positions), old, new, module.dialect)

@@ -21,7 +21,8 @@ from attn_jax.convert.vit import (
     assemble,
     check_classes,
     fit,
-    square,
+    grid_of,
+    left_behind,
 )
 from attn_jax.models.resnet import ResNetStem
 from attn_jax.models.vit import ViT
@@ -57,18 +58,17 @@ def from_npz(
     grid = (1, 1)  # without positions any image will do
     if "pos_embedding" in arrays:
         rows = arrays["pos_embedding"].shape[1]
-        if dialect == "big_vision" and "cls" in arrays and not is_square(rows):
+        if (
+            dialect == "big_vision"
+            and "cls" in arrays
+            and math.isqrt(rows) ** 2 != rows
+        ):
             # Of its first generation, the class token's position still among them.
             module = module.clone(position_on="all")
-        patches = rows - (module.prefix if module.rules.position_on == "all" else 0)
-        grid = square(patches, str(path))
-    leave = tuple(
-        prefix
-        for prefix, gone in [
-            ("head/", fields.get("num_classes", 1) == 0),
-            ("pre_logits/", fields.get("representation_size", 1) is None),
-        ]
-        if gone
+        grid = grid_of(module, rows, str(path))
+    leave = left_behind(
+        fields,
+        {"head/": ("num_classes", 0), "pre_logits/": ("representation_size", None)},
     )
     params = assemble(module, names(module), arrays, str(path), grid, leave)
     module, params = fit(module, params, grid, fields, image_size)
@@ -188,10 +188,6 @@ def settings_of(arrays: Mapping[str, np.ndarray], path: str) -> dict[str, Any]:
         "position": "sincos2d" if positions is None else "learned",
         "representation_size": None if pre_logits is None else len(pre_logits),
     }
-
-
-def is_square(number: int) -> bool:
-    return math.isqrt(number) ** 2 == number
 
 
 def stage_sizes(arrays: Mapping[str, np.ndarray]) -> tuple[int, ...]:

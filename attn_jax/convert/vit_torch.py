@@ -19,9 +19,10 @@ from attn_jax.convert.vit import (
     assemble,
     check_classes,
     fit,
-    pair,
+    left_behind,
     to_theirs,
 )
+from attn_jax.data.framing import sides
 from attn_jax.models.vit import DIALECTS, ViT, sincos2d
 from attn_jax.paths import named_leaves
 
@@ -162,7 +163,7 @@ def timm_settings(
     if size is None:
         size = hub["input_size"][1:] if "input_size" in hub else 224
     rows, columns = (
-        n // p for n, p in zip(pair(as_field(size)), (ph, pw), strict=True)
+        n // p for n, p in zip(sides(as_field(size)), (ph, pw), strict=True)
     )
     pooling = arguments.get("global_pool", hub.get("global_pool", "token"))
     pools = {"token": "cls", "avg": "gap", "map": "map"}
@@ -211,18 +212,17 @@ def finish(
         if settings.get(name) == usual:  # the dialect says so already
             del settings[name]
     module = ViT(**settings)
-    leave = tuple(
-        prefix
-        for prefix, gone in [
-            ("classifier.", fields.get("num_classes", 1) == 0),
-            ("head.", fields.get("num_classes", 1) == 0),
-            ("pooler.", fields.get("representation_size", 1) is None),
-            ("decoder.", fields.get("patch_outputs", 1) == 0),
-        ]
-        if gone
+    leave = left_behind(
+        fields,
+        {
+            "classifier.": ("num_classes", 0),
+            "head.": ("num_classes", 0),
+            "pooler.": ("representation_size", None),
+            "decoder.": ("patch_outputs", 0),
+        },
     )
-    height, width = pair(as_field(trained_on))
-    rows, columns = pair(module.patch_size)
+    height, width = sides(as_field(trained_on))
+    rows, columns = sides(module.patch_size)
     grid = height // rows, width // columns
     params = assemble(module, names(module), arrays, path, grid, leave)
     module, params = fit(module, params, grid, fields, image_size)
@@ -381,7 +381,7 @@ def to_hf(
         "patch_size": module.patch_size,
         "num_channels": channels,
         "qkv_bias": module.qkv_bias,
-        "encoder_stride": pair(module.patch_size)[0],
+        "encoder_stride": sides(module.patch_size)[0],
         "pooler_act": "tanh",
         "pooler_output_size": module.width,
         "id2label": {str(i): f"LABEL_{i}" for i in range(module.num_classes)},
@@ -462,8 +462,8 @@ def with_table(
     """The parameters by name; a fixed position table, or one without rows for the class
     token where `all_tokens` have one, is written out."""
     leaves = {n: np.asarray(a) for n, a in named_leaves(variables["params"]).items()}
-    height, width = pair(image_size)
-    rows, columns = pair(module.patch_size)
+    height, width = sides(image_size)
+    rows, columns = sides(module.patch_size)
     grid = height // rows, width // columns
     positions = leaves.get("pos_embedding")
     if positions is None:

@@ -44,3 +44,8 @@ def centred(
     if resize is not None:
         return images.central_crop(images.resize_small(image, resize), size)
     return image if image.shape[:2] == size else images.resize_u8(image, size)
+
+
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a size in pixels; one number is a square."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from attn_jax.attention import MultiHeadAttention
+from attn_jax.attention import MultiHeadAttention, layer_norm
 
 Activation = Callable[[jax.Array], jax.Array]
 Initializer = nn.initializers.Initializer
@@ -208,8 +208,3 @@ class MLP(nn.Module):
 
         hidden = self.activation(dense(self.mlp_width, "dense_1")(x))
         return dense(x.shape[-1], "dense_2")(hidden)
-
-
-def layer_norm(epsilon: float, name: str) -> nn.LayerNorm:
-    """Two-pass layer normalisation in float32; BERT's epsilon 1e-12 allows no other."""
-    return nn.LayerNorm(epsilon, use_fast_variance=False, dtype="float32", name=name)

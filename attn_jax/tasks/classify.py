@@ -97,8 +97,7 @@ class Classify:
 
     @property
     def size(self) -> tuple[int, int]:
-        size = self.image_size
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
+        return framing.sides(self.image_size)
 
     def source(self, split: str) -> sources.Source:
         source = sources.load(

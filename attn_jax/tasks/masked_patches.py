@@ -104,11 +104,11 @@ class MaskedPatches:
 
     @property
     def size(self) -> tuple[int, int]:
-        return pair(self.image_size)
+        return framing.sides(self.image_size)
 
     @property
     def patch(self) -> tuple[int, int]:
-        return pair(self.patch_size)
+        return framing.sides(self.patch_size)
 
     @property
     def patches(self) -> int:
@@ -238,7 +238,3 @@ class MaskedPatches:
             "masked_patch_loss": ((losses * counted).sum(), count),
             "masked_patch_accuracy": ((correct * counted).sum(), count),
         }
-
-
-def pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])

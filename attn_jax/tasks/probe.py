@@ -75,8 +75,7 @@ class Probe:
 
     @property
     def size(self) -> tuple[int, int]:
-        size = self.image_size
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
+        return framing.sides(self.image_size)
 
     def source(self, split: str) -> "SupportAndQueries":
         """The training images that are learned from, then all records of `split`.
