@@ -3,12 +3,14 @@
 import functools
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from attn_jax import paths
 from attn_jax.models.resnet import ResNetStem
 from attn_jax.models.vit import PatchEmbedding, ViT, sincos2d
 from configs.vit import _sizes
@@ -252,6 +254,20 @@ def test_a_width_that_heads_do_not_divide_is_named():
 def test_a_width_that_sincos_positions_cannot_fill_is_named():
     with pytest.raises(ValueError, match="needs a width divisible by 4, not 10"):
         sincos2d(2, 2, 10)
+
+
+def test_layers_learn_the_less_the_nearer_they_are_to_the_pixels():
+    model = tiny(mask_token=True, registers=1, pre_norm=True, stem=ResNetStem((), 32))
+    model = model.clone(patch_size=1)
+    variables = jax.eval_shape(model.init, KEY, jnp.zeros((1, 8, 8, 3)))
+    names = paths.named_leaves(variables["params"])
+    rules = _sizes.layer_decay(depth=3, decay=0.5)
+    rates = paths.first_match(rules, names, key="learning_rate_multipliers")
+    heads = {name for name in names if name not in rates}
+    assert {name.split("/")[0] for name in heads} == {"encoder_norm", "head"}
+    for name, rate in rates.items():
+        found = re.match(r"block_(\d)/", name)
+        assert rate == 0.5 ** (3 - int(found[1]) if found else 4)
 
 
 def test_the_mask_token_stands_where_the_mask_is_and_after_what_is_moved():

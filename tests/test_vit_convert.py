@@ -218,6 +218,19 @@ def test_all_pickles_are_refused(tmp_path):
         load_pretrained(tmp_path / "evil.npz")
 
 
+def test_a_classifier_does_not_read_the_pooler_that_lies_beside_it(tmp_path):
+    source = GOLDEN / "hf" / "classification"
+    arrays = safetensors.numpy.load_file(source / "model.safetensors")
+    arrays["vit.pooler.dense.weight"] = np.ones((32, 32), np.float32)
+    arrays["vit.pooler.dense.bias"] = np.ones(32, np.float32)
+    safetensors.numpy.save_file(arrays, tmp_path / "model.safetensors")
+    shutil.copy(source / "config.json", tmp_path)
+    module, variables = load_pretrained(tmp_path)
+    assert module.representation_size is None
+    _, expected = load_pretrained(source)
+    jax.tree.map(np.testing.assert_array_equal, variables, expected)
+
+
 def test_the_hubs_config_of_timm_is_read(tmp_path):
     """Heads follow from the name and the width there."""
     model = ViT(

@@ -64,6 +64,8 @@ def from_hf(
             f"{path}: hidden_act={activation!r} is none of {', '.join(HF_GELU)}."
         )
     head, decoder = arrays.get("classifier.bias"), arrays.get("decoder.0.bias")
+    if head is not None:  # ViTForImageClassification reads the token, past any pooler
+        arrays = {n: a for n, a in arrays.items() if not n.startswith("pooler.")}
     classes = 0 if head is None else len(head)
     check_classes(fields, classes, str(path))
     settings = {

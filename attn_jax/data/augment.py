@@ -54,17 +54,14 @@ def random_erase(
     rng: np.random.Generator,
     area: tuple[float, float] = (0.02, 1 / 3),
     ratio: tuple[float, float] = (0.3, 1 / 0.3),
-    fill: int | None = None,
 ) -> UInt8[np.ndarray, "H W C"]:
-    """With `probability`, a window of random area and aspect is overwritten.
+    """With `probability`, a window of random area and aspect becomes noise.
 
-    After 10 windows that do not fit the image stays as it is.
+    Every value is drawn uniformly from 0..255, the best of the paper's four fillings. After 10 windows that do not fit the image stays as it is.
 
     Args:
         area: range of the window's share of the image; timm's (the paper: up to 0.4).
         ratio: range of height / width, drawn log-uniformly.
-        fill: one grey level; None draws every value uniformly from 0..255, the best of
-            the paper's four fillings.
 
     Raises:
         ValueError: `probability` is none.
@@ -84,11 +81,8 @@ def random_erase(
             top = int(rng.integers(height - h + 1))
             left = int(rng.integers(width - w + 1))
             image = image.copy()
-            image[top : top + h, left : left + w] = (
-                rng.integers(256, size=(h, w, channels), dtype=np.uint8)
-                if fill is None
-                else fill
-            )
+            noise = rng.integers(256, size=(h, w, channels), dtype=np.uint8)
+            image[top : top + h, left : left + w] = noise
             break
     return image
 
@@ -140,7 +134,7 @@ def contrast(
 
     The grey is H * W / 256, at most 255: the original divides the sum of a histogram's
     counts by 256, where the mean intensity was meant. 224 x 224 pixels get 196.
-    (One version of big_vision takes the mean; its published recipes did not.)
+    (Another stored version of big_vision takes the mean; the golden numbers do not.)
     """
     grey = min(image.shape[0] * image.shape[1] // 256, 255)
     return _look_up(_blend(np.full(256, grey, np.uint8), _VALUES, factor), image)

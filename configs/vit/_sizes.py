@@ -42,10 +42,11 @@ SHARDING = [
 
 
 def layer_decay(depth: int, decay: float) -> list:
-    """Learning-rate multipliers that fall from the head, 1, by `decay` a block downwards.
+    """Learning-rate multipliers that fall by `decay` a block, from 1 behind the last one.
 
-    For fine-tuning (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT): what is nearer the
-    pixels changes less. Embeddings stand below block 0.
+    For fine-tuning: what is nearer the pixels changes less. What makes the tokens stands
+    below block 0. Source: Clark et al. 2020 (ELECTRA), Bao et al. 2022 (BEiT).
     """
     blocks = [[f"block_{i}/.*", decay ** (depth - i)] for i in range(depth)]
-    return [*blocks, ["(embedding/.*|pos_embedding|cls)", decay ** (depth + 1)]]
+    tokens = "(stem/.*|embedding/.*|mask_token|cls|registers|pos_embedding|pre_norm/.*)"
+    return [*blocks, [tokens, decay ** (depth + 1)]]

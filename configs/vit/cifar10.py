@@ -10,7 +10,8 @@ Expect:   69.1 % test accuracy (seed 0) from 19,000 training images, 53 minutes;
 Source:   ours; the hybrid is that of the ViT paper, sec. 3.1, with one bottleneck.
 
 The images are small and few: convolutions before the encoder know beforehand that pixels
-belong to their neighbours. Plain 4x4 patches were behind at every epoch.
+belong to their neighbours. Of 1,000 validation images it has 68.0 % right after 16 of 19
+epochs; plain 4x4 patches, in batches of 128, had 59.5 % after 17 of 30 (stopped there).
 """
 
 from ml_collections import ConfigDict
