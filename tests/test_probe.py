@@ -18,6 +18,7 @@ from PIL import Image
 import train
 from attn_jax import config as config_lib
 from attn_jax import evaluation, probes, sharding, workdir
+from attn_jax.data import real_labels
 from attn_jax.models import vit
 from attn_jax.tasks import classify, probe
 
@@ -507,7 +508,7 @@ def test_any_fitting_label_is_right_and_images_without_one_do_not_count(
 
     def real_accuracy(rows, batch_size):
         path = real_file(tmp_path, rows)
-        classify.read_real_labels.cache_clear()
+        real_labels.read.cache_clear()
         task = classify_digits(data=validation_images, num_classes=3, real_labels=path)
         results = evaluate(Brightness(), task, batch_size, "validation")
         return results["probe/real_accuracy"]

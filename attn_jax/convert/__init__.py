@@ -11,7 +11,7 @@ import flax.linen as nn
 from etils import epath
 
 from attn_jax import config, paths, workdir
-from attn_jax.convert import bert, vit_npz, vit_torch
+from attn_jax.convert import bert, vit_export, vit_npz, vit_torch
 from attn_jax.convert.vit import Size, fit, grid_of, resized, stride
 from attn_jax.models.bert import Bert
 from attn_jax.models.vit import ViT
@@ -154,5 +154,5 @@ def export(
         grid = grid_of(module, positions.shape[1], "the model")
         height, width = (g * s for g, s in zip(grid, stride(module), strict=True))
         image_size = height if height == width else (height, width)
-    write = vit_torch.to_hf if format == "hf" else vit_torch.to_timm
+    write = vit_export.to_hf if format == "hf" else vit_export.to_timm
     write(module, variables, pathlib.Path(path), image_size)

@@ -1,6 +1,7 @@
 """ViT checkpoints: what the formats share, and a model at another resolution.
 
-The formats: vit_npz.py (vision_transformer, big_vision), vit_torch.py (transformers, timm).
+The formats: vit_npz.py (vision_transformer, big_vision), vit_torch.py (transformers, timm; the
+way back is vit_export.py).
 """
 
 import math

@@ -1,4 +1,4 @@
-"""ViT checkpoints of Hugging Face transformers and of timm, both ways: .safetensors.
+"""ViT checkpoints of Hugging Face transformers and of timm: .safetensors.
 
 Linear layers lie as [out, in], convolutions as [out, in, h, w]; timm keeps query, key and
 value in one matrix, split here into `qkv.0`, `qkv.1`, `qkv.2` on the way in.
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from attn_jax.convert.tensors import read_safetensors, write_safetensors
+from attn_jax.convert.tensors import read_safetensors
 from attn_jax.convert.vit import (
     Entry,
     Size,
@@ -20,11 +20,9 @@ from attn_jax.convert.vit import (
     check_classes,
     fit,
     left_behind,
-    to_theirs,
 )
 from attn_jax.data.framing import sides
-from attn_jax.models.vit import DIALECTS, ViT, sincos2d
-from attn_jax.paths import named_leaves
+from attn_jax.models.vit import DIALECTS, ViT
 
 HF_GELU = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 TIMM_GELU = {None: "erf", "gelu": "erf", "gelu_tanh": "tanh"}
@@ -323,168 +321,4 @@ def norm(ours: str, theirs: str) -> dict[str, Entry]:
     return {
         f"{ours}/scale": Entry(f"{theirs}.weight"),
         f"{ours}/bias": Entry(f"{theirs}.bias"),
-    }
-
-
-def to_hf(
-    module: ViT, variables: Mapping[str, Any], folder: pathlib.Path, image_size: Size
-) -> None:
-    """Writes config.json and model.safetensors that transformers' ViT classes load.
-
-    ViTForMaskedImageModeling where the model has a `patch_head`, else
-    ViTForImageClassification where it has classes, else ViTModel.
-
-    Raises:
-        ValueError: the model has a part that transformers' ViT lacks.
-    """
-    rules = module.rules
-    refuse(
-        "transformers' ViT",
-        {
-            "pool": module.pool != "cls",
-            "stem": module.stem is not None,
-            "pooling": module.pooling is not None,
-            "registers": module.registers > 0,
-            "pre_norm": module.pre_norm,
-            "layer_scale": module.layer_scale is not None,
-            "qk_norm": module.qk_norm,
-            "representation_size": module.representation_size is not None
-            and (
-                bool(module.num_classes) or module.representation_size != module.width
-            ),
-        },
-    )
-    if module.patch_outputs:
-        kind, prefix = "ViTForMaskedImageModeling", "vit."
-    elif module.num_classes:
-        kind, prefix = "ViTForImageClassification", "vit."
-    else:
-        kind, prefix = "ViTModel", ""
-    leaves = with_table(module, variables, image_size, all_tokens=True)
-    arrays = renamed(leaves, hf_names(module))
-    outside = ("classifier.", "decoder.")
-    arrays = {
-        name if name.startswith(outside) else prefix + name: array
-        for name, array in arrays.items()
-    }
-    channels = leaves["embedding/kernel"].shape[2]
-    config = {
-        "architectures": [kind],
-        "model_type": "vit",
-        "hidden_size": module.width,
-        "num_hidden_layers": module.depth,
-        "num_attention_heads": module.num_heads,
-        "intermediate_size": module.mlp_width,
-        "hidden_act": "gelu" if rules.gelu == "erf" else "gelu_pytorch_tanh",
-        "layer_norm_eps": rules.norm_epsilon,
-        "hidden_dropout_prob": module.dropout,
-        "attention_probs_dropout_prob": module.attention_dropout,
-        "image_size": image_size,
-        "patch_size": module.patch_size,
-        "num_channels": channels,
-        "qkv_bias": module.qkv_bias,
-        "encoder_stride": sides(module.patch_size)[0],
-        "pooler_act": "tanh",
-        "pooler_output_size": module.width,
-        "id2label": {str(i): f"LABEL_{i}" for i in range(module.num_classes)},
-        "label2id": {f"LABEL_{i}": i for i in range(module.num_classes)},
-    }
-    if not module.num_classes:
-        del config["id2label"], config["label2id"]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    write_safetensors(folder / "model.safetensors", arrays)
-
-
-def to_timm(
-    module: ViT, variables: Mapping[str, Any], path: pathlib.Path, image_size: Size
-) -> None:
-    """Writes NAME.safetensors and NAME.json, the arguments of timm's VisionTransformer.
-
-    Raises:
-        ValueError: the model has a part that timm's class lacks, or norms that are not its.
-    """
-    refuse(
-        "timm's VisionTransformer",
-        {
-            "stem": module.stem is not None,
-            "pooling": module.pooling is not None,
-            "representation_size": module.representation_size is not None,
-            "patch_outputs": module.patch_outputs > 0,
-            "mask_token": module.mask_token,
-        },
-    )
-    rules = module.rules
-    on_all = rules.position_on == "all" and module.position == "learned"
-    leaves = with_table(module, variables, image_size, all_tokens=on_all)
-    arrays = renamed(leaves, timm_names(module))
-    for name in [n for n in arrays if ".qkv.1." in n]:
-        candidates = [name.replace(".qkv.1.", f".qkv.{i}.") for i in range(3)]
-        parts = [part for part in candidates if part in arrays]
-        fused = name.replace(".qkv.1.", ".qkv." if len(parts) == 3 else ".kv.")
-        arrays[fused] = np.concatenate([arrays.pop(part) for part in parts])
-    kernel = leaves["embedding/kernel"]
-    arguments = {
-        "img_size": image_size,
-        "patch_size": module.patch_size,
-        "in_chans": kernel.shape[2],
-        "num_classes": module.num_classes,
-        "global_pool": {"cls": "token", "gap": "avg", "map": "map"}[module.pool],
-        "embed_dim": module.width,
-        "depth": module.depth,
-        "num_heads": module.num_heads,
-        "mlp_ratio": module.mlp_width / module.width,
-        "qkv_bias": module.qkv_bias,
-        "qk_norm": module.qk_norm,
-        "init_values": module.layer_scale,
-        "class_token": module.prefix > module.registers,
-        "reg_tokens": module.registers,
-        "no_embed_class": not on_all,
-        "pre_norm": module.pre_norm,
-        "act_layer": "gelu" if rules.gelu == "erf" else "gelu_tanh",
-    }
-    if module.pool == "gap":
-        arguments["fc_norm"] = rules.norm_after_pool
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".json").write_text(json.dumps(arguments, indent=1) + "\n")
-    write_safetensors(path, arrays)
-
-
-def refuse(whose: str, parts: Mapping[str, bool]) -> None:
-    if present := [name for name, has in parts.items() if has]:
-        raise ValueError(
-            f"{whose} has no place for this model's {', '.join(present)}; such a model "
-            "can only be kept as a checkpoint of this project."
-        )
-
-
-def with_table(
-    module: ViT, variables: Mapping[str, Any], image_size: Size, *, all_tokens: bool
-) -> dict[str, np.ndarray]:
-    """The parameters by name; a fixed position table, or one without rows for the class
-    token where `all_tokens` have one, is written out."""
-    leaves = {n: np.asarray(a) for n, a in named_leaves(variables["params"]).items()}
-    height, width = sides(image_size)
-    rows, columns = sides(module.patch_size)
-    grid = height // rows, width // columns
-    positions = leaves.get("pos_embedding")
-    if positions is None:
-        positions = np.asarray(sincos2d(*grid, module.width))
-    missing = grid[0] * grid[1] + (module.prefix if all_tokens else 0)
-    missing -= positions.shape[1]
-    if missing and missing != module.prefix:
-        raise ValueError(
-            f"the model has positions for {positions.shape[1]} tokens, which is no image of "
-            f"{height}x{width}; pass the image_size that it was trained on."
-        )
-    none = np.zeros((1, missing, module.width), np.float32)
-    return {**leaves, "pos_embedding": np.concatenate([none, positions], axis=1)}
-
-
-def renamed(
-    leaves: Mapping[str, np.ndarray], names: Mapping[str, Entry]
-) -> dict[str, np.ndarray]:
-    return {
-        names[name].theirs: to_theirs(leaf, names[name].layout)
-        for name, leaf in leaves.items()
     }

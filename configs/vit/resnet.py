@@ -57,7 +57,8 @@ def mnist(c: ConfigDict) -> None:
 
 
 def debug(c: ConfigDict) -> None:
-    small(c, data="digits", image_size=16, holdout=180)
+    small(c, data="digits", image_size=8, holdout=180)
+    c.model.stage_sizes = [1]
     c.batch_size = 16
     c.duration = "8 steps"
     c.schedule = {"name": "cosine", "warmup": "2 steps"}
@@ -66,7 +67,7 @@ def debug(c: ConfigDict) -> None:
 
 
 def small(c: ConfigDict, **data: object) -> None:
-    """Grey digits, two bottlenecks."""
+    """Grey digits, two stages of a bottleneck each."""
     c.model.update(stage_sizes=[1, 1], width=32)
     c.task.update(num_classes=10, channels=1, crop="shift", shift_pixels=2, **data)
     c.optimizer = {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05}
