@@ -267,7 +267,12 @@ def fill_named(section: Mapping, where: str, functions: Mapping) -> dict:
     return {"name": name, **fill(settings, arguments, where)}
 
 
-def fill_evaluation(section: Mapping, where: str, training: Mapping, trust) -> dict:
+def fill_evaluation(section: Any, where: str, training: Mapping, trust) -> dict:
+    if not isinstance(section, Mapping):
+        raise ValueError(
+            f"{where}={section!r} must be a section of keys and values. To have one "
+            "evaluation less, set config.evals to those that stay."
+        )
     filled = fill(section, EVALUATION, where)
     if filled["every"] is not None:
         check_cadence(filled["every"], f"{where}.every")

@@ -216,6 +216,7 @@ def test_an_override_is_read_by_the_type_of_its_key(text, value):
             "evals.test.every=5",
             r"config.evals.test.every=5 must be of type str \| None",
         ),
+        ("evals.test=null", "config.evals.test=None must be a section"),
         ("evals.test.task.flip=1", "evals.test.task.flip=1 must be of type bool"),
     ],
 )
