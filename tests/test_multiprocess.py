@@ -15,12 +15,14 @@ import attn_jax
 from attn_jax.checkpoint import Checkpoints
 from attn_jax.paths import named_leaves
 
-# Half of what there is to compile.
+# Half of what there is to compile ...
 QUICK = [
     "--config.model.dropout=0.0",
     "--config.evals={}",
     "--config.keep_best=null",
 ]
+# ... and half the time for each program.
+UNOPTIMISED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 OTHER_TASKS = [
     "configs/bert/pretrain_stdlib.py",
@@ -29,8 +31,9 @@ OTHER_TASKS = [
 ]
 
 
-def launch(number, devices, folder, *settings):
-    return launch_command(number, devices, processes.train(folder, *settings))
+def launch(number, devices, folder, *settings, **variables):
+    command = processes.train(folder, *settings)
+    return launch_command(number, devices, command, **variables)
 
 
 def launch_command(number, devices, command, **variables):
@@ -141,8 +144,8 @@ def test_one_process_resumes_what_two_have_saved(two, halfway):
 def test_processes_that_share_the_rows_of_a_batch_log_the_numbers_of_one(tmp_path):
     # The tensor axis spans the processes, so both hold all rows, not a half each.
     mesh = ["--config.mesh.data=1", "--config.mesh.tensor=2"]
-    one = launch(1, 2, tmp_path / "one", *mesh, *QUICK)
-    two = launch(2, 1, tmp_path / "two", *mesh, *QUICK)
+    one = launch(1, 2, tmp_path / "one", *mesh, *QUICK, **UNOPTIMISED)
+    two = launch(2, 1, tmp_path / "two", *mesh, *QUICK, **UNOPTIMISED)
     finish([*one, *two])
     assert metrics(tmp_path / "two") == metrics(tmp_path / "one") != []
 
@@ -153,8 +156,7 @@ def test_two_processes_log_the_numbers_of_one_whatever_the_task(recipe, tmp_path
         folder = f"--workdir={tmp_path / str(number)}"
         command = ["train.py", f"--config={recipe}:debug", folder]
         command += ["--config.duration=4 steps"]
-        quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # half the time to compile
-        return launch_command(number, devices, command, **quick)
+        return launch_command(number, devices, command, **UNOPTIMISED)
 
     finish([*start(1, 2), *start(2, 1)])
     one, two = metrics(tmp_path / "1"), metrics(tmp_path / "2")
@@ -170,6 +172,7 @@ def test_sigterm_to_one_process_stops_both_at_the_same_saved_step(tmp_path):
         "--config.duration=20000 steps",
         "--config.checkpoint_every=20000 steps",
         *QUICK,
+        **UNOPTIMISED,
     )
     end = time.monotonic() + 120
     while len(metrics(tmp_path)) < 20:

@@ -27,6 +27,8 @@ HYBRIDS = {
 }
 POOLS = {"tok": "cls", "gap": "gap", "map": "map"}
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def tiny(**changes) -> ViT:
     fields = dict(

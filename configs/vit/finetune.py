@@ -61,7 +61,7 @@ def base(c: ConfigDict) -> None:
 
 def cifar10(c: ConfigDict) -> None:
     # The encoder of configs/vit/masked_patches.py:cifar10.
-    c.model.update(patch_size=4, width=128, depth=6, mlp_width=512, num_heads=4)
+    c.model.update(patch_size=4, width=128, depth=4, mlp_width=512, num_heads=4)
     c.model.update(pool="gap", position="sincos2d")
     c.task.update(
         data="tfds:cifar10",
