@@ -28,6 +28,8 @@ from attn_jax.models.hopfield import (
 from attn_jax.models.vit import ViT
 from attn_jax.tasks.bags import Bags
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "hopfield"
 CASES = sorted(
     path.stem
