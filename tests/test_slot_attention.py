@@ -19,6 +19,8 @@ from attn_jax.models.slot_attention import (
 )
 from attn_jax.tasks.reconstruct import Reconstruct
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "slot_attention"
 KEY = jax.random.key(0)
 TETROMINOES = dict(  # the paper's, and configs/slot_attention/tetrominoes.py
