@@ -16,6 +16,8 @@ from attn_jax.convert import bert as convert
 from attn_jax.convert import load_pretrained
 from attn_jax.models.bert import Bert
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "bert" / "hf"
 
 

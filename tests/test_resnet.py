@@ -10,6 +10,8 @@ import pytest
 
 from attn_jax.models.resnet import ResNet, ResNetStem, StandardizedConv
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def images(batch: int = 2, size: int = 16) -> jax.Array:
     return jax.random.uniform(jax.random.key(1), (batch, size, size, 3), minval=-1)

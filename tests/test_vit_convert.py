@@ -16,6 +16,8 @@ from attn_jax.convert.resize import resize_grid, resize_patch_kernel, resize_pos
 from attn_jax.models.resnet import ResNetStem
 from attn_jax.models.vit import ViT, sincos2d
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "vit"
 GOOGLE = ["token", "token_prelogits", "gap", "hybrid"]
 BIG_VISION = [
