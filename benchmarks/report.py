@@ -14,7 +14,7 @@ RESULTS = ROOT / "docs" / "results.md"
 def provenance() -> str:
     """Commit, hardware and versions in one line."""
     commit = git("describe", "--always")
-    if git("status", "--porcelain", "--", ".", ":!docs/results.md"):
+    if git("status", "--porcelain", "--", ".", ":!docs"):  # what benchmarks write
         commit += " with changes"
     device = jax.devices()[0]
     cores = f", {os.cpu_count()} cores" if device.platform == "cpu" else ""

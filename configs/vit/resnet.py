@@ -4,7 +4,9 @@ Command:  python train.py --config=configs/vit/resnet.py --workdir=runs/resnet
           "mnist" is the small one of benchmarks/data_scaling.py.
 Data:     "tfds:imagenet2012", once it is prepared, or any source by --config.task.data.
 Hardware: "imagenet" 8 accelerators, not run here; "mnist" 2 CPU cores.
-Expect:   not measured yet.
+Expect:   2,000 steps of "mnist" with averaged parameters (benchmarks/data_scaling.py, seed 0):
+          96.9, 98.6, 99.0 % of test images from 600, 6,000, 60,000; the ViT of
+          configs/vit/mnist.py has 94.1, 98.0, 98.5 %. "imagenet" was not run.
 Source:   Dosovitskiy et al. 2021, sec. 4.1; big_vision configs/bit_i1k.py for "imagenet": SGD
           with momentum, learning rate 0.1 and weight decay 1e-4 for each 256 images (the
           latter per unit of the schedule, so 1e-3 per unit of learning rate), 90 epochs, at a
