@@ -276,21 +276,16 @@ def test_a_mesh_leads_to_the_parameters_of_a_single_device(three_steps, mesh):
         )
 
 
-def test_a_mesh_leads_to_the_losses_of_a_single_device(kind, three_steps):
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+def test_a_mesh_leads_to_the_losses_of_a_single_device(kind, three_steps, optimizer):
+    single = three_steps(optimizer, (1, 1, 1))
     # What an optimiser does on a mesh depends on the layout, not on the architecture: one
-    # of them is asked for both optimisers on every mesh; the others for LAMB, which is
-    # AdamW and norms over all shards, on the mesh that splits all three axes.
-    one = kind == KINDS[1]
-    for optimizer in ("adamw", "lamb") if one else ("lamb",):
-        single = three_steps(optimizer, (1, 1, 1))
-        for mesh in MESHES if one else MESHES[-1:]:
-            sharded = three_steps(optimizer, mesh)
-            # Losses, not parameters: Adam blows up the rounding of gradients that should
-            # be zero (a key's bias) to the full rate. A rounding of a loss near 2.3 is
-            # 2.4e-7.
-            np.testing.assert_allclose(
-                sharded.losses, single.losses, rtol=0, atol=2e-6, err_msg=optimizer
-            )
+    # of them is asked for every mesh, the others for the one that splits all three axes.
+    for mesh in MESHES if kind == KINDS[1] else MESHES[-1:]:
+        sharded = three_steps(optimizer, mesh)
+        # Losses, not parameters: Adam blows up the rounding of gradients that should be
+        # zero (a key's bias) to the full rate. A rounding of a loss near 2.3 is 2.4e-7.
+        np.testing.assert_allclose(sharded.losses, single.losses, rtol=0, atol=2e-6)
 
 
 def without_noise(section):
