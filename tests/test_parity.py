@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from attn_jax.convert import export, load_pretrained
+from attn_jax.convert.vit_torch import timm_architecture
 from attn_jax.models.vit import ViT
 
 WHY = "`make parity` installs {} and runs this test"
@@ -77,6 +78,7 @@ def by_timm(path, images):
         {"registers": 3},
         {"layer_scale": 0.1, "qk_norm": True, "qkv_bias": False, "pre_norm": True},
         {"gelu": "tanh"},
+        {"gelu": "quick"},
         {"position": "sincos2d"},
     ],
     ids=str,
@@ -100,8 +102,41 @@ def test_timm_reads_the_checkpoints_of_others_through_us(file, tmp_path):
     np.testing.assert_allclose(found, ours(model, variables, pixels()), **CLOSE)
 
 
+def test_every_architecture_of_timm_is_known_as_it_is_or_refused():
+    """Heads, GELU and epsilon leave no trace in arrays; the Hub's config has only a name."""
+    kinds = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
+    known = 0
+    for name in timm.list_models(["vit*", "deit*", "flexivit*", "eva*", "beit*"]):
+        with torch.device("meta"):  # shapes alone
+            model = timm.create_model(name)
+        try:
+            hidden = timm_architecture(name, model.embed_dim, pathlib.Path(), {})
+        except (ValueError, AttributeError):
+            continue  # refused by name, or not even of one width
+        if isinstance(model.blocks[0].mlp, timm.layers.GluMlp):
+            continue  # refused by its arrays: the second matrix has half the rows
+        known += 1
+        assert type(model) is timm.models.vision_transformer.VisionTransformer, name
+        block = model.blocks[0]
+        assert type(block) is timm.models.vision_transformer.Block, name
+        assert type(block.attn) is timm.layers.Attention, name
+        epsilons = {part.eps for part in model.modules() if hasattr(part, "eps")}
+        assert epsilons == {hidden["norm_epsilon"]}, name
+        assert block.attn.num_heads == hidden["num_heads"], name
+        assert kinds[type(block.mlp.act).__name__] == hidden["act_layer"], name
+    assert known > 100
+
+
 @pytest.mark.parametrize(
-    "changes", [{}, {"gelu": "tanh"}, {"qkv_bias": False}, {"position": "sincos2d"}]
+    "changes",
+    [
+        {},
+        {"gelu": "tanh"},
+        {"gelu": "quick"},
+        {"qkv_bias": False},
+        {"position": "sincos2d"},
+    ],
+    ids=str,
 )
 def test_transformers_gives_the_logits_of_what_it_is_given(changes, tmp_path):
     model, variables = made(dialect="hf", **changes)

@@ -74,7 +74,7 @@ def reader_of(path: str) -> tuple[Callable[..., Any], type[nn.Module] | None]:
     if (place / "checkpoints").exists():
         return functools.partial(from_run, path), None
     described = json.loads((place / "config.json").read_text())
-    if str(described.get("architecture", "")).startswith("vit_"):
+    if "architecture" in described:  # as timm calls it
         weights = local / "model.safetensors"
         return functools.partial(vit_torch.from_timm, weights), ViT
     family = described.get("model_type")

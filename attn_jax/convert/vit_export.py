@@ -12,7 +12,7 @@ import numpy as np
 
 from attn_jax.convert.tensors import write_safetensors
 from attn_jax.convert.vit import Entry, Size, to_theirs
-from attn_jax.convert.vit_torch import hf_names, timm_names
+from attn_jax.convert.vit_torch import HF_GELU, TIMM_GELU, hf_names, timm_names
 from attn_jax.data.framing import sides
 from attn_jax.models.vit import ViT, sincos2d
 from attn_jax.paths import named_leaves
@@ -67,7 +67,7 @@ def to_hf(
         "num_hidden_layers": module.depth,
         "num_attention_heads": module.num_heads,
         "intermediate_size": module.mlp_width,
-        "hidden_act": "gelu" if rules.gelu == "erf" else "gelu_pytorch_tanh",
+        "hidden_act": called(rules.gelu, HF_GELU),
         "layer_norm_eps": rules.norm_epsilon,
         "hidden_dropout_prob": module.dropout,
         "attention_probs_dropout_prob": module.attention_dropout,
@@ -93,8 +93,11 @@ def to_timm(
 ) -> None:
     """Writes NAME.safetensors and NAME.json, the arguments of timm's VisionTransformer.
 
+    timm's norms have epsilon 1e-6, and its arguments cannot say another. A smaller one is
+    taken for it: where the variance is over .05, a norm changes by less than 1e-5 of itself.
+
     Raises:
-        ValueError: the model has a part that timm's class lacks, or norms that are not its.
+        ValueError: the model has a part that timm's class lacks, or a larger epsilon.
     """
     refuse(
         "timm's VisionTransformer",
@@ -107,6 +110,11 @@ def to_timm(
         },
     )
     rules = module.rules
+    if rules.norm_epsilon > 1e-6:
+        raise ValueError(
+            f"norm_epsilon={rules.norm_epsilon:g} is not timm's 1e-6, which NAME.json cannot "
+            "change; export module.clone(norm_epsilon=1e-6) if the outputs may differ."
+        )
     on_all = rules.position_on == "all" and module.position == "learned"
     leaves = with_table(module, variables, image_size, all_tokens=on_all)
     arrays = renamed(leaves, timm_names(module))
@@ -133,13 +141,18 @@ def to_timm(
         "reg_tokens": module.registers,
         "no_embed_class": not on_all,
         "pre_norm": module.pre_norm,
-        "act_layer": "gelu" if rules.gelu == "erf" else "gelu_tanh",
+        "act_layer": called(rules.gelu, TIMM_GELU),
     }
     if module.pool == "gap":
         arguments["fc_norm"] = rules.norm_after_pool
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").write_text(json.dumps(arguments, indent=1) + "\n")
     write_safetensors(path, arrays)
+
+
+def called(gelu: str, names: Mapping[str, str]) -> str:
+    """The other library's name of an activation."""
+    return next(theirs for theirs, ours in names.items() if ours == gelu)
 
 
 def refuse(whose: str, parts: Mapping[str, bool]) -> None:

@@ -24,12 +24,27 @@ from attn_jax.convert.vit import (
 from attn_jax.data.framing import sides
 from attn_jax.models.vit import DIALECTS, ViT
 
-HF_GELU = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
-TIMM_GELU = {None: "erf", "gelu": "erf", "gelu_tanh": "tanh"}
-# timm's names of architectures hide the heads; by width, as its constructors have them.
-TIMM_HEADS = {
-    192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1664: 16,
-}  # fmt: skip
+# Names of activations -> ours; the first of each is the one we write.
+HF_GELU = {
+    "gelu": "erf",
+    "gelu_pytorch_tanh": "tanh",
+    "gelu_new": "tanh",
+    "quick_gelu": "quick",
+}
+TIMM_GELU = {"gelu": "erf", "gelu_tanh": "tanh", "quick_gelu": "quick"}
+
+# timm's architectures with the blocks of this project's ViT. Not among them: parallel blocks,
+# norms after the branch, gated MLPs, differential attention, stems of convolutions.
+TIMM_PLAIN = re.compile(
+    "(vit|deit3?|flexivit)_"
+    "(tiny|xsmall|small|wee|little|mediumd?|betwixt|base|so150m2?|large|so400m|huge"
+    "|giant|giantopt|gigantic)"
+    r"(_(patch\d+|plus|36x1|reg\d|gap|map|clip|quickgelu|siglip|dinov2|tipsv2|miil|\d+))*"
+)
+TIMM_TANH = re.compile(
+    "vit_((base_patch32|giantopt_patch16|so400m_patch16)_siglip.*"
+    "|large_patch16_siglip_(gap_)?512)"
+)
 
 
 def from_hf(
@@ -124,19 +139,23 @@ def from_timm(
         parts = np.split(array, 3 if match[2] == "qkv" else 2)
         for i, part in enumerate(parts, start=3 - len(parts)):
             arrays[f"{match[1]}qkv.{i}.{match[3]}"] = part
-    if "patch_embed.proj.weight" not in arrays:
+    needed = ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.bias")
+    if lacking := [name for name in needed if name not in arrays]:
         raise ValueError(
-            f"{path} lacks patch_embed.proj.weight; it is no checkpoint of timm's "
-            "VisionTransformer."
+            f"{path} lacks {', '.join(lacking)}; it is no checkpoint of timm's "
+            "VisionTransformer with plain blocks."
         )
-    settings = timm_settings(arrays, json.loads(sidecar.read_text()), sidecar)
+    settings = timm_settings(arrays, json.loads(sidecar.read_text()), sidecar, fields)
     size = settings.pop("image_size")
     check_classes(fields, settings["num_classes"], str(path))
     return finish(settings, arrays, timm_names, str(path), size, image_size, fields)
 
 
 def timm_settings(
-    arrays: Mapping[str, np.ndarray], config: Mapping[str, Any], sidecar: pathlib.Path
+    arrays: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    sidecar: pathlib.Path,
+    fields: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The module's fields; what the arrays tell is read off them."""
     hub = config.get("pretrained_cfg", {})
@@ -147,17 +166,28 @@ def timm_settings(
         if (found := re.match(r"blocks\.(\d+)\.", name))
     )
     width, _, ph, pw = arrays["patch_embed.proj.weight"].shape
-    heads = arguments.get("num_heads")
-    if heads is None and "architecture" in config:
-        heads = TIMM_HEADS.get(width)
-    if heads is None:
-        raise ValueError(
-            f"{sidecar} has no num_heads, and no width of timm's table; add it."
+    # What leaves no trace in the arrays.
+    changed = [
+        name
+        for name, usual in (
+            ("norm_layer", "layernorm"),
+            ("block_fn", None),
+            ("pool_include_prefix", False),
         )
-    activation = arguments.get("act_layer")
-    if activation not in TIMM_GELU:
+        if arguments.get(name) not in (None, usual)
+    ]
+    if changed:
         raise ValueError(
-            f"{sidecar}: act_layer={activation!r} is none of 'gelu', 'gelu_tanh'."
+            f"{sidecar}: a ViT of this project has no {', '.join(changed)} as given there."
+        )
+    hidden = {"num_heads": 12, "act_layer": "gelu"}  # as the constructor's defaults
+    if "architecture" in config:
+        hidden = timm_architecture(config["architecture"], width, sidecar, fields)
+    hidden |= {n: arguments[n] for n in hidden if arguments.get(n) is not None}
+    if hidden["act_layer"] not in TIMM_GELU:
+        raise ValueError(
+            f"{sidecar}: act_layer={hidden['act_layer']!r} is none of "
+            f"{', '.join(map(repr, TIMM_GELU))}."
         )
     size = arguments.get("img_size")
     if size is None:
@@ -180,19 +210,46 @@ def timm_settings(
         "width": width,
         "depth": depth,
         "mlp_width": len(arrays["blocks.0.mlp.fc1.bias"]),
-        "num_heads": heads,
+        "num_heads": hidden["num_heads"],
         "pool": pools[pooling],
         "class_token": "cls_token" in arrays,
         "registers": 0 if registers is None else registers.shape[1],
         "position_on": "patches" if positions == rows * columns else "all",
         "norm_after_pool": "fc_norm.weight" in arrays,
         "dialect": "timm",
-        "gelu": TIMM_GELU[activation],
+        "gelu": TIMM_GELU[hidden["act_layer"]],
+        "norm_epsilon": hidden.get("norm_epsilon", 1e-6),
         "pre_norm": "norm_pre.weight" in arrays,
         "layer_scale": None if scale is None else arguments.get("init_values", 1e-5),
         "qkv_bias": "blocks.0.attn.qkv.0.bias" in arrays,
         "qk_norm": "blocks.0.attn.q_norm.weight" in arrays,
         "image_size": as_field(size),
+    }
+
+
+def timm_architecture(
+    name: str, width: int, sidecar: pathlib.Path, fields: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What only timm's source tells of an architecture on the Hub, found by its name.
+
+    Checked against every ViT that timm registers by `make parity`.
+    """
+    name = name.partition(".")[0]  # what follows is the training
+    plain = TIMM_PLAIN.fullmatch(name) is not None
+    needed = ("num_heads", "gelu", "norm_epsilon")
+    if not plain and any(n not in fields for n in needed):
+        raise ValueError(
+            f"{sidecar}: heads, GELU and epsilon of timm's {name!r} are known to timm alone. "
+            f"If its blocks are plain ones, pass {', '.join(needed)} as "
+            f"timm.create_model({name!r}) shows them."
+        )
+    # All have heads of 64 channels up to a width of 1,024 and 16 heads above, but for one.
+    heads = 16 if "base_patch16_gap" in name else min(width // 64, 16)
+    activation = "gelu_tanh" if TIMM_TANH.fullmatch(name) else "gelu"
+    return {
+        "num_heads": heads if plain else fields["num_heads"],
+        "act_layer": "quick_gelu" if "quickgelu" in name else activation,
+        "norm_epsilon": 1e-5 if "_clip" in name else 1e-6,
     }
 
 

@@ -21,6 +21,7 @@ from attn_jax.attention import MultiHeadAttention, layer_norm
 GELU: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "erf": lambda x: jax.nn.gelu(x, approximate=False),
+    "quick": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
 }
 
 
@@ -96,7 +97,7 @@ class ViT(nn.Module):
     position: Literal["learned", "sincos2d"] = "learned"
     representation_size: int | None = None
     dialect: Literal["google", "big_vision", "hf", "timm"] = "google"
-    gelu: Literal["tanh", "erf"] | None = None
+    gelu: Literal["tanh", "erf", "quick"] | None = None
     norm_epsilon: float | None = None
     position_on: Literal["all", "patches"] | None = None
     norm_after_pool: bool | None = None
