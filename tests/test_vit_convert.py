@@ -298,6 +298,17 @@ def test_an_architecture_that_only_timm_knows_is_asked_for(tmp_path):
     assert (module.num_heads, *module.rules[:2]) == (6, "quick", 1e-3)
 
 
+def test_a_pooler_of_transformers_without_tanh_is_refused(tmp_path):
+    for file in (GOLDEN / "hf" / "model_pooler").iterdir():
+        shutil.copy(file, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"pooler_act": "gelu"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="pooler_act='gelu'"):
+        load_pretrained(tmp_path)
+    module, _ = load_pretrained(tmp_path, representation_size=None)
+    assert module.representation_size is None
+
+
 @pytest.mark.parametrize(
     "argument", [{"pool_include_prefix": True}, {"norm_layer": "rmsnorm"}]
 )

@@ -79,6 +79,13 @@ def from_hf(
     head, decoder = arrays.get("classifier.bias"), arrays.get("decoder.0.bias")
     if head is not None:  # ViTForImageClassification reads the token, past any pooler
         arrays = {n: a for n, a in arrays.items() if not n.startswith("pooler.")}
+    pooler = arrays.get("pooler.dense.bias")
+    wanted = fields.get("representation_size", 1) is not None
+    if pooler is not None and wanted and config.get("pooler_act", "tanh") != "tanh":
+        raise ValueError(
+            f"{path}: pooler_act={config['pooler_act']!r}, but the layer before a head has "
+            "tanh here; pass representation_size=None to leave it out."
+        )
     classes = 0 if head is None else len(head)
     check_classes(fields, classes, str(path))
     settings = {
@@ -88,9 +95,7 @@ def from_hf(
         "depth": config["num_hidden_layers"],
         "mlp_width": config["intermediate_size"],
         "num_heads": config["num_attention_heads"],
-        "representation_size": (
-            config["hidden_size"] if "pooler.dense.weight" in arrays else None
-        ),
+        "representation_size": None if pooler is None else len(pooler),
         "dialect": "hf",
         "gelu": HF_GELU[activation],
         "norm_epsilon": config.get("layer_norm_eps", 1e-12),
