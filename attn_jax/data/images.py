@@ -11,7 +11,7 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float32, Num, Shaped, UInt8
+from jaxtyping import Array, Float32, Integer, Num, Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
 
@@ -328,6 +328,15 @@ def flip(
 ) -> Shaped[np.ndarray, "H W C"]:
     """The image, mirrored left to right with probability 1/2."""
     return image[:, ::-1] if rng.random() < 0.5 else image
+
+
+def centred(pixels: Integer[Array, "*axes"]) -> Float32[Array, "*axes"]:
+    """Pixels 0..255 in [-1, 1], as every model here takes them; on the device.
+
+    Source: vision_transformer, input_pipeline.py, but for a last bit: XLA multiplies by
+    1/127.5 where it divides.
+    """
+    return (pixels.astype(np.float32) - 127.5) / 127.5
 
 
 def value_range(

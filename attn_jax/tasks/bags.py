@@ -108,8 +108,7 @@ class Bags:
     ) -> dict[str, jax.Array]:
         """Instances to [-1, 1] float32."""
         del key, train  # nothing random
-        pixels = batch["instances"].astype(jnp.float32)
-        return {**batch, "instances": (pixels - 127.5) / 127.5}
+        return {**batch, "instances": images.centred(batch["instances"])}
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         return {"instances": batch["instances"], "mask": batch["mask"]}

@@ -160,7 +160,7 @@ class Classify:
         targets = jax.nn.one_hot(batch["labels"], self.num_classes)
         if train and self.label_smoothing:
             targets = optax.smooth_labels(targets, self.label_smoothing)
-        pixels = (batch["images"].astype(jnp.float32) - 127.5) / 127.5
+        pixels = images.centred(batch["images"])
         if train and (self.mixup or self.cutmix):
             pixels, targets = self.mixed(pixels, targets, key)
         return {**batch, "images": pixels, "targets": targets}

@@ -168,7 +168,7 @@ class MaskedPatches:
         corrupted, mask, source = jax.vmap(self.corruption)(keys)
         return {
             **batch,
-            "images": (batch["images"].astype(jnp.float32) - 127.5) / 127.5,
+            "images": images.centred(batch["images"]),
             "patch_corrupted": corrupted,
             "patch_mask": mask,
             "patch_source": source,

@@ -151,8 +151,7 @@ class Probe:
     ) -> dict[str, jax.Array]:
         """Images to [-1, 1] float32."""
         del key, train  # nothing random
-        pixels = batch["images"].astype(jnp.float32)
-        return {**batch, "images": (pixels - 127.5) / 127.5}
+        return {**batch, "images": images.centred(batch["images"])}
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         return {"images": batch["images"]}

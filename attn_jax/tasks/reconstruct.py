@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attn_jax import metrics
-from attn_jax.data import scenes, sources
+from attn_jax.data import images, scenes, sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +89,8 @@ class Reconstruct:
             keys = jax.random.split(key, len(batch["index"]))
         else:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
-        pixels = batch["images"].astype(jnp.float32)
-        return {**batch, "images": (pixels - 127.5) / 127.5, "sample_keys": keys}
+        pixels = images.centred(batch["images"])
+        return {**batch, "images": pixels, "sample_keys": keys}
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         return {"images": batch["images"], "sample_keys": batch["sample_keys"]}
