@@ -93,7 +93,9 @@ def main() -> None:
     columns = {f"accuracy_{shots}_shot": f"{shots}-shot" for shots in task.shots}
     if task.neighbours:
         columns["accuracy_knn"] = f"{task.neighbours} neighbours"
-    command = f"python benchmarks/fewshot_mnist.py --workdir={options.workdir.name}"
+    given = options.workdir
+    shown = given.name if given.is_absolute() else given  # no machine's folders
+    command = f"python benchmarks/fewshot_mnist.py --workdir={shown}"
     for flag in ("data", "split", "shots", "draws", "neighbours", "seed"):
         value = getattr(options, flag)
         if value != parser.get_default(flag):
