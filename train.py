@@ -350,32 +350,35 @@ def initialised_from(sources: Any, model: Any, params: Any) -> tuple[Any, list[s
     checkpoint's model may differ where no shape does, as in its activation.
 
     Raises:
-        ValueError: a parameter of the checkpoint has no place, or another shape.
+        ValueError: parameters of the checkpoint have no place, or another shape.
     """
     ours, notes = paths.named_leaves(params), []
     for path, prefix, skip in sources:
         inside = f"{prefix}/" if prefix else ""
-        module, theirs = load_parameters(
-            path,
-            {
-                name.removeprefix(inside): leaf.shape
-                for name, leaf in ours.items()
-                if name.startswith(inside)
-            },
-        )
-        skipped = paths.matching([skip] if skip else [], theirs, key="init_from")
-        found = {}
-        for name, leaf in theirs.items():
-            target = inside + name
-            if name in skipped:
-                continue
-            if target not in ours or ours[target].shape != leaf.shape:
-                here = ours[target].shape if target in ours else "absent"
-                raise ValueError(
-                    f"config.init_from: {name} of {path} has the shape {leaf.shape}, but "
-                    f"{target} is {here} here. Name it in the skip regex to leave it out."
-                )
-            found[target] = jax.device_put(leaf, ours[target].sharding)
+        shapes = {
+            name.removeprefix(inside): leaf.shape
+            for name, leaf in ours.items()
+            if name.startswith(inside)
+        }
+        if not shapes:
+            raise ValueError(
+                f"config.init_from: the model has no part {prefix!r}; "
+                f"{config_lib.suggest(prefix, params)}"
+            )
+        module, theirs = load_parameters(path, shapes, skip)
+        if different := [
+            f"  {name} {leaf.shape}, here {shapes.get(name, 'absent')}"
+            for name, leaf in theirs.items()
+            if shapes.get(name) != leaf.shape
+        ]:
+            raise ValueError(
+                f"config.init_from: parameters of {path} have no place in the model. Match "
+                "them by the skip regex to leave them out:\n" + "\n".join(different)
+            )
+        found = {
+            inside + name: jax.device_put(leaf, ours[inside + name].sharding)
+            for name, leaf in theirs.items()
+        }
         params = paths.overlay(params, found)
         notes.append(f"init_from {path}: {len(found)} of {len(ours)} parameters")
         if type(module) is type(model):

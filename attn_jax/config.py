@@ -36,6 +36,31 @@ EVALUATION: dict[str, tuple] = {
     "task": (dict, {}),
 }
 
+# Lists of which every entry has a form, and an example of it.
+LISTS: dict[str, tuple] = {
+    "init_from": (list[tuple[str, str, str]], [["runs/digits", "", "head/.*"]]),
+    "learning_rate_multipliers": (list[tuple[str, float]], [["block_0/.*", 0.5]]),
+    "weight_decay_on": (list[str], [".*/kernel"]),
+    "freeze": (list[str], ["embedding/.*"]),
+    "sharding_rules": (list[tuple[str, list]], [["head/kernel", [None, "tensor"]]]),
+    "profile": (list[int], [10, 20]),
+}
+# Bounds of numbers, by the name they have in any section: (lowest, highest).
+BOUNDS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(
+        ("width", "depth", "mlp_width", "num_heads", "patch_size", "image_size"),
+        (1, math.inf),
+    ),
+    **dict.fromkeys(("dropout", "attention_dropout", "stochastic_depth"), (0, 1)),
+    **dict.fromkeys(("label_smoothing", "ema_decay"), (0, 1)),
+    **dict.fromkeys(("batch_size", "micro_batches", "keep_latest"), (1, math.inf)),
+    **dict.fromkeys(("data_threads", "data_prefetch"), (1, math.inf)),
+    **dict.fromkeys(
+        ("seed", "data_workers", "max_skipped", "registers"), (0, math.inf)
+    ),
+}
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
 # Every knob of configs/common.py is in one of two lists. These make a run what it is:
 FIXED = (
     "model",
@@ -88,9 +113,17 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
             "configs/vit/digits.py, with :variant behind it if it is not the default."
         )
     spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
-    assert spec and spec.loader, "a file that exists has both"
+    if spec is None or spec.loader is None:
+        raise ValueError(
+            f"--config={recipe}: {path} is no Python file. To go on with a run, name the "
+            "recipe that it was started with."
+        )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if not hasattr(module, "get_config") or not hasattr(module, "VARIANTS"):
+        raise ValueError(
+            f"--config={recipe}: {path} is no recipe, which has VARIANTS and get_config."
+        )
     if variant and variant not in module.VARIANTS:
         raise ValueError(
             f"--config={recipe}: {variant!r} is no variant of {path}; "
@@ -129,12 +162,25 @@ def resolve(config: Section, trust: Sequence[str] | None = None) -> ConfigDict:
             raise ValueError(
                 f"config.{key} is missing; start from configs.common.get_config()."
             )
+    for key, (annotation, example) in LISTS.items():
+        if resolved[key] or resolved[key] is None:
+            try:
+                checked(plain(resolved[key]), annotation, f"config.{key}")
+            except ValueError as error:
+                raise ValueError(f"{error} For example: {example}") from None
+    for key in BOUNDS:
+        if key in resolved:
+            check_bounds(key, resolved[key], f"config.{key}")
     for key in ("model", "task"):
         section = plain(resolved[key])
         resolved[key] = ConfigDict(fill_class(section, f"config.{key}", trust))
     for key, functions in NAMED.items():
         section = plain(resolved[key])
         resolved[key] = ConfigDict(fill_named(section, f"config.{key}", functions))
+    if not isinstance(resolved["evals"], Mapping | ConfigDict):
+        raise ValueError(
+            f"config.evals={resolved['evals']!r} must be a section; {{}} is none at all."
+        )
     resolved["evals"] = ConfigDict(
         {
             name: fill_evaluation(
@@ -305,14 +351,47 @@ def fill(section: Mapping, fields: Mapping[str, tuple], where: str) -> dict:
         if value is MISSING:
             raise ValueError(f"{where}.{key} must be set; it has no default.")
         if key in section:
-            value = checked(value, annotation, f"{where}.{key}")
+            value = check_value(key, value, annotation, f"{where}.")
         elif not is_json(value):
             continue  # an initialiser or the like: the class keeps its own default
         filled[key] = copy.deepcopy(plain(value))
     return filled
 
 
+def check_fields(cls: type, values: Mapping[str, Any]) -> None:
+    """Raises ValueError where these cannot be fields of the class; modules may be built."""
+    hints = typing.get_type_hints(cls)
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(unknown_key(key, known, cls.__name__))
+        if not isinstance(value, nn.Module):
+            check_value(key, value, hints[key])
+
+
 # --- values ---------------------------------------------------------------------------
+
+
+def check_value(key: str, value: Any, annotation: Any, inside: str = "") -> Any:
+    """The value of a field, ints made floats where those are asked for.
+
+    Raises:
+        ValueError: it is of another type, or out of the bounds of what has this name.
+    """
+    value = checked(value, annotation, inside + key)
+    check_bounds(key, value, inside + key)
+    if key == "dtype" and value not in DTYPES:
+        raise ValueError(f"{inside}{key}={value!r}: {suggest(value, DTYPES)}")
+    return value
+
+
+def check_bounds(key: str, value: Any, where: str) -> None:
+    """Raises ValueError where a number, or one in a list, is out of its name's bounds."""
+    low, high = BOUNDS.get(key, (-math.inf, math.inf))
+    for number in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(number, int | float) and not low <= number <= high:
+            bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise ValueError(f"{where}={value!r} must be {bounds}.")
 
 
 def checked(value: Any, annotation: Any, where: str) -> Any:
@@ -358,12 +437,18 @@ def fits(value: Any, annotation: Any) -> bool:
 
 
 def parse(text: str) -> Any:
-    """JSON, else a Python literal, else the text itself."""
+    """JSON, else a Python literal, else the text itself.
+
+    Raises:
+        ValueError: the text opens a list or a section and is neither of the two.
+    """
     for read in (json.loads, ast.literal_eval):
         try:
             return plain(read(text))
         except (ValueError, SyntaxError):
             pass
+    if text.lstrip().startswith(("{", "[")):
+        raise ValueError(f"{text!r} is neither JSON nor a Python literal; correct it.")
     return text
 
 

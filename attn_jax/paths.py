@@ -32,11 +32,12 @@ def matching(patterns: Iterable[str], names: Iterable[str], *, key: str) -> set[
     """The names that at least one pattern matches in full.
 
     Raises:
-        ValueError: a pattern matches nothing; `key` is the config key to mend.
+        ValueError: a pattern matches nothing or is none; `key` is the config key to mend.
     """
     names, found = list(names), set()
     for pattern in patterns:
-        matched = {name for name in names if re.fullmatch(pattern, name)}
+        whole = compiled(pattern, key)
+        matched = {name for name in names if whole.fullmatch(name)}
         if not matched:
             raise ValueError(unmatched(pattern, names, key))
         found |= matched
@@ -54,12 +55,22 @@ def first_match(
     names = list(names)
     values: dict[str, Any] = {}
     for pattern, value in rules:
-        matched = [name for name in names if re.fullmatch(pattern, name)]
+        whole = compiled(pattern, key)
+        matched = [name for name in names if whole.fullmatch(name)]
         if not matched:
             raise ValueError(unmatched(pattern, names, key))
         for name in matched:
             values.setdefault(name, value)
     return values
+
+
+def compiled(pattern: str, key: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"config.{key}: {pattern!r} is no regular expression: {error}. Correct it."
+        ) from error
 
 
 def unmatched(pattern: str, names: Sequence[str], key: str) -> str:

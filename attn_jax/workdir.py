@@ -32,9 +32,23 @@ def save_config(workdir: epath.PathLike, settings: config.Section) -> None:
 
 
 def load_config(workdir: epath.PathLike) -> dict[str, Any] | None:
-    """The resolved config of a run, None where the folder holds no run yet."""
+    """The resolved config of a run, None where the folder holds no run yet.
+
+    Raises:
+        ValueError: the file is damaged, or another program's.
+    """
     file = epath.Path(workdir) / "config.json"
-    return json.loads(file.read_text()) if file.exists() else None
+    if not file.exists():
+        return None
+    try:
+        settings = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is damaged: {error}. Start again in a new --workdir."
+        ) from error
+    if not isinstance(settings, dict) or "task" not in settings:
+        raise ValueError(f"{file} is no run's config.json; name a run's --workdir.")
+    return settings
 
 
 def save_assets(workdir: epath.PathLike, assets: Mapping[str, str]) -> None:
@@ -316,6 +330,6 @@ def evaluate_command(arguments: Sequence[str]) -> None:
             overrides,
             trust=options.trust,
         )
-    except (ValueError, checkpoint.Damaged) as error:
+    except (ValueError, OSError, checkpoint.Damaged) as error:
         sys.exit(f"error: {error}")
     print(json.dumps(results))

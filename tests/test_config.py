@@ -100,6 +100,15 @@ def test_a_missing_recipe_is_named_with_an_example_of_one(tmp_path):
         config_lib.load(str(tmp_path / "none.py"))
 
 
+def test_a_file_that_is_no_recipe_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="config.json is no Python file. To go on"):
+        config_lib.load(str(tmp_path / "config.json"))
+    (tmp_path / "sizes.py").write_text("B = 12")
+    with pytest.raises(ValueError, match="sizes.py is no recipe, which has VARIANTS"):
+        config_lib.load(str(tmp_path / "sizes.py"))
+
+
 def test_a_recipe_without_a_knob_is_sent_to_the_common_ones():
     config = toy()
     del config.clip_norm
@@ -218,10 +227,40 @@ def test_an_override_is_read_by_the_type_of_its_key(text, value):
         ),
         ("evals.test=null", "config.evals.test=None must be a section"),
         ("evals.test.task.flip=1", "evals.test.task.flip=1 must be of type bool"),
+        ("evals=null", "config.evals=None must be a section; {} is none"),
+        ('evals={"test": ', "is neither JSON nor a Python literal"),
+        ('init_from=["runs/a"]', r"config.init_from=.*For example: \[\['runs/digits'"),
+        ('init_from=[["runs/a"]]', "config.init_from=.*tuple.str, str, str"),
+        ('learning_rate_multipliers=["a", 1]', "learning_rate_multipliers=.*example"),
+        ("freeze=[1]", r"config.freeze=\[1\] must be of type list.str"),
+        ("model.dtype=foo", "config.model.dtype='foo': Known: 'float32'"),
     ],
 )
 def test_a_value_of_another_type_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
+        digits(text)
+
+
+@pytest.mark.parametrize(
+    "text, bounds",
+    [
+        ("seed=-1", "at least 0"),
+        ("batch_size=0", "at least 1"),
+        ("keep_latest=0", "at least 1"),
+        ("ema_decay=1.5", "from 0 to 1"),
+        ("model.depth=-1", "at least 1"),
+        ("model.num_heads=0", "at least 1"),
+        ("model.patch_size=[4,0]", "at least 1"),
+        ("model.dropout=1.5", "from 0 to 1"),
+        ("model.dropout=-0.5", "from 0 to 1"),
+        ("task.label_smoothing=-1", "from 0 to 1"),
+        ("evals.test.batch_size=0", "at least 1"),
+        ("evals.test.task.label_smoothing=2", "from 0 to 1"),
+    ],
+)
+def test_a_number_out_of_bounds_is_refused(text, bounds):
+    key, _, value = text.partition("=")
+    with pytest.raises(ValueError, match=rf"config.{key}=.* must be {bounds}\."):
         digits(text)
 
 

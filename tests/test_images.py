@@ -173,8 +173,9 @@ WHOLE = encoded(Image.fromarray(PIXELS), "JPEG")
         (b"not an image", "its format is none that Pillow knows"),
         (WHOLE[: len(WHOLE) // 2], "truncated"),
         (encoded(Image.new("F", (2, 2)), "TIFF"), "its pixels are floats"),
+        (encoded(Image.new("I", (2, 2)), "TIFF"), "its pixels are 32-bit integers"),
     ],
-    ids=["empty", "text", "truncated", "floats"],
+    ids=["empty", "text", "truncated", "floats", "integers"],
 )
 def test_bytes_that_are_no_image_are_refused_by_name_with_a_remedy(data, says):
     with pytest.raises(ValueError, match=says) as error:

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from attn_jax.data import images, sources
+from attn_jax.tasks.classify import Classify
 
 PIXELS = np.arange(11 * 5 * 7, dtype=np.uint16).astype(np.uint8).reshape(11, 5, 7)
 LABELS = np.arange(11) % 3
@@ -509,6 +510,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 from attn_jax.data import images, sources
+from attn_jax.tasks.classify import Classify
 
 class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
@@ -622,3 +624,14 @@ def test_cifar_in_a_zip_has_ten_classes_of_small_colour_images(shared):
     record = source[0]
     assert images.decode(record["image"], 3, name=record["name"]).shape == (32, 32, 3)
     assert f"/{source.labels[record['label']]}/" in record["name"]
+
+
+def test_a_label_beyond_the_classes_is_refused_before_and_in_training(tmp_path):
+    """It would be an example of no class: nothing to learn, never right."""
+    fields = dict(num_classes=10, image_size=8, channels=1)
+    path = write_npz(tmp_path, y_train=LABELS + 10)
+    with pytest.raises(ValueError, match="labels from 0 to 12, .* to 13"):
+        Classify(data=path, **fields).source("train")
+    record = {"image": PIXELS[0], "label": 10}
+    with pytest.raises(ValueError, match="has the label 10, but .*labels count from 0"):
+        Classify(data=path, **fields).example(record, None)

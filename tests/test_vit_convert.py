@@ -494,9 +494,15 @@ def test_what_the_other_library_lacks_is_refused():
         export(module, variables, "nowhere", "hf")
     stem = module.clone(stem=ResNetStem())
     with pytest.raises(ValueError, match="stem"):
-        export(stem, variables, "nowhere", "timm")
+        export(stem, variables, "nowhere.safetensors", "timm")
     with pytest.raises(ValueError, match="must be 'hf' or 'timm'"):
         export(module, variables, "nowhere", "onnx")
+    with pytest.raises(ValueError, match=r"nowhere must be FILE.safetensors"):
+        export(module, variables, "nowhere", "timm")
+    with pytest.raises(ValueError, match="variables have no 'params'"):
+        export(module, variables["params"], "nowhere", "hf")
+    with pytest.raises(ValueError, match="is a file; name a folder"):
+        export(module, variables, __file__, "hf")
 
 
 # --- files that lie ---------------------------------------------------------------------
@@ -601,3 +607,94 @@ def test_a_field_that_the_module_lacks_is_named(path):
 def test_an_image_that_the_patches_do_not_divide_is_refused():
     with pytest.raises(ValueError, match="30x30 does not divide into patches"):
         load_pretrained(npz("google", "token"), image_size=30)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dialect": "goggle"}, "dialect='goggle' must be of type Literal"),
+        ({"pool": "mean"}, "pool='mean' must be of type"),
+        ({"dtype": "foo"}, "dtype='foo': .*'bfloat16'"),
+        ({"patch_size": 0}, "patch_size=0 must be at least 1"),
+        ({"patch_size": "8"}, "patch_size='8' must be of type"),
+        ({"num_classes": "0"}, "num_classes='0' must be of type int"),
+        ({"image_size": 0}, "image_size=0 must be at least 1"),
+        ({"image_size": 32.0}, "image_size=32.0 must be of type"),
+        ({"image_size": (16, -16)}, "must be at least 1"),
+    ],
+    ids=str,
+)
+def test_a_field_of_another_type_or_out_of_bounds_is_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(npz("google", "token"), **fields)
+
+
+def a_copy(source, folder):
+    folder.mkdir()
+    for file in source.iterdir():
+        shutil.copy(file, folder)
+    return folder
+
+
+def test_a_folder_whose_files_are_not_what_they_should_be_is_named(tmp_path):
+    bert = GOLDEN.parent / "bert" / "hf" / "pretraining"
+    hf = a_copy(GOLDEN / "hf" / "classification", tmp_path / "hf")
+    whole = json.loads((hf / "config.json").read_text())
+
+    def refused(message, text=None, **config):
+        text = json.dumps(config) if text is None else text
+        (hf / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_pretrained(hf)
+
+    refused("config.json is no JSON", text="")
+    refused("holds no JSON object", text="[]")
+    refused("config.json lacks 'hidden_size'", model_type="vit", patch_size=4)
+    refused("is no size in pixels", **{**whole, "image_size": "16"})
+    refused("has no checkpoints/ yet", **{"task": {}, "model": {}})
+    (hf / "config.json").write_text(json.dumps(whole))
+    shutil.copy(bert / "model.safetensors", hf)
+    with pytest.raises(ValueError, match="projection.weight +missing"):
+        load_pretrained(hf)
+    (hf / "model.safetensors.index.json").touch()
+    with pytest.raises(ValueError, match="arrays in several files"):
+        load_pretrained(hf)
+
+
+def test_the_file_of_a_folder_is_read_as_the_folder():
+    module, _ = load_pretrained(GOLDEN / "hf" / "mim" / "model.safetensors")
+    assert module.dialect == "hf" and module.mask_token
+
+
+def test_quantised_parameters_are_no_parameters(tmp_path):
+    for name in (GOLDEN / "hf" / "mim", GOLDEN.parent / "bert" / "hf" / "pretraining"):
+        folder = a_copy(name, tmp_path / name.name)
+        path = folder / "model.safetensors"
+        arrays = safetensors.numpy.load_file(path)
+        quantised = {k: (100 * v).astype(np.int8) for k, v in arrays.items()}
+        safetensors.numpy.save_file(quantised, path)
+        with pytest.raises(ValueError, match=r"full precision first"):
+            load_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("Transformer/posembed_input/pos_embedding", "lacks .*pos_embedding"),
+        (
+            "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel",
+            "lacks Transformer/encoderblock_0/.*query/kernel",
+        ),
+        ("embedding/kernel", "another family"),
+    ],
+)
+def test_a_file_without_one_of_its_first_arrays_is_named(key, message, tmp_path):
+    path = copied(tmp_path, lambda arrays: arrays.pop(key))
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(path)
+
+
+def test_text_under_the_name_of_an_archive_is_named(tmp_path):
+    (tmp_path / "page.npz").write_text("<html>404</html>")
+    with pytest.raises(ValueError, match="page.npz is no whole .npz file. Fetch"):
+        load_pretrained(tmp_path / "page.npz")

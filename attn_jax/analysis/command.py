@@ -161,7 +161,7 @@ def analyze_command(arguments: Sequence[str]) -> None:
             out=options.out,
             trust=options.trust,
         )
-    except (ValueError, checkpoint.Damaged) as error:
+    except (ValueError, OSError, checkpoint.Damaged) as error:
         sys.exit(f"error: {error}")
     for file in files:
         print(file)

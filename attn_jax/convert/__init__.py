@@ -1,8 +1,6 @@
 """Checkpoints from elsewhere as our modules and parameter trees, and back."""
 
-import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +10,16 @@ from etils import epath
 
 from attn_jax import config, paths, workdir
 from attn_jax.convert import bert, vit_export, vit_npz, vit_torch
-from attn_jax.convert.vit import Size, fit, grid_of, resized, stride
+from attn_jax.convert.tensors import Description
+from attn_jax.convert.vit import (
+    Size,
+    check_classes,
+    fit,
+    grid_of,
+    left_behind,
+    resized,
+    stride,
+)
 from attn_jax.models.bert import Bert
 from attn_jax.models.vit import ViT
 
@@ -41,11 +48,9 @@ def load_pretrained(
     """
     read, family = reader_of(str(path))
     if family is not None:
-        known = [field.name for field in dataclasses.fields(family)]
-        for name in model_fields:
-            if name not in known:
-                raise ValueError(config.unknown_key(name, known, family.__name__))
+        config.check_fields(family, model_fields)
     if image_size is not None:
+        config.check_value("image_size", image_size, Size)
         if family is Bert:
             raise ValueError(f"{path}: image_size is for a ViT, not for Bert.")
         model_fields["image_size"] = image_size
@@ -64,6 +69,9 @@ def reader_of(path: str) -> tuple[Callable[..., Any], type[nn.Module] | None]:
         )
     if local.suffix == ".npz":
         return functools.partial(vit_npz.from_npz, local, subtree=subtree), ViT
+    alone = not local.with_suffix(".json").exists()
+    if local.name == "model.safetensors" and alone:
+        place, local = place.parent, local.parent  # a folder has more to tell
     if local.suffix == ".safetensors":
         return functools.partial(vit_torch.from_timm, local), ViT
     if not (place / "config.json").exists():
@@ -71,9 +79,15 @@ def reader_of(path: str) -> tuple[Callable[..., Any], type[nn.Module] | None]:
             f"{path} has no config.json; it is neither a run's folder nor one of Hugging "
             "Face."
         )
+    described = Description(place / "config.json")
     if (place / "checkpoints").exists():
+        if described["model"]["cls"] == "attn_jax.models.vit:ViT":
+            return functools.partial(vit_from_run, path), ViT
         return functools.partial(from_run, path), None
-    described = json.loads((place / "config.json").read_text())
+    if "task" in described:
+        raise ValueError(
+            f"{path} is a run's folder that has no checkpoints/ yet; train until it has."
+        )
     if "architecture" in described:  # as timm calls it
         weights = local / "model.safetensors"
         return functools.partial(vit_torch.from_timm, weights), ViT
@@ -93,32 +107,53 @@ def from_run(
 ) -> tuple[nn.Module, dict[str, Any]]:
     overrides = {f"model.{name}": value for name, value in fields.items()}
     module, variables, _ = workdir.restore(path, overrides=overrides)
-    if image_size is None:
-        return module, variables
-    if not isinstance(module, ViT):
+    if image_size is not None:
         raise ValueError(
             f"{path}: image_size is for a ViT, not for {type(module).__name__}."
         )
-    positions = variables["params"].get("pos_embedding")
+    return module, variables
+
+
+def vit_from_run(
+    path: str, *, image_size: Size | None = None, **fields: Any
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Fields change a run's ViT as they do a file's."""
+    module, variables, _ = workdir.restore(path)
+    assert isinstance(module, ViT), "as its config says"
+    check_classes(fields, module.num_classes, path)
+    heads = {
+        "head": ("num_classes", 0),
+        "pre_logits": ("representation_size", None),
+        "patch_head": ("patch_outputs", 0),
+    }
+    gone = left_behind(fields, heads)
+    params = {k: v for k, v in variables["params"].items() if k not in gone}
+    positions = params.get("pos_embedding")
     grid = (1, 1) if positions is None else grid_of(module, positions.shape[1], path)
-    module, params = fit(module, variables["params"], grid, {}, image_size)
+    module, params = fit(module, params, grid, fields, image_size)
     return module, {"params": params}
 
 
 def load_parameters(
-    path: epath.PathLike, shapes: Mapping[str, tuple[int, ...]]
+    path: epath.PathLike, shapes: Mapping[str, tuple[int, ...]], skip: str = ""
 ) -> tuple[nn.Module, dict[str, Any]]:
     """(module, parameters by name) of a checkpoint, to start another model from.
 
     Args:
         shapes: of the other model's parameters; a ViT's positions and patch filters are
             resized to them.
+        skip: regex of the parameters to leave out.
+
+    Raises:
+        ValueError: as `load_pretrained`; the regex matches nothing.
     """
     module, variables = load_pretrained(path)
-    params = variables["params"]
+    leaves = paths.named_leaves(variables["params"])
+    for name in paths.matching([skip] if skip else [], leaves, key="init_from"):
+        del leaves[name]
     if isinstance(module, ViT):
-        params = resized(module, params, shapes)
-    return module, paths.named_leaves(params)
+        leaves = resized(module, leaves, shapes)
+    return module, leaves
 
 
 def export(
@@ -144,6 +179,13 @@ def export(
         raise ValueError(f"only a ViT can be exported, not {type(module).__name__}.")
     if format not in ("hf", "timm"):
         raise ValueError(f"{format=} must be 'hf' or 'timm'.")
+    if "params" not in variables:
+        raise ValueError("variables have no 'params'; pass {'params': params}.")
+    path = pathlib.Path(path)
+    if format == "timm" and path.suffix != ".safetensors":
+        raise ValueError(f"{path} must be FILE.safetensors; FILE.json lies beside it.")
+    if format == "hf" and path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file; name a folder to write to.")
     if image_size is None:
         positions = variables["params"].get("pos_embedding")
         if positions is None:
@@ -155,4 +197,4 @@ def export(
         height, width = (g * s for g, s in zip(grid, stride(module), strict=True))
         image_size = height if height == width else (height, width)
     write = vit_export.to_hf if format == "hf" else vit_export.to_timm
-    write(module, variables, pathlib.Path(path), image_size)
+    write(module, variables, path, image_size)

@@ -1,13 +1,13 @@
 """BERT checkpoints of Hugging Face transformers as our module and parameter tree."""
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from attn_jax.convert.tensors import read_safetensors
+from attn_jax.convert.tensors import read_hugging_face
 from attn_jax.models.bert import Bert
 
 GELU = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
@@ -27,14 +27,8 @@ def from_hf(folder: pathlib.Path, **fields: Any) -> tuple[Bert, dict[str, Any]]:
         ValueError: a file is missing or damaged, or the arrays are not those that
             config.json describes.
     """
-    path = folder / "model.safetensors"
-    if not path.exists():
-        raise ValueError(
-            f"{folder} has no model.safetensors; a pickled pytorch_model.bin cannot be "
-            "read safely. Save the model with safe_serialization=True."
-        )
-    config = json.loads((folder / "config.json").read_text())
-    arrays = {plain(name): array for name, array in read_safetensors(path).items()}
+    path, config, arrays = read_hugging_face(folder)
+    arrays = {plain(name): array for name, array in arrays.items()}
     module = module_of(config, arrays, str(path), fields)
     params = params_of(module, arrays, str(path), heads_chosen="heads" in fields)
     return module, {"params": params}
@@ -104,6 +98,11 @@ def params_of(
             raise ValueError(
                 f"{path}: {name} has the shape {array.shape}, but config.json makes it "
                 f"{shape}. The two files do not belong together."
+            )
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(
+                f"{path}: {name} is {array.dtype}; parameters must be floating point. "
+                "A quantised model must be saved in full precision first."
             )
         return np.asarray(array, np.float32)
 

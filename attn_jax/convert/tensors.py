@@ -1,11 +1,14 @@
-"""Files of named arrays that other frameworks write."""
+"""Files of named arrays that other frameworks write, and the JSON beside them."""
 
+import json
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from etils import epath
 from safetensors.numpy import save_file
 
 # The names of the format -> NumPy's; bfloat16 is ml_dtypes', which jax brings along.
@@ -20,6 +23,47 @@ DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+
+
+class Description(dict):
+    """A JSON object of a file; a key that it lacks is an error that names the file."""
+
+    def __init__(self, path: epath.PathLike):
+        try:
+            described = json.loads(epath.Path(path).read_text())
+        except ValueError as error:  # of JSON and of UTF-8
+            raise ValueError(f"{path} is no JSON: {error}. Fetch it again.") from error
+        if not isinstance(described, dict):
+            raise ValueError(f"{path} holds no JSON object, but {described!r:.40}.")
+        super().__init__(described)
+        self.path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise ValueError(
+            f"{self.path} lacks {key!r}, which describes the model. Is it this model's?"
+        )
+
+
+def read_hugging_face(
+    folder: pathlib.Path,
+) -> tuple[pathlib.Path, Description, dict[str, np.ndarray]]:
+    """(path of the arrays, config.json, arrays) of a folder of transformers.
+
+    Raises:
+        ValueError: one of the files is missing, damaged or in parts.
+    """
+    path = folder / "model.safetensors"
+    if (folder / "model.safetensors.index.json").exists():
+        raise ValueError(
+            f"{folder} has its arrays in several files; save the model once more with "
+            "save_pretrained(max_shard_size='1TB')."
+        )
+    if not path.exists():
+        raise ValueError(
+            f"{folder} has no model.safetensors; a pickled pytorch_model.bin cannot be "
+            "read safely. Save the model with safe_serialization=True."
+        )
+    return path, Description(folder / "config.json"), read_safetensors(path)
 
 
 def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:

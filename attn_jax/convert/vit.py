@@ -116,14 +116,7 @@ def assemble(
     Raises:
         ValueError: one table of all that is missing, unknown or of another shape.
     """
-    kernel = arrays[entries["embedding/kernel"].theirs]
-    channels = (
-        kernel.shape[1]
-        if entries["embedding/kernel"].layout == "conv"
-        else kernel.shape[2]
-    )
-    if module.stem is not None:
-        channels = arrays[entries["stem/conv_root/kernel"].theirs].shape[2]
+    channels = channels_of(module, entries, arrays)
     found, used, rows = {}, set(), []
     for name, shape in shapes_of(module, grid, channels).items():
         theirs, layout = entries[name]
@@ -150,6 +143,18 @@ def assemble(
     return unflatten_dict(found, sep="/")
 
 
+def channels_of(
+    module: ViT, entries: Mapping[str, Entry], arrays: Mapping[str, np.ndarray]
+) -> int:
+    """Of the images, as the first kernel reads them."""
+    first = "embedding/kernel" if module.stem is None else "stem/conv_root/kernel"
+    theirs, layout = entries[first]
+    kernel = arrays.get(theirs)
+    if kernel is None or kernel.ndim != 4:
+        return 3  # as good as any: the table of differences will name this kernel
+    return kernel.shape[1 if layout == "conv" else 2]
+
+
 def left_behind(
     fields: Mapping[str, Any], parts: Mapping[str, tuple[str, Any]]
 ) -> tuple[str, ...]:
@@ -163,14 +168,18 @@ def left_behind(
 
 
 def difference(path: str, rows: list[tuple[str, str, str]]) -> str:
+    """The message: one table of all arrays that do not fit."""
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
     lines = [
         f"  {key:<{widths[0]}}  {file:<{widths[1]}}  {model}"
         for key, file, model in [("key", "in the file", "in the model"), *rows]
     ]
+    remedy = "correct the fields that were passed, or the file's configuration"
+    if all(model == "floating point" for _, _, model in rows):
+        remedy = "save a quantised model in full precision first"
     return (
-        f"{path} and the model differ in {len(rows)} arrays; correct the fields that were "
-        "passed, or the file's configuration:\n" + "\n".join(lines)
+        f"{path} and the model differ in {len(rows)} arrays; {remedy}:\n"
+        + "\n".join(lines)
     )
 
 
@@ -203,8 +212,10 @@ def fit(
     pixels = tuple(g * s for g, s in zip(grid, old_stride, strict=True))
     module, before = module.clone(**fields), module
     params["embedding"] = with_patches(params["embedding"], sides(module.patch_size))
-    height, width = pixels if image_size is None else sides(image_size)
     rows, columns = stride(module)
+    if image_size is None and "pos_embedding" not in params:
+        pixels = rows, columns  # images of any size will do
+    height, width = pixels if image_size is None else sides(image_size)
     if height % rows or width % columns:
         raise ValueError(
             f"an image of {height}x{width} does not divide into patches of "
@@ -256,25 +267,32 @@ def with_positions(
 
 
 def resized(
-    module: ViT, params: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, Any]:
-    """The parameters with patch filters and positions of the shapes in `shapes`, which name
-    those of another such module.
+    module: ViT,
+    leaves: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, np.ndarray]:
+    """Parameters by name, patch filters and positions at the size they have in `shapes`,
+    which are another such module's.
 
     Raises:
         ValueError: positions of images that are not square.
     """
-    params = dict(params)
-    kernel = shapes.get("embedding/kernel", ())
-    if len(kernel) == 4:  # else what lies there is no patch embedding
-        params["embedding"] = with_patches(params["embedding"], kernel[:2])
-    positions = params.get("pos_embedding")
-    wanted = shapes.get("pos_embedding")
-    if positions is None or wanted is None or wanted == positions.shape:
-        return params
+    leaves = dict(leaves)
+    kernel = leaves.get("embedding/kernel")
+    patch = shapes.get("embedding/kernel", ())
+    if kernel is not None and len(patch) == 4:  # else there is no patch embedding
+        leaves["embedding/kernel"] = resize_patch_kernel(np.asarray(kernel), patch[:2])
+    positions, wanted = leaves.get("pos_embedding"), shapes.get("pos_embedding")
+    registers = shapes.get("registers", (1, 0, 0))[1]
+    # Where other tokens precede the patches it is a table of another kind.
+    alike = module.prefix == ("cls" in shapes) + registers
+    if positions is None or wanted is None or wanted == positions.shape or not alike:
+        return leaves
     old, new = (
         grid_of(module, rows, "config.init_from")
         for rows in (positions.shape[1], wanted[1])
     )
-    positions = resize_positions(np.asarray(positions), old, new, module.dialect)
-    return {**params, "pos_embedding": positions}
+    leaves["pos_embedding"] = resize_positions(
+        np.asarray(positions), old, new, module.dialect
+    )
+    return leaves

@@ -158,8 +158,8 @@ def called(gelu: str, names: Mapping[str, str]) -> str:
 def refuse(whose: str, parts: Mapping[str, bool]) -> None:
     if present := [name for name, has in parts.items() if has]:
         raise ValueError(
-            f"{whose} has no place for this model's {', '.join(present)}; such a model "
-            "can only be kept as a checkpoint of this project."
+            f"{whose} has no place for this model's {', '.join(present)}; if the "
+            "other format has none either, keep it as a checkpoint of this project."
         )
 
 

@@ -77,6 +77,8 @@ def from_npz(
 
 def read(path: pathlib.Path, subtree: str = "") -> tuple[dict[str, np.ndarray], str]:
     """The arrays under today's big_vision names, and the dialect of who wrote them."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no whole .npz file. Fetch it again.")
     try:
         # NumPy leaves a path's file open where it is no archive.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
@@ -105,6 +107,12 @@ def read(path: pathlib.Path, subtree: str = "") -> tuple[dict[str, np.ndarray], 
         if name.startswith(roots[0])
     }
     google = any("posembed_input/" in name for name in arrays)
+    positions = any(name.endswith("pos_embedding") for name in arrays)
+    if not positions and any("/MlpBlock_3/" in name for name in arrays):
+        raise ValueError(
+            f"{path} lacks Transformer/posembed_input/pos_embedding, which models with such "
+            "names have; it is cut short. Fetch it again."
+        )
     dialect = "google" if google else "big_vision"
     return unstacked(renamed(arrays)), dialect
 
@@ -154,7 +162,8 @@ def unstacked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def settings_of(arrays: Mapping[str, np.ndarray], path: str) -> dict[str, Any]:
     """The module's fields, read off the arrays."""
     first = "Transformer/encoderblock_0"
-    for needed in (f"{first}/MlpBlock_0/Dense_0/kernel", "embedding/kernel"):
+    query = f"{first}/MultiHeadDotProductAttention_0/query/kernel"
+    for needed in (f"{first}/MlpBlock_0/Dense_0/kernel", query):
         if needed not in arrays:
             raise ValueError(
                 f"{path} lacks {needed}; it is cut short or no ViT's checkpoint."
@@ -165,10 +174,14 @@ def settings_of(arrays: Mapping[str, np.ndarray], path: str) -> dict[str, Any]:
         if (found := re.match(r"Transformer/encoderblock_(\d+)/", name))
     }
     kernel = arrays["embedding/kernel"]
-    query = arrays[f"{first}/MultiHeadDotProductAttention_0/query/kernel"]
     pool = "cls" if "cls" in arrays else "gap"
     pool = "map" if "MAPHead_0/probe" in arrays else pool
     positions = arrays.get("pos_embedding")
+    if positions is not None and positions.ndim != 3:
+        raise ValueError(
+            f"{path}: positions are {list(positions.shape)}, not [1, tokens, width]. "
+            "Fetch it again."
+        )
     pre_logits = arrays.get("pre_logits/bias")
     stem = None
     if "conv_root/kernel" in arrays:
@@ -181,7 +194,7 @@ def settings_of(arrays: Mapping[str, np.ndarray], path: str) -> dict[str, Any]:
         "width": kernel.shape[-1],
         "depth": max(blocks) + 1,
         "mlp_width": arrays[f"{first}/MlpBlock_0/Dense_0/kernel"].shape[-1],
-        "num_heads": query.shape[1],
+        "num_heads": arrays[query].shape[1],
         "pool": pool,
         "stem": stem,
         "class_token": "cls" in arrays if pool != "cls" else None,

@@ -4,7 +4,6 @@ Linear layers lie as [out, in], convolutions as [out, in, h, w]; timm keeps quer
 value in one matrix, split here into `qkv.0`, `qkv.1`, `qkv.2` on the way in.
 """
 
-import json
 import pathlib
 import re
 from collections.abc import Mapping
@@ -12,7 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from attn_jax.convert.tensors import read_safetensors
+from attn_jax.convert.tensors import (
+    Description,
+    read_hugging_face,
+    read_safetensors,
+)
 from attn_jax.convert.vit import (
     Entry,
     Size,
@@ -63,14 +66,8 @@ def from_hf(
 
     Source: transformers modeling_vit.py, configuration_vit.py.
     """
-    path = folder / "model.safetensors"
-    if not path.exists():
-        raise ValueError(
-            f"{folder} has no model.safetensors; a pickled pytorch_model.bin cannot be "
-            "read safely. Save the model with safe_serialization=True."
-        )
-    config = json.loads((folder / "config.json").read_text())
-    arrays = {n.removeprefix("vit."): a for n, a in read_safetensors(path).items()}
+    path, config, arrays = read_hugging_face(folder)
+    arrays = {name.removeprefix("vit."): array for name, array in arrays.items()}
     activation = config.get("hidden_act", "gelu")
     if activation not in HF_GELU:
         raise ValueError(
@@ -141,16 +138,20 @@ def from_timm(
         if match is None:
             arrays[name] = array
             continue
-        parts = np.split(array, 3 if match[2] == "qkv" else 2)
+        parts = np.array_split(array, 3 if match[2] == "qkv" else 2)
         for i, part in enumerate(parts, start=3 - len(parts)):
             arrays[f"{match[1]}qkv.{i}.{match[3]}"] = part
-    needed = ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.bias")
-    if lacking := [name for name in needed if name not in arrays]:
+    needed = {"patch_embed.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.bias": 1}
+    if lacking := [
+        name
+        for name, dimensions in needed.items()
+        if name not in arrays or arrays[name].ndim != dimensions
+    ]:
         raise ValueError(
             f"{path} lacks {', '.join(lacking)}; it is no checkpoint of timm's "
             "VisionTransformer with plain blocks."
         )
-    settings = timm_settings(arrays, json.loads(sidecar.read_text()), sidecar, fields)
+    settings = timm_settings(arrays, Description(sidecar), sidecar, fields)
     size = settings.pop("image_size")
     check_classes(fields, settings["num_classes"], str(path))
     return finish(settings, arrays, timm_names, str(path), size, image_size, fields)
@@ -293,8 +294,10 @@ def finish(
 
 def as_field(size: Any) -> Size:
     """JSON has lists where a field is a tuple; a square is one number."""
-    if isinstance(size, int):
+    if type(size) is int:
         return size
+    if not isinstance(size, list) or list(map(type, size)) != [int, int]:
+        raise ValueError(f"{size!r} is no size in pixels: one whole number or two.")
     return size[0] if size[0] == size[1] else (size[0], size[1])
 
 

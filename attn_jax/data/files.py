@@ -21,9 +21,12 @@ FOLDERS = {  # folder name: split
     "train": "train",
     "validation": "validation",
     "val": "validation",
+    "valid": "validation",
     "test": "test",
 }
-LAYOUT = "expected SPLIT/CLASS/IMAGE with SPLIT one of train, validation (val), test"
+LAYOUT = (
+    "expected SPLIT/CLASS/IMAGE with SPLIT one of train, validation (val, valid), test"
+)
 
 
 class FolderImages:

@@ -55,6 +55,8 @@ def decode(
 def _pixels(image: Image.Image, channels: int) -> np.ndarray:
     if image.mode == "F":
         raise ValueError("its pixels are floats, whose range is unknown")
+    if image.mode == "I" and image.format == "TIFF":
+        raise ValueError("its pixels are 32-bit integers, whose range is unknown")
     if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if channels == 3:  # Pillow's conversion copies even where there is none

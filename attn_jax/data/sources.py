@@ -189,6 +189,16 @@ class Subset:
         return digest.hexdigest()[:16]
 
 
+def highest_label(source: "Source") -> int | None:
+    """By the names or the list of the labels; None: only the records themselves tell."""
+    if source.labels:
+        return len(source.labels) - 1
+    if isinstance(source, Subset):
+        return highest_label(source.source)
+    targets = getattr(source, "targets", None)
+    return None if targets is None else int(targets.max())
+
+
 def _labels(source: "Source") -> np.ndarray:
     """The label of every record; read record by record only where none are listed."""
     targets = getattr(source, "targets", None)

@@ -104,11 +104,11 @@ class Classify:
             examples=self.examples,
             corrupt=self.corrupt,
         )
-        found = len(source.labels or ())
-        if found > self.num_classes:
+        highest = sources.highest_label(source)
+        if highest is not None and highest >= self.num_classes:
             raise ValueError(
-                f"{self.data} has {found} classes, but config.task.num_classes="
-                f"{self.num_classes}; set it and config.model.num_classes to {found}."
+                f"{self.data} has labels from 0 to {highest}, but config.task.num_classes="
+                f"{self.num_classes}; set it and config.model.num_classes to {highest + 1}."
             )
         if self.real_labels is not None:
             real_labels.read(self.real_labels, self.num_classes)  # errors come early
@@ -127,6 +127,13 @@ class Classify:
         With `real_labels`, also which classes [num_classes] fit the image.
         """
         name = record.get("name", "")
+        if (
+            not 0 <= record["label"] < self.num_classes
+        ):  # would be an example of no class
+            raise ValueError(
+                f"{name or 'a record'} of {self.data} has the label {record['label']}, but "
+                f"config.task.num_classes={self.num_classes}; labels count from 0."
+            )
         image = images.decode(record["image"], self.channels, name=name)
         image = framing.frame(
             image,
