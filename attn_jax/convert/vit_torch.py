@@ -296,7 +296,7 @@ def as_field(size: Any) -> Size:
     """JSON has lists where a field is a tuple; a square is one number."""
     if type(size) is int:
         return size
-    if not isinstance(size, list) or list(map(type, size)) != [int, int]:
+    if not isinstance(size, list | tuple) or list(map(type, size)) != [int, int]:
         raise ValueError(f"{size!r} is no size in pixels: one whole number or two.")
     return size[0] if size[0] == size[1] else (size[0], size[1])
 
