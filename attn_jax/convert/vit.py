@@ -268,9 +268,9 @@ def with_positions(
 
 def resized(
     module: ViT,
-    leaves: Mapping[str, np.ndarray],
+    leaves: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """Parameters by name, patch filters and positions at the size they have in `shapes`,
     which are another such module's.
 
