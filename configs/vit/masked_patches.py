@@ -9,7 +9,10 @@ Hardware: "cifar10" 2 CPU cores, "base" a pod.
 Expect:   "base" has not been run here. The paper's number is 79.9 % on ImageNet after
           fine-tuning, 2 points above training from scratch, 4 below pre-training on labels;
           it is of JFT-300M, and most of it is there after 100,000 of the 1,000,000 steps.
-          benchmarks/masked_patches.py compares "cifar10" with training from scratch.
+          "cifar10": 2,800 steps without labels and 1,000 with them (60 minutes) reach
+          60.8 % of test images; from scratch the 1,000 reach 55.1 % and 3,800 in the same
+          time 64.7 % (means of 2 seeds): it helps where steps with labels are few, and
+          does not repay its own time.
 Source:   Dosovitskiy et al. 2021, sec. 4.6 and B.1.2, for "base"; crop and flip as in its
           supervised pre-training, which B.1.2 does not say. "cifar10" is ours.
 """
