@@ -214,7 +214,7 @@ def test_an_override_may_change_what_leaves_the_parameters_alone(copied):
     [
         ({"model.depth": 3}, "of another model: block_1/.* is not in the checkpoint"),
         ({"model.width": 16}, r"of another model: .* is \(.*\) there, \(.*\) here"),
-        ({"model.depth": 0}, "parameters that this model lacks: block_0/"),
+        ({"model.num_classes": 0}, "parameters that this model lacks: head/"),
         ({"model.detph": 1}, "did you mean 'depth'"),
         ({"optimizer.b1": 0.8}, r"optimizer.b1 cannot be set .* only model\.\*, task"),
     ],
