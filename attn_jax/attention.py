@@ -1,4 +1,4 @@
-"""Attention as one equation: values mixed by softmax-normalised similarity.
+"""Attention as one equation: values averaged by softmax-normalized similarity.
 
 The four architectures differ in the softmax axis, the scale and the repetition:
     ViT, BERT         over keys      1 / sqrt(C)   once
@@ -7,6 +7,7 @@ The four architectures differ in the softmax axis, the scale and the repetition:
 Axes: B batch, Q queries, K keys, N heads, C channels per head, D width.
 """
 
+import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -24,29 +25,33 @@ def attention_weights(
     bias: Float[Array, "*#B #N #Q #K"] | None = None,
     over: Literal["keys", "queries"] = "keys",
 ) -> Float[Array, "*B N Q K"]:
-    """softmax(scale * query . key + bias), normalised over `keys` or over `queries`.
+    """softmax(scale * query . key + bias), normalized over `keys` or over `queries`.
 
-    The softmax is computed in float32 at least, whatever the inputs' dtype, and stays so.
+    Logits and softmax are float32 (float64 for float64 inputs), whatever the inputs'
+    dtype, and so are the weights: float16 logits would overflow at 65,504, and bfloat16
+    ones have 8 bits.
 
     Args:
         scale: inverse temperature; 1/sqrt(C) in a Transformer, beta in a Hopfield net, where
             each head may have its own [N, 1].
-        mask: True where a query may see a key. A query that may see none sees all alike.
-        bias: added to the logits; -inf bars a key as `mask` does.
+        mask: True where a query may attend to a key. A fully masked query attends
+            uniformly.
+        bias: added to the logits; -inf excludes a key as `mask` does.
         over: the axis whose entries compete; "queries" lets slots compete for inputs.
 
     Raises:
-        ValueError: `over` is neither of the two.
+        ValueError: `over` is neither "keys" nor "queries".
 
     Source: Vaswani 2017 eq. 1; Ramsauer 2021 eq. 3; Locatello 2020 eq. 1.
     """
     if over not in ("keys", "queries"):
         raise ValueError(f"{over=} must be 'keys' or 'queries'.")
-    # Scaled before the product, as Flax does: the small operand is the query.
+    dtype = jnp.promote_types(jnp.result_type(query, key), jnp.float32)
     if not isinstance(scale, float):
-        scale = scale.reshape((1,) * (query.ndim - 2) + scale.shape).astype(query.dtype)
-    logits = jnp.einsum("...QNC,...KNC->...NQK", query * scale, key)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        scale = scale.astype(dtype).reshape((1,) * (query.ndim - 3) + (-1, 1, 1))
+    logits = scale * jnp.einsum(
+        "...QNC,...KNC->...NQK", query, key, preferred_element_type=dtype
+    )
     if bias is not None:
         logits = logits + bias
     if mask is not None:
@@ -57,7 +62,7 @@ def attention_weights(
 def mix(
     weights: Float[Array, "*B N Q K"], value: Float[Array, "*B K N C"]
 ) -> Float[Array, "*B Q N C"]:
-    """Every query's values, weighted: in the values' dtype."""
+    """Sums the values of each query by its weights, in the values' dtype."""
     return jnp.einsum("...NQK,...KNC->...QNC", weights.astype(value.dtype), value)
 
 
@@ -123,6 +128,69 @@ class MultiHeadAttention(nn.Module):
         )(mix(weights, value))
 
 
-def layer_norm(epsilon: float, name: str) -> nn.LayerNorm:
-    """Two-pass layer normalisation over the last axis, in float32."""
-    return nn.LayerNorm(epsilon, use_fast_variance=False, dtype="float32", name=name)
+def layer_norm(epsilon: float, name: str) -> "LayerNorm":
+    """Layer normalization with a learned scale and bias, in float32."""
+    return LayerNorm(epsilon, name=name)
+
+
+class LayerNorm(nn.Module):
+    """Two-pass layer normalization over the last axis (Ba et al., 2016).
+
+    Gives the numbers of `flax.linen.LayerNorm(use_fast_variance=False)`. Its gradient is
+    written by hand: XLA compiles the automatic one for a CPU so badly that it takes half
+    of a ViT's training step.
+
+    Attributes:
+        epsilon: added to the variance.
+        affine: learn `scale` and `bias` [D]; without them the output has zero mean and
+            unit variance.
+        dtype: of statistics and output.
+    """
+
+    epsilon: float
+    affine: bool = True
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        shape = (x.shape[-1],)
+        scale, bias = jnp.ones(shape, self.dtype), jnp.zeros(shape, self.dtype)
+        if self.affine:
+            scale = self.param("scale", nn.initializers.ones, shape)
+            bias = self.param("bias", nn.initializers.zeros, shape)
+        row = (1,) * (x.ndim - 1) + shape
+        x = x.astype(self.dtype)
+        return _normalize(x, scale.reshape(row), bias.reshape(row), self.epsilon)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _normalize(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> jax.Array:
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias, over the last axis."""
+    centered, reciprocal_deviation = _center(x, epsilon)
+    return centered * (reciprocal_deviation * scale) + bias
+
+
+@_normalize.defjvp
+def _normalize_jvp(
+    epsilon: float, primals: tuple, tangents: tuple
+) -> tuple[jax.Array, jax.Array]:
+    x, scale, bias = primals
+    x_dot, scale_dot, bias_dot = tangents
+    centered, reciprocal_deviation = _center(x, epsilon)
+    normalized = centered * reciprocal_deviation
+    # The division by the deviation comes first. Coming last, it gives the same derivative,
+    # but the transpose takes XLA's CPU twice as long.
+    u = reciprocal_deviation * x_dot
+    along = (normalized * u).mean(axis=-1, keepdims=True)
+    normalized_dot = u - u.mean(axis=-1, keepdims=True) - normalized * along
+    out = centered * (reciprocal_deviation * scale) + bias
+    return out, normalized_dot * scale + normalized * scale_dot + bias_dot
+
+
+def _center(x: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
+    """(x - mean, 1 / sqrt(variance + epsilon)) over the last axis."""
+    centered = x - x.mean(axis=-1, keepdims=True)
+    variance = jnp.square(centered).mean(axis=-1, keepdims=True)
+    return centered, jax.lax.rsqrt(variance + epsilon)

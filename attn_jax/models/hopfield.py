@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from attn_jax.attention import attention_weights, mix
+from attn_jax.attention import LayerNorm, attention_weights, mix
 
 UPDATES_AT_MOST = (
     1000  # where only `eps` ends the updates; convergence has no known rate
@@ -404,12 +404,10 @@ class Hopfield(nn.Module):
     def norm(self, name: str, kind: Normalisation, epsilon: float) -> Callable:
         if kind == "off":
             return lambda x: x
-        return nn.LayerNorm(
+        return LayerNorm(
             epsilon,
-            use_bias=kind == "affine",
-            use_scale=kind == "affine",
-            use_fast_variance=False,
-            dtype=jnp.promote_types(self.dtype, jnp.float32),
+            affine=kind == "affine",
+            dtype=jnp.promote_types(self.dtype, jnp.float32).name,
             name=f"{name}_norm",
         )
 

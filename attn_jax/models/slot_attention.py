@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from attn_jax.attention import attention_weights, mix
+from attn_jax.attention import attention_weights, layer_norm, mix
 
+NORM_EPSILON = 1e-3  # of every layer norm, as in Keras
 glorot = nn.initializers.glorot_uniform()  # of every kernel, as Keras has it
 
 
@@ -92,13 +93,14 @@ class SlotAttention(nn.Module):
             mu, log_sigma, (inputs.shape[0], num_slots), sample_keys, initial_slots
         )
 
-        x = layer_norm("norm_inputs")(inputs).astype(self.dtype)
+        x = layer_norm(NORM_EPSILON, "norm_inputs")(inputs).astype(self.dtype)
         key = dense(self.width, "key", use_bias=False)(x)
         # Float32, for it is summed over all inputs.
         value = dense(self.width, "value", use_bias=False)(x).astype(jnp.float32)
         key, value = (part[:, :, None] for part in (key, value))  # one head
 
-        norm_slots, norm_mlp = layer_norm("norm_slots"), layer_norm("norm_mlp")
+        norm_slots = layer_norm(NORM_EPSILON, "norm_slots")
+        norm_mlp = layer_norm(NORM_EPSILON, "norm_mlp")
         project = dense(self.width, "query", use_bias=False)
         gru = GRU(self.width, name="gru")
         mlp_1, mlp_2 = dense(self.mlp_width, "mlp_1"), dense(self.width, "mlp_2")
@@ -394,7 +396,7 @@ class Encoder(nn.Module):
             x = jax.nn.relu(x)
         B, H, W, C = x.shape
         x = x + PositionEmbedding((H, W), C, self.dtype, name="position")()
-        x = layer_norm("norm")(x.reshape(B, H * W, C)).astype(self.dtype)
+        x = layer_norm(NORM_EPSILON, "norm")(x.reshape(B, H * W, C)).astype(self.dtype)
         for name in ("mlp_1", "mlp_2"):
             x = nn.Dense(C, dtype=self.dtype, kernel_init=glorot, name=name)(x)
             x = jax.nn.relu(x) if name == "mlp_1" else x
@@ -490,11 +492,6 @@ class PositionEmbedding(nn.Module):
         return nn.Dense(
             self.features, dtype=self.dtype, kernel_init=glorot, name="dense"
         )(jnp.asarray(grid, jnp.float32))
-
-
-def layer_norm(name: str) -> nn.LayerNorm:
-    """Two-pass layer normalisation in float32, with Keras' epsilon."""
-    return nn.LayerNorm(1e-3, use_fast_variance=False, dtype="float32", name=name)
 
 
 def check_size(images: Any, size: tuple[int, ...], rule: str, remedy: str) -> None:
