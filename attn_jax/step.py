@@ -1,15 +1,17 @@
 """The update and the evaluation of one batch: pure functions of data.
 
-Model, task and optimiser arrive as arguments; bind them with `functools.partial` and jit.
+Model, task and optimizer arrive as arguments; bind them with `functools.partial` and jit.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+
+from attn_jax import paths
 
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # {name: (sum, count)}
@@ -23,7 +25,7 @@ class TrainState(flax.struct.PyTreeNode):
     params: Any
     opt_state: optax.OptState
     key: Leaf  # never changes: every use folds in the step
-    skipped: Leaf  # updates left out because a gradient was not finite
+    skipped: Leaf  # updates that would have made the state non-finite
     skipped_in_a_row: Leaf
     average: Any = None  # exponential moving average of the parameters that train
 
@@ -51,9 +53,9 @@ def init_state(
     params: Any,
     optimizer: optax.GradientTransformation,
     key: jax.Array,
-    averaged: Callable[[Any], Any] | None,
+    averaged: Collection[str] | None,
 ) -> TrainState:
-    """Step 0 from parameters; `averaged` picks what an average is kept of, None: nothing."""
+    """The state at step 0; `averaged` names the parameters that an average is kept of."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -61,7 +63,7 @@ def init_state(
         key=key,
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
-        average=averaged(params) if averaged else None,
+        average=None if averaged is None else paths.pick(params, averaged),
     )
 
 
@@ -72,15 +74,20 @@ def train_step(
     model: Any,
     task: Any,
     optimizer: optax.GradientTransformation,
+    trained: Collection[str] | None = None,
     micro_batches: int = 1,
     ema_decay: float | None = None,
-    averaged: Callable[[Any], Any] | None = None,
 ) -> tuple[TrainState, Sums]:
-    """One update: loss -> gradient -> optimiser. Jit with `donate_argnums=0`.
+    """One update: loss -> gradient -> optimizer. Jit with `donate_argnums=0`.
 
     The loss is sum over terms of coefficient * sum / count, the counts those of the whole
     global batch: a mean of micro-batch means would be another loss wherever counts differ.
-    A gradient that is not finite leaves everything but the counters as it was.
+    An update that would leave anything non-finite in the state (parameters, moments,
+    average) is skipped: only the counters change.
+
+    Args:
+        trained: names of the parameters that are not frozen; None: all. Frozen ones cost
+            nothing: no gradient is computed for them, and none has a share in its norm.
     """
     prepare_key, model_key = jax.random.split(jax.random.fold_in(state.key, state.step))
     batch = prepared(task, batch, prepare_key, train=True)
@@ -90,25 +97,32 @@ def train_step(
     )
     numbers = jnp.arange(micro_batches)
 
-    def outputs_of(params: Any, part: Batch, number: jax.Array) -> Any:
+    # A frozen leaf is None here, which a tree does not count as a leaf.
+    moving = paths.map_named(
+        lambda name, leaf: leaf if trained is None or name in trained else None,
+        state.params,
+    )
+
+    def outputs_of(moving: Any, part: Batch, number: jax.Array) -> Any:
         rngs = {"dropout": jax.random.fold_in(model_key, number)}
+        params = merge(moving, state.params)
         return model.apply(
             {"params": params}, **task.inputs(part), train=True, rngs=rngs
         )
 
     first = jax.tree.map(lambda x: x[0], (parts, numbers))
-    shapes = jax.eval_shape(outputs_of, state.params, *first)
+    shapes = jax.eval_shape(outputs_of, moving, *first)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     # A count depends on the batch alone, so any outputs will do.
     counts = jax.vmap(lambda part: counts_of(task.loss(zeros, part)))(parts)
     counts = jax.tree.map(lambda count: count.sum(axis=0), counts)
 
     def gradient_of(part: Batch, number: jax.Array) -> tuple[Any, Sums]:
-        def scalar(params: Any) -> tuple[jax.Array, Sums]:
-            terms = task.loss(outputs_of(params, part, number), part)
+        def scalar(moving: Any) -> tuple[jax.Array, Sums]:
+            terms = task.loss(outputs_of(moving, part, number), part)
             return scalar_loss(task, terms, counts), terms
 
-        return jax.grad(scalar, has_aux=True)(state.params)
+        return jax.grad(scalar, has_aux=True)(moving)
 
     if micro_batches == 1:
         gradient, terms = gradient_of(*first)
@@ -123,25 +137,29 @@ def train_step(
         )[0]
 
     norm = optax.tree.norm(gradient)
-    finite = jnp.isfinite(norm)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    zeros = jax.tree.map(jnp.zeros_like, state.params)  # of frozen ones, never computed
+    updates, opt_state = optimizer.update(
+        merge(gradient, zeros), state.opt_state, state.params
+    )
+    params = optax.apply_updates(moving, updates)
     average = state.average
-    if ema_decay is not None and averaged is not None:
-        # A short run's average would else be mostly its first parameters.
+    if ema_decay is not None:
+        # Without this warm-up, a short run's average is dominated by the initial weights.
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         average = jax.tree.map(
-            lambda a, p: decay * a + (1 - decay) * p, average, averaged(params)
+            lambda a, p: decay * a + (1 - decay) * p,
+            average,
+            paths.pick(merge(params, state.params), average),
         )
+    new, old = (params, opt_state, average), (moving, state.opt_state, state.average)
+    finite = jnp.isfinite(norm) & all_finite(new)
     params, opt_state, average = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old),
-        (params, opt_state, average),
-        (state.params, state.opt_state, state.average),
+        lambda new, old: jnp.where(finite, new, old), new, old
     )
     one = 1 - finite.astype(jnp.int32)
     state = state.replace(
         step=state.step + 1,
-        params=params,
+        params=merge(params, state.params),
         opt_state=opt_state,
         average=average,
         skipped=state.skipped + one,
@@ -168,6 +186,25 @@ def eval_step(
 def prepared(task: Any, batch: Batch, key: jax.Array, *, train: bool) -> Batch:
     """The batch after the task's optional work on the device."""
     return task.prepare(batch, key, train) if hasattr(task, "prepare") else batch
+
+
+def merge(moving: Any, params: Any) -> Any:
+    """The tree `params` with the leaves of `moving` in place of its own, where not None."""
+    return jax.tree.map(
+        lambda ours, theirs: theirs if ours is None else ours,
+        moving,
+        params,
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every floating-point number of a tree is finite."""
+    finite = jnp.asarray(True)
+    for leaf in jax.tree.leaves(tree):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            finite &= jnp.isfinite(leaf).all()
+    return finite
 
 
 def counts_of(terms: Sums) -> dict[str, jax.Array]:

@@ -2,12 +2,16 @@
 
 import os
 import pathlib
+import shutil
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # also for the processes that tests start
 
 import jax
 import pytest
+import runs
 from absl import flags
+
+import train
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -41,3 +45,16 @@ def shared() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip(f"{path} is absent: set ATTN_JAX_SHARED to where it lies.")
     return path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """(final state, workdir) of a run of 8 steps; do not write there."""
+    folder = tmp_path_factory.mktemp("run")
+    return train.train(runs.tiny(), str(folder)), folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """The run's folder at another place, with nothing beside it."""
+    return pathlib.Path(shutil.copytree(finished[1], tmp_path / "copy"))

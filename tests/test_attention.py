@@ -1,12 +1,21 @@
 """One equation: each architecture is a setting of `attention_weights`."""
 
+import functools
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from attn_jax import attention
-from attn_jax.attention import MultiHeadAttention, attention_weights, mix
+from attn_jax.attention import (
+    LayerNorm,
+    MultiHeadAttention,
+    attention_weights,
+    layer_norm,
+    mix,
+)
 from attn_jax.models import bert, hopfield, slot_attention, vit
 
 B, Q, K, N, C = 2, 3, 5, 2, 4
@@ -144,3 +153,78 @@ def test_a_retrieval_is_one_head_of_the_equation():
         rtol=0,
         atol=1e-6,
     )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_logits_of_short_floats_are_accumulated_and_stay_in_float32(dtype):
+    """Two keys whose logits, 90,000 and 90,300, no short float can hold or tell apart."""
+    query = jnp.full((1, 1, 1, 100), 30, dtype)
+    key = jnp.stack([jnp.full((1, 1, 100), 30, dtype)] * 2, axis=1)
+    key = key.at[:, 1, :, 0].set(40)
+    ours = attention_weights(query, key, scale=0.01)
+    expected = jax.nn.softmax(jnp.array([900.0, 903.0]))
+    np.testing.assert_allclose(ours[0, 0, 0], expected, rtol=1e-5)
+
+
+# --- layer norm -------------------------------------------------------------------------
+
+
+def flax_norm(x, scale, bias, dtype="float32"):
+    norm = nn.LayerNorm(1e-6, use_fast_variance=False, dtype=dtype)
+    return norm.apply({"params": {"scale": scale, "bias": bias}}, x)
+
+
+def our_norm(x, scale, bias):
+    return layer_norm(1e-6, "norm").apply({"params": {"scale": scale, "bias": bias}}, x)
+
+
+def test_the_layer_norm_gives_the_numbers_of_flax_bit_for_bit():
+    x, scale, bias = arrays((2, 3, 7), (7,), (7,))
+    np.testing.assert_array_equal(our_norm(x, scale, bias), flax_norm(x, scale, bias))
+    ours = LayerNorm(1e-6, affine=False).apply({}, x)
+    expected = nn.LayerNorm(
+        1e-6, use_fast_variance=False, use_scale=False, use_bias=False
+    ).apply({}, x)
+    np.testing.assert_array_equal(ours, expected)
+    names = layer_norm(1e-6, "norm").init(jax.random.key(0), x)["params"]
+    assert jax.tree.map(jnp.shape, names) == {"scale": (7,), "bias": (7,)}
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_its_gradient_is_that_of_float64(offset):
+    x, scale, bias, weights = arrays((4, 65), (65,), (65,), (4, 65))
+    x = 3 * x + offset
+    scale, bias = 1 + 0.3 * scale, 0.5 * bias
+
+    def loss(norm, weights, *arguments):
+        return (weights * jnp.sin(norm(*arguments))).sum()
+
+    ours = jax.jit(jax.grad(functools.partial(loss, our_norm), (1, 2, 3)))(
+        weights, x, scale, bias
+    )
+    with jax.enable_x64(True):
+        exact = jax.grad(
+            functools.partial(loss, functools.partial(flax_norm, dtype="float64")),
+            (1, 2, 3),
+        )(*(jnp.asarray(np.asarray(a, np.float64)) for a in (weights, x, scale, bias)))
+    for name, mine, theirs in zip(("x", "scale", "bias"), ours, exact, strict=True):
+        # Gradients near 1. At an offset of 100 the input itself has 4e-6 of rounding.
+        np.testing.assert_allclose(
+            mine, theirs, rtol=0, atol=2e-6 if offset == 0 else 1e-4, err_msg=name
+        )
+
+
+def test_forward_mode_and_second_derivatives_are_those_of_the_plain_formula():
+    x, scale, bias, tangent = arrays((3, 5), (5,), (5,), (3, 5))
+
+    def of(norm):
+        def loss(x):
+            return (norm(x, scale, bias) ** 3).sum()
+
+        forward = jax.jvp(loss, (x,), (tangent,))[1]
+        return forward, jax.hessian(loss)(x), jax.jacrev(jax.jacrev(loss))(x)
+
+    for ours, theirs in zip(of(our_norm), of(flax_norm), strict=True):
+        # Second derivatives reach some hundreds; float32 roundings of those.
+        size = np.abs(theirs).max()
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * size)

@@ -22,8 +22,8 @@ import pytest
 
 import train
 from attn_jax import config as config_lib
-from attn_jax import evaluation, optim, paths, runtime, sharding, step
-from attn_jax.data import pipeline
+from attn_jax import evaluation, paths, runtime, sharding
+from attn_jax.run import prepare
 from configs import common
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -128,25 +128,32 @@ def test_every_recipe_takes_a_step(recipe, tmp_path, monkeypatch):
 # --- every key --------------------------------------------------------------------------
 
 
-def read_from(name, file):
-    """Keys that a file reads from a variable: `name.key` and `name["key"]`."""
+def keys_read_by(file):
+    """Keys that a file reads from a config: `config.key`, `run.config.key`, ["key"]."""
     for node in ast.walk(ast.parse((ROOT / file).read_text())):
-        if isinstance(node, ast.Attribute | ast.Subscript) and (
-            isinstance(node.value, ast.Name) and node.value.id == name
-        ):
-            if isinstance(node, ast.Attribute):
-                yield node.attr
-            elif isinstance(node.slice, ast.Constant):
-                yield node.slice.value
+        if not isinstance(node, ast.Attribute | ast.Subscript):
+            continue
+        holder = node.value
+        name = getattr(holder, "id", None) or getattr(holder, "attr", None)
+        if name != "config":
+            continue
+        if isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node.slice, ast.Constant):
+            yield node.slice.value
 
 
-def test_train_reads_no_knob_that_common_does_not_explain():
-    assert set(read_from("config", "train.py")) <= set(common.get_config())
+def test_a_run_reads_no_knob_that_common_does_not_explain():
+    for file in ("train.py", "attn_jax/run.py"):
+        assert set(keys_read_by(file)) <= set(common.get_config()), file
 
 
 def test_every_knob_of_common_is_read():
-    read = set(read_from("config", "train.py"))
-    read |= set(read_from("config", "attn_jax/optim.py"))  # the update's own knobs
+    read = {
+        key
+        for file in ("train.py", "attn_jax/run.py", "attn_jax/optim.py")
+        for key in keys_read_by(file)
+    }
     assert set(common.get_config()) - read == set()
 
 
@@ -236,11 +243,11 @@ Steps = collections.namedtuple("Steps", "params losses")
 
 
 @pytest.fixture(scope="module")
-def three_steps(kind, tmp_path_factory):
+def three_steps(kind):
     """(optimizer, mesh) -> parameters and losses; mesh (1, 1, 1) is a single device."""
 
     @functools.cache
-    def run(optimizer, mesh):
+    def take_steps(optimizer, mesh):
         config = debug(
             kind,
             duration="3 steps",
@@ -253,15 +260,16 @@ def three_steps(kind, tmp_path_factory):
             evals={},
             keep_best=None,
         )
-        workdir = tmp_path_factory.mktemp("three_steps")
-        with pytest.MonkeyPatch.context() as patch:
-            use_devices(patch, math.prod(mesh))
-            # The digests of a checkpoint cost as much compilation as the step.
-            patch.setattr(train.Checkpoints, "finish", lambda *arguments: None)
-            state = train.train(config, str(workdir))
-        return Steps(arrays(state.params), losses(workdir))
+        run = prepare(config, jax.devices()[: math.prod(mesh)])
+        state, losses = run.init_state(run.init_params()), []
+        update, batches = run.make_update(), run.read_batches()
+        for _ in range(run.total_steps):
+            state, sums = update(state, run.place(next(batches)))
+            total, count = sums["loss"]
+            losses.append(float(total / count))
+        return Steps(arrays(state.params), losses)
 
-    return run
+    return take_steps
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -301,30 +309,19 @@ def without_noise(section):
 def test_micro_batches_with_unequal_counts_are_one_batch(straight):
     config = straight.config.copy_and_resolve_references().unlock()
     config.optimizer = {"name": "sgd", "learning_rate": 0.01}
+    config.schedule, config.clip_norm = {"name": "constant"}, None
     config.model = without_noise(config_lib.plain(config.model))
-    config = config_lib.resolve(config)
-    model, task = config_lib.build(config.model), config_lib.build(config.task)
-    rows = np.arange(config.batch_size)
-    batches = pipeline.training_batches(
-        task.source("train"), task, seed=0, batch_size=len(rows), rows=rows
-    )
-    # Micro-batches are strided, so padding on even rows falls into the first alone.
-    batch = next(batches) | {"valid": ~np.isin(rows, [0, 2, 4])}
     params = jax.device_get(straight.state.params)
-    optimizer = optim.make_optimizer(config, params, lambda step: 1.0)
-    state = step.init_state(params, optimizer, jax.random.key(0), averaged=None)
 
     def update(micro_batches):
-        one = functools.partial(
-            step.train_step,
-            model=model,
-            task=task,
-            optimizer=optimizer,
-            micro_batches=micro_batches,
-        )
-        state_, sums = jax.jit(one)(state, batch)
+        config.micro_batches = micro_batches
+        run = prepare(config, jax.devices()[:1])
+        # Micro-batches are strided, so padding on even rows falls into the first alone.
+        batch = next(run.read_batches())
+        batch["valid"] = ~np.isin(np.arange(len(batch["valid"])), [0, 2, 4])
+        state, sums = run.make_update()(run.init_state(params), run.place(batch))
         total, count = sums["loss"]
-        return arrays(state_.params), float(total / count)
+        return arrays(state.params), float(total / count)
 
     (whole, loss), (parts, parts_loss) = update(1), update(2)
     # Two partial sums instead of one: a rounding or two of a loss near 2.3, and less of

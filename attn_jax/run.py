@@ -1,0 +1,273 @@
+"""All that a run is before its first step, made from its config alone."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from attn_jax import config as config_lib
+from attn_jax import (
+    metrics,
+    optim,
+    paths,
+    runtime,
+    schedules,
+    sharding,
+    step,
+    workdir,
+)
+from attn_jax.data import pipeline
+from attn_jax.evaluation import Evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What `prepare` makes. Nothing here is trained yet, and nothing is on disk.
+
+    Attributes:
+        config: the resolved config.
+        mesh: of all devices.
+        batch_sharding: of every array of a batch.
+        rows: the rows of the global batch that this process reads.
+        task, source: the objective and its training records.
+        batch_shapes: {name: shape and dtype} of a global batch.
+        to_steps: optimizer steps of a duration such as "5 epochs".
+        total_steps: length of the run.
+        model: the module.
+        param_shapes, param_shardings: trees of the model's parameters.
+        trained: names of the parameters that are not frozen.
+        schedule: step -> factor of the learning rate.
+        optimizer: gradients -> what is added to the parameters.
+        evaluations: those that have a cadence, by name.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    batch_sharding: NamedSharding
+    rows: np.ndarray
+    task: Any
+    source: Any
+    batch_shapes: dict[str, jax.ShapeDtypeStruct]
+    to_steps: Callable[[str], int]
+    total_steps: int
+    model: nn.Module
+    param_shapes: Any
+    param_shardings: Any
+    trained: frozenset[str]
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    evaluations: dict[str, Evaluation]
+
+    @functools.cached_property
+    def state_shapes(self) -> step.TrainState:
+        """A `TrainState` of shapes with shardings: what a checkpoint is restored into."""
+        shapes = jax.eval_shape(self._start, self.param_shapes)
+        shardings = sharding.state_shardings(
+            self.mesh, shapes, self.param_shapes, self.param_shardings
+        )
+        return sharding.placed(shapes, shardings)
+
+    @property
+    def state_shardings(self) -> step.TrainState:
+        return jax.tree.map(lambda leaf: leaf.sharding, self.state_shapes)
+
+    def init_params(self) -> Any:
+        """New parameters, sharded."""
+        rows = {
+            name: np.zeros((1, *array.shape[1:]), array.dtype)
+            for name, array in self.batch_shapes.items()
+        }
+        init = functools.partial(step.init_params, self.model, self.task)
+        key = jax.random.key(self.config.seed)
+        return jax.jit(init, out_shardings=self.param_shardings)(rows, key)
+
+    def init_state(self, params: Any) -> step.TrainState:
+        """The state at step 0, from parameters; sharded."""
+        return jax.jit(self._start, out_shardings=self.state_shardings)(params)
+
+    def _start(self, params: Any) -> step.TrainState:
+        return step.init_state(
+            params,
+            self.optimizer,
+            jax.random.key(self.config.seed),
+            self.trained if self.config.ema_decay is not None else None,
+        )
+
+    def make_update(self) -> Callable[[step.TrainState, Any], Any]:
+        """The jitted training step: (state, batch) -> (state, metric sums).
+
+        It donates its state: the old one must not be used again.
+        """
+        update = functools.partial(
+            step.train_step,
+            model=self.model,
+            task=self.task,
+            optimizer=self.optimizer,
+            trained=self.trained,
+            micro_batches=self.config.micro_batches,
+            ema_decay=self.config.ema_decay,
+        )
+        return jax.jit(
+            update, out_shardings=(self.state_shardings, None), donate_argnums=0
+        )
+
+    def read_batches(self, start_step: int = 0) -> Iterator[pipeline.Batch]:
+        """This process's rows of every batch from `start_step` on, on the host."""
+        return pipeline.training_batches(
+            self.source,
+            self.task,
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            rows=self.rows,
+            start_step=start_step,
+            **reading_options(self.config),
+        )
+
+    def place(self, batch: pipeline.Batch) -> dict[str, jax.Array]:
+        """The rows of all processes as global arrays on the mesh."""
+        return pipeline.place(
+            batch, self.batch_sharding, self.config.batch_size, self.rows
+        )
+
+    def count_flops(self) -> int:
+        """Model FLOPs of a step: three times those of the traced forward pass."""
+        forward = functools.partial(step.eval_step, model=self.model, task=self.task)
+        key = jax.random.key(self.config.seed)
+        traced = jax.make_jaxpr(forward)(self.param_shapes, self.batch_shapes, key)
+        return 3 * metrics.count_flops(traced)
+
+    def make_record(self) -> dict[str, Any]:
+        """What a checkpoint says of the run beside its state."""
+        return {
+            "config": config_lib.plain(self.config),
+            "data": self.source.fingerprint(),
+            "row": workdir.row_shapes(self.batch_shapes),
+        }
+
+    def describe(self) -> list[str]:
+        """The lines that a run begins with: devices, parameters, data."""
+        axes = ", ".join(f"{axis}={size}" for axis, size in self.mesh.shape.items())
+        total = count_elements(self.param_shapes)
+        trained = count_elements(paths.pick(self.param_shapes, self.trained))
+        lines = [
+            f"devices: {self.mesh.size} x {jax.devices()[0].device_kind} of "
+            f"{jax.process_count()} process(es), mesh {axes}",
+            f"parameters: {total:,}",
+        ]
+        if trained < total:
+            lines.append(
+                f"  frozen by config.freeze: {total - trained:,} parameters in "
+                f"{len(jax.tree.leaves(self.param_shapes)) - len(self.trained)} arrays; "
+                f"{trained:,} are trained"
+            )
+        if self.mesh.size > 1:
+            table = sharding.table(self.param_shapes, self.param_shardings)
+            lines += [f"  {line}" for line in table]
+        skipped = getattr(self.source, "skipped", 0)
+        left_out = f" ({skipped:,} corrupt ones left out)" if skipped else ""
+        lines.append(
+            f"data: {len(self.source):,} records{left_out}, {self.total_steps:,} steps of "
+            f"{self.config.batch_size} ({self.config.duration})"
+        )
+        return lines
+
+
+def prepare(
+    config: config_lib.Section, devices: Sequence[jax.Device] | None = None
+) -> Run:
+    """Opens the data and lays out model, optimizer and evaluations; trains nothing.
+
+    Args:
+        config: what a recipe's `get_config` returns, or a resolved config.
+        devices: of the mesh; None takes all.
+
+    Raises:
+        ValueError: a setting that cannot be honored.
+    """
+    config = config_lib.resolve(config)
+    runtime.check_determinism(config.deterministic)
+    mesh = sharding.make_mesh(config.mesh, devices)
+    sharding.check_batch_size(config.batch_size, mesh, config.micro_batches)
+    batch_sharding = sharding.batch_sharding(mesh)
+
+    task = config_lib.build(config.task)
+    source = task.source("train")
+    batch_shapes = pipeline.batch_shapes(source, task, config.batch_size)
+    to_steps = functools.partial(
+        config_lib.to_steps,
+        batch_size=config.batch_size,
+        epoch_rows=pipeline.rows_per_epoch(source),
+    )
+    total_steps = to_steps(config.duration)
+
+    model = config_lib.build(config.model)
+    key = jax.random.key(config.seed)
+    init = functools.partial(step.init_params, model, task)
+    param_shapes = jax.eval_shape(init, batch_shapes, key)
+    param_shardings = sharding.param_shardings(
+        mesh, param_shapes, config.sharding_rules, config.fsdp_min_elements
+    )
+    names = paths.named_leaves(param_shapes).keys()
+    trained = frozenset(names - paths.matching(config.freeze, names, key="freeze"))
+    schedule = schedules.make_schedule(
+        config.schedule, total_steps=total_steps, to_steps=to_steps
+    )
+    return Run(
+        config=config,
+        mesh=mesh,
+        batch_sharding=batch_sharding,
+        rows=pipeline.rows_of_process(batch_sharding, config.batch_size),
+        task=task,
+        source=source,
+        batch_shapes=batch_shapes,
+        to_steps=to_steps,
+        total_steps=total_steps,
+        model=model,
+        param_shapes=param_shapes,
+        param_shardings=param_shardings,
+        trained=trained,
+        schedule=schedule,
+        optimizer=optim.make_optimizer(config, param_shapes, schedule),
+        evaluations={
+            name: open_evaluation(config, name, model, mesh)
+            for name, section in config.evals.items()
+            if section.every is not None
+        },
+    )
+
+
+def open_evaluation(
+    config: ConfigDict, name: str, model: nn.Module, mesh: Mesh
+) -> Evaluation:
+    """The evaluation `config.evals[name]`, its data opened."""
+    section = config.evals[name]
+    return Evaluation(
+        name,
+        model,
+        config_lib.build(config_lib.evaluation_task(config, name)),
+        section.split,
+        mesh=mesh,
+        batch_size=section.batch_size or config.batch_size,
+        key=workdir.evaluation_key(config.seed),
+        reading=reading_options(config),
+    )
+
+
+def reading_options(config: ConfigDict) -> dict[str, int]:
+    """How batches are read ahead; none of it changes what they hold."""
+    return {
+        "threads": config.data_threads,
+        "prefetch": config.data_prefetch,
+        "workers": config.data_workers,
+    }
+
+
+def count_elements(tree: Any) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,102 @@
+"""Small runs that tests share: the digits recipe with a tiny ViT, or with a toy model."""
+
+import json
+import pathlib
+
+import flax.linen as nn
+import jax
+import numpy as np
+from PIL import Image
+
+from attn_jax import config as config_lib
+from attn_jax.paths import named_leaves
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = {
+    "model.depth": 1,
+    "model.width": 8,
+    "model.mlp_width": 8,
+    "model.dropout": 0.0,
+    "model.stochastic_depth": 0.0,
+}
+
+
+def tiny(changes=()):
+    """The digits recipe at "debug" with a ViT of one narrow block, and changes."""
+    settings = {**TINY, **dict(changes)}
+    return config_lib.load(
+        f"{ROOT}/configs/vit/digits.py:debug",
+        [f"{key}={json.dumps(value)}" for key, value in settings.items()],
+    )
+
+
+class Toy(nn.Module):
+    num_classes: int = 10
+    batch_norm: bool = False
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        x = images.reshape(len(images), -1)
+        x = nn.relu(nn.Dense(4, name="hidden")(x))
+        if self.batch_norm:
+            x = nn.BatchNorm(use_running_average=not train)(x)
+        return {"logits": nn.Dense(self.num_classes, name="head")(x)}
+
+
+class Wrapped(nn.Module):
+    inner: nn.Module
+
+    def __call__(self, images, *, train=False):
+        return self.inner(images, train=train)
+
+
+def toy(changes=()):
+    """The digits recipe at "debug" with the toy model and no evaluations, and changes."""
+    config = config_lib.load(f"{ROOT}/configs/vit/digits.py:debug").unlock()
+    config.model = {"cls": "runs:Toy"}
+    config.sharding_rules = []
+    config.evals, config.keep_best = {}, None
+    settings = [f"{key}={json.dumps(value)}" for key, value in dict(changes).items()]
+    return config_lib.override(config, settings)
+
+
+def records(folder):
+    """The lines of metrics.jsonl."""
+    lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def contents(folder):
+    """{file: its bytes} below a folder."""
+    files = [path for path in pathlib.Path(folder).rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def check_equal(ours, theirs):
+    ours, theirs = named_leaves(ours), named_leaves(theirs)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def differ(ours, theirs):
+    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+    return any((np.asarray(a) != np.asarray(b)).any() for a, b in pairs)
+
+
+def write_npz(path, seed):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (32, 8, 8), np.uint8)
+    np.savez(path, x_train=images, y_train=np.arange(32) % 10)
+
+
+def write_images(folder, damaged):
+    """Two classes of eight images; one file is cut in half."""
+    rng = np.random.default_rng(0)
+    for label in "ab":
+        (folder / "train" / label).mkdir(parents=True)
+        for number in range(8):
+            image = Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8))
+            image.save(folder / "train" / label / f"{number}.png")
+    path = folder / "train" / damaged
+    path.write_bytes(path.read_bytes()[:60])

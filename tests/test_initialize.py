@@ -1,0 +1,121 @@
+"""Parameters from other checkpoints."""
+
+import jax
+import numpy as np
+import pytest
+from runs import ROOT, check_equal, differ, tiny
+
+import attn_jax
+import train
+from attn_jax import config as config_lib
+from attn_jax.convert import load_pretrained
+from attn_jax.convert.resize import resize_patch_kernel
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+FROZEN = {"freeze": [".*"], "ema_decay": None, "duration": "1 steps"} | {
+    "schedule": {"name": "constant"},
+    "evals": {},
+    "keep_best": None,
+}
+
+
+def test_parameters_come_from_another_run_except_those_that_are_skipped(
+    finished, tmp_path
+):
+    theirs = attn_jax.restore(finished[1])[1]["params"]
+    source = [[str(finished[1]), "", "head/.*"]]
+    state = train.train(tiny({**FROZEN, "init_from": source}), str(tmp_path))
+    ours = jax.device_get(state.params)
+    assert differ(ours.pop("head"), theirs.pop("head"))
+    check_equal(ours, theirs)
+
+
+def test_parameters_come_from_another_run_into_a_part_of_the_model(finished, tmp_path):
+    theirs = attn_jax.restore(finished[1])[1]["params"]
+    source = [[str(finished[1]), "inner", ""]]
+    config = tiny({**FROZEN, "init_from": source, "sharding_rules": []})
+    config = config.copy_and_resolve_references().unlock()
+    inner = config_lib.plain(config.model)
+    config.model = {"cls": "runs:Wrapped", "inner": inner}
+    state = train.train(config, str(tmp_path))
+    check_equal(state.params, {"inner": theirs})
+
+
+def test_positions_and_filters_of_another_resolution_are_resized(tmp_path, capsys):
+    path = ROOT / "tests" / "golden" / "vit" / "google" / "token_ckpt.npz"
+    module, variables = load_pretrained(path, patch_size=2, image_size=16)
+    fields = ("width", "depth", "mlp_width", "num_heads", "pool", "position")
+    changes = {f"model.{name}": getattr(module, name) for name in fields}
+    changes |= {"model.patch_size": 2, "task.image_size": 16, "task.channels": 3}
+    changes |= {"model.gelu": "erf", "sharding_rules": []}
+    source = [[str(path), "", "head/.*"]]
+    state = train.train(tiny({**FROZEN, "init_from": source, **changes}), str(tmp_path))
+    ours = jax.device_get(state.params)
+    del ours["head"], variables["params"]["head"]
+    check_equal(ours, variables["params"])
+    assert "gelu was None" in capsys.readouterr().out  # tanh, now erf
+
+
+@pytest.mark.parametrize(
+    ("source", "changes", "message"),
+    [
+        (["nowhere", "", ""], {}, "nowhere does not exist; name a run's --workdir"),
+        (["{run}", "", "nothing"], {}, "config.init_from: the regex 'nothing' matches"),
+        (["{run}", "inner", ""], {}, "the model has no part 'inner'; .*Known: "),
+        (["{run}", "", "head/("], {}, r"'head/\(' is no regular expression"),
+        (
+            ["{run}", "", ""],
+            {"model.qkv_bias": False, "sharding_rules": []},
+            r"skip regex to leave them out:\n  block_0/attention/key/bias .*, here absent",
+        ),
+        (
+            ["{run}", "", ""],
+            {"model.width": 16},
+            r"skip regex to leave them out:\n  block_0/attention/key/bias \(.*\), here \(",
+        ),
+    ],
+)
+def test_parameters_that_do_not_fit_are_refused(
+    finished, tmp_path, source, changes, message
+):
+    source = [part.format(run=finished[1]) for part in source]
+    config = tiny({**FROZEN, "init_from": [source], **changes})
+    with pytest.raises(ValueError, match=message):
+        train.train(config, str(tmp_path))
+
+
+def test_a_run_is_loaded_with_fields_changed_as_a_file_is(finished):
+    module, variables = load_pretrained(finished[1])
+    size = 2 * module.patch_size
+    changed, resized = load_pretrained(
+        finished[1], num_classes=0, patch_size=size, dtype="bfloat16"
+    )
+    assert (changed.patch_size, changed.dtype) == (size, "bfloat16")
+    expected = resize_patch_kernel(
+        np.asarray(variables["params"]["embedding"]["kernel"]), (size, size)
+    )
+    params = resized["params"]
+    np.testing.assert_array_equal(params.pop("embedding")["kernel"], expected)
+    del variables["params"]["head"], variables["params"]["embedding"]
+    check_equal(params, variables["params"])
+    with pytest.raises(ValueError, match="has a head of 10 classes, but num_classes=3"):
+        load_pretrained(finished[1], num_classes=3)
+
+
+def test_a_class_token_that_the_model_lacks_can_be_left_out(tmp_path):
+    """Its position is a row of the table, which then belongs to another kind of model."""
+    path = ROOT / "tests" / "golden" / "vit" / "google" / "token_ckpt.npz"
+    module, _ = load_pretrained(path)
+    fields = ("width", "depth", "mlp_width", "num_heads", "patch_size")
+    changes = {f"model.{name}": getattr(module, name) for name in fields}
+    changes |= {"model.pool": "gap", "model.position": "learned"}
+    changes |= {"task.image_size": 16, "task.channels": 3, "sharding_rules": []}
+    source = [[str(path), "", "head/.*"]]
+    config = tiny({**FROZEN, "init_from": source, **changes})
+    with pytest.raises(ValueError, match=r"cls .*, here absent\n  pos_embedding"):
+        train.train(config, str(tmp_path / "refused"))
+    source = [[str(path), "", "head/.*|cls|pos_embedding"]]
+    config = tiny({**FROZEN, "init_from": source, **changes})
+    train.train(config, str(tmp_path / "run"))
