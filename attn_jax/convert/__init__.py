@@ -10,7 +10,7 @@ from etils import epath
 
 from attn_jax import config, paths, workdir
 from attn_jax.convert import bert, vit_export, vit_npz, vit_torch
-from attn_jax.convert.tensors import Description
+from attn_jax.convert.files import Description
 from attn_jax.convert.vit import (
     Size,
     check_classes,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from attn_jax.convert.tensors import write_safetensors
+from attn_jax.convert.files import write_safetensors
 from attn_jax.convert.vit import Entry, Size, to_theirs
 from attn_jax.convert.vit_torch import HF_GELU, TIMM_GELU, hf_names, timm_names
 from attn_jax.data.framing import sides

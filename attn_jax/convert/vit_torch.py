@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from attn_jax.convert.tensors import (
+from attn_jax.convert.files import (
     Description,
     read_hugging_face,
     read_safetensors,
