@@ -12,7 +12,11 @@ import pytest
 import safetensors.numpy
 
 from attn_jax.convert import export, load_pretrained
-from attn_jax.convert.resize import resize_grid, resize_patch_kernel, resize_positions
+from attn_jax.convert.vit.resize import (
+    resize_grid,
+    resize_patch_kernel,
+    resize_positions,
+)
 from attn_jax.models.resnet import ResNetStem
 from attn_jax.models.vit import ViT, sincos2d
 

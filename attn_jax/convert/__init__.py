@@ -3,22 +3,25 @@
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 from etils import epath
 
 from attn_jax import config, paths, workdir
-from attn_jax.convert import bert, vit_export, vit_npz, vit_torch
+from attn_jax.convert import bert
 from attn_jax.convert.files import Description
-from attn_jax.convert.vit import (
+from attn_jax.convert.vit import read_hf, read_npz, read_timm, write
+from attn_jax.convert.vit.fit import (
+    Checkpoint,
     Size,
     check_classes,
-    fit,
-    grid_of,
-    left_behind,
-    resized,
-    stride,
+    dropped_prefixes,
+    fit_checkpoint,
+    fit_leaves,
+    positions_of_patches,
+    square_grid,
+    token_stride,
 )
 from attn_jax.models.bert import Bert
 from attn_jax.models.vit import ViT
@@ -27,10 +30,10 @@ from attn_jax.models.vit import ViT
 def load_pretrained(
     path: epath.PathLike, *, image_size: Size | None = None, **model_fields: Any
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """(module, variables) of a checkpoint; the format is found by looking.
+    """(module, variables) of a checkpoint; the format is detected.
 
-    Known are a run's folder (its newest checkpoint, averaged where the run keeps an
-    average); ViT's .npz of google-research/vision_transformer and of big_vision, where
+    Known are a run's folder (its newest checkpoint; the averaged parameters if the run keeps
+    an average); ViT's .npz of google-research/vision_transformer and of big_vision, where
     `FILE.npz:img` names one of several models; folders of Hugging Face with BERT or ViT;
     timm's ViT, FILE.safetensors or a folder of the Hub.
 
@@ -39,26 +42,46 @@ def load_pretrained(
             resized by the rule of its dialect. None: as it was trained.
         model_fields: top-level fields of the module to change, such as `dtype`. Of a ViT,
             another `patch_size` resizes the patch filters; `num_classes=0` and
-            `representation_size=None` leave a head or what is before it behind.
+            `representation_size=None` leave out the head or the layer before it.
 
     Raises:
-        ValueError: the path is missing or nothing that can be read; its arrays do not make
-            the model it says it is (one table of all differences); the fields ask for a
-            head of other classes.
+        ValueError: the path is missing or in no known format; its arrays are not those of
+            the model that it describes (one table of all differences); the fields ask for a
+            head of another number of classes.
     """
-    read, family = reader_of(str(path))
-    if family is not None:
-        config.check_fields(family, model_fields)
+    module, params, _ = open_checkpoint(path, image_size, model_fields)
+    return module, {"params": params} if params else {}
+
+
+def open_checkpoint(
+    path: epath.PathLike, image_size: Size | None, fields: dict[str, Any]
+) -> Checkpoint:
+    """As `load_pretrained`, with the grid of a ViT's positions."""
+    found = detect_format(str(path))
+    if found.family is not None:
+        config.check_fields(found.family, fields)
     if image_size is not None:
         config.check_value("image_size", image_size, Size)
-        if family is Bert:
-            raise ValueError(f"{path}: image_size is for a ViT, not for Bert.")
-        model_fields["image_size"] = image_size
-    return read(**model_fields)
+        if found.family is not ViT:
+            name = "a run of another model" if found.family is None else "Bert"
+            raise ValueError(f"{path}: image_size is for a ViT, not for {name}.")
+        fields = fields | {"image_size": image_size}
+    return found.read(**fields)
 
 
-def reader_of(path: str) -> tuple[Callable[..., Any], type[nn.Module] | None]:
-    """What reads a checkpoint, and the module it makes; None: the run's own."""
+class Format(NamedTuple):
+    """A reader of a checkpoint, and the class of its module (None: any of a run's)."""
+
+    read: Callable[..., Checkpoint]
+    family: type[nn.Module] | None
+
+
+def detect_format(path: str) -> Format:
+    """The format of a checkpoint, from its name and config.json.
+
+    Raises:
+        ValueError: nothing that can be read.
+    """
     file, _, subtree = path.partition(".npz:")
     path = f"{file}.npz" if subtree else path
     place, local = epath.Path(path), pathlib.Path(path)
@@ -68,12 +91,13 @@ def reader_of(path: str) -> tuple[Callable[..., Any], type[nn.Module] | None]:
             "ViT's .npz or .safetensors."
         )
     if local.suffix == ".npz":
-        return functools.partial(vit_npz.from_npz, local, subtree=subtree), ViT
+        read = functools.partial(read_npz.from_npz, local, subtree=subtree)
+        return Format(read, ViT)
     alone = not local.with_suffix(".json").exists()
     if local.name == "model.safetensors" and alone:
-        place, local = place.parent, local.parent  # a folder has more to tell
+        place, local = place.parent, local.parent  # config.json is in the folder
     if local.suffix == ".safetensors":
-        return functools.partial(vit_torch.from_timm, local), ViT
+        return Format(functools.partial(read_timm.from_timm, local), ViT)
     if not (place / "config.json").exists():
         raise ValueError(
             f"{path} has no config.json; it is neither a run's folder nor one of Hugging "
@@ -82,42 +106,42 @@ def reader_of(path: str) -> tuple[Callable[..., Any], type[nn.Module] | None]:
     described = Description(place / "config.json")
     if (place / "checkpoints").exists():
         if described["model"]["cls"] == "attn_jax.models.vit:ViT":
-            return functools.partial(vit_from_run, path), ViT
-        return functools.partial(from_run, path), None
+            return Format(functools.partial(vit_from_run, path), ViT)
+        return Format(functools.partial(from_run, path), None)
     if "task" in described:
         raise ValueError(
             f"{path} is a run's folder that has no checkpoints/ yet; train until it has."
         )
     if "architecture" in described:  # as timm calls it
         weights = local / "model.safetensors"
-        return functools.partial(vit_torch.from_timm, weights), ViT
+        return Format(functools.partial(read_timm.from_timm, weights), ViT)
     family = described.get("model_type")
     if family == "vit":
-        return functools.partial(vit_torch.from_hf, local), ViT
+        return Format(functools.partial(read_hf.from_hf, local), ViT)
     if family == "bert":
-        return functools.partial(bert.from_hf, local), Bert
+        return Format(functools.partial(bert_from_hf, local), Bert)
     raise ValueError(
         f"{path} is neither a run's folder (there is no checkpoints/) nor a checkpoint of a "
         f"known family: its config.json says model_type={family!r}; known: 'bert', 'vit'."
     )
 
 
-def from_run(
-    path: str, *, image_size: Size | None = None, **fields: Any
-) -> tuple[nn.Module, dict[str, Any]]:
+def bert_from_hf(folder: pathlib.Path, **fields: Any) -> Checkpoint:
+    module, variables = bert.from_hf(folder, **fields)
+    return Checkpoint(module, variables["params"], None)
+
+
+def from_run(path: str, **fields: Any) -> Checkpoint:
+    """A run's model, with fields that leave its parameters as they are."""
     overrides = {f"model.{name}": value for name, value in fields.items()}
     module, variables, _ = workdir.restore(path, overrides=overrides)
-    if image_size is not None:
-        raise ValueError(
-            f"{path}: image_size is for a ViT, not for {type(module).__name__}."
-        )
-    return module, variables
+    return Checkpoint(module, variables["params"], None)
 
 
 def vit_from_run(
     path: str, *, image_size: Size | None = None, **fields: Any
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Fields change a run's ViT as they do a file's."""
+) -> Checkpoint:
+    """A run's ViT; the fields may resize it and leave out its heads, as with a file."""
     module, variables, _ = workdir.restore(path)
     assert isinstance(module, ViT), "as its config says"
     check_classes(fields, module.num_classes, path)
@@ -126,18 +150,19 @@ def vit_from_run(
         "pre_logits": ("representation_size", None),
         "patch_head": ("patch_outputs", 0),
     }
-    gone = left_behind(fields, heads)
-    params = {k: v for k, v in variables["params"].items() if k not in gone}
-    positions = params.get("pos_embedding")
-    grid = (1, 1) if positions is None else grid_of(module, positions.shape[1], path)
-    module, params = fit(module, params, grid, fields, image_size)
-    return module, {"params": params}
+    dropped = dropped_prefixes(fields, heads)
+    params = {k: v for k, v in variables["params"].items() if k not in dropped}
+    grid = None
+    if "pos_embedding" in params:
+        rows = params["pos_embedding"].shape[1]
+        grid = square_grid(positions_of_patches(module, rows), path, "")
+    return fit_checkpoint(Checkpoint(module, params, grid), fields, image_size)
 
 
 def load_parameters(
     path: epath.PathLike, shapes: Mapping[str, tuple[int, ...]], skip: str = ""
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """(module, parameters by name) of a checkpoint, to start another model from.
+    """(module, parameters by name) of a checkpoint, to initialise another model.
 
     Args:
         shapes: of the other model's parameters; a ViT's positions and patch filters are
@@ -147,12 +172,12 @@ def load_parameters(
     Raises:
         ValueError: as `load_pretrained`; the regex matches nothing.
     """
-    module, variables = load_pretrained(path)
-    leaves = paths.named_leaves(variables["params"])
+    module, params, _ = open_checkpoint(path, None, {})
+    leaves = paths.named_leaves(params)
     for name in paths.matching([skip] if skip else [], leaves, key="init_from"):
         del leaves[name]
     if isinstance(module, ViT):
-        leaves = resized(module, leaves, shapes)
+        leaves = fit_leaves(module, leaves, shapes)
     return module, leaves
 
 
@@ -193,8 +218,9 @@ def export(
                 "positions are computed, so the model does not tell the size of its "
                 "images; pass image_size."
             )
-        grid = grid_of(module, positions.shape[1], "the model")
-        height, width = (g * s for g, s in zip(grid, stride(module), strict=True))
+        patches = positions_of_patches(module, positions.shape[1])
+        grid = square_grid(patches, "the model", "Pass image_size.")
+        height, width = (g * s for g, s in zip(grid, token_stride(module), strict=True))
         image_size = height if height == width else (height, width)
-    write = vit_export.to_hf if format == "hf" else vit_export.to_timm
-    write(module, variables, path, image_size)
+    to_format = write.to_hf if format == "hf" else write.to_timm
+    to_format(module, variables, path, image_size)

@@ -203,7 +203,7 @@ def convolution_fields(
     A kernel is [h, w, in, out], in the decoder [h, w, out, in]. The decoder's last layer is
     RGB and the mask's logit, which are no field.
     """
-    shapes = []
+    shapes: list[tuple[int, ...]] = []
     while not shapes or f"{part}_cnn/{len(shapes)}/kernel" in weights:
         name = f"{part}_cnn/{len(shapes)}/kernel"
         shapes.append(require_shape(weights, name, 4, source))

@@ -15,15 +15,18 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from attn_jax.convert.vit import (
-    Entry,
+from attn_jax.convert.arrays import require_shape
+from attn_jax.convert.vit.fit import (
+    Checkpoint,
     Size,
     assemble,
     check_classes,
-    fit,
-    grid_of,
-    left_behind,
+    dropped_prefixes,
+    fit_checkpoint,
+    positions_of_patches,
+    square_grid,
 )
+from attn_jax.convert.vit.names import npz_entries
 from attn_jax.models.resnet import ResNetStem
 from attn_jax.models.vit import ViT
 
@@ -34,8 +37,8 @@ def from_npz(
     subtree: str = "",
     image_size: Size | None = None,
     **fields: Any,
-) -> tuple[ViT, dict[str, Any]]:
-    """(module, variables) of a file, in the dialect of the code that wrote it.
+) -> Checkpoint:
+    """A file's model, in the dialect of the code that wrote it.
 
     Args:
         subtree: of a file with several models, such as "img"; "" where there is one.
@@ -46,7 +49,7 @@ def from_npz(
     Source: vision_transformer checkpoint.py; big_vision models/vit.py `load`,
     `fix_old_checkpoints`, utils.py `recover_dtype`.
     """
-    arrays, dialect = read(path, subtree)
+    arrays, dialect = read_arrays(path, subtree)
     settings = settings_of(arrays, str(path)) | {"dialect": dialect}
     check_classes(fields, settings["num_classes"], str(path))
     settings |= {
@@ -55,7 +58,7 @@ def from_npz(
         if name in fields
     }
     module = ViT(**settings)
-    grid = (1, 1)  # without positions any image will do
+    grid = None
     if "pos_embedding" in arrays:
         rows = arrays["pos_embedding"].shape[1]
         if (
@@ -63,20 +66,22 @@ def from_npz(
             and "cls" in arrays
             and math.isqrt(rows) ** 2 != rows
         ):
-            # Of its first generation, the class token's position still among them.
+            # Of the first generation, with the position of the class token in the table.
             module = module.clone(position_on="all")
-        grid = grid_of(module, rows, str(path))
-    leave = left_behind(
+        grid = square_grid(positions_of_patches(module, rows), str(path), "")
+    ignore = dropped_prefixes(
         fields,
         {"head/": ("num_classes", 0), "pre_logits/": ("representation_size", None)},
     )
-    params = assemble(module, names(module), arrays, str(path), grid, leave)
-    module, params = fit(module, params, grid, fields, image_size)
-    return module, {"params": params}
+    entries = npz_entries(module)
+    params = assemble(module, entries, arrays, str(path), grid or (1, 1), ignore)
+    return fit_checkpoint(Checkpoint(module, params, grid), fields, image_size)
 
 
-def read(path: pathlib.Path, subtree: str = "") -> tuple[dict[str, np.ndarray], str]:
-    """The arrays under today's big_vision names, and the dialect of who wrote them."""
+def read_arrays(
+    path: pathlib.Path, subtree: str = ""
+) -> tuple[dict[str, np.ndarray], str]:
+    """(arrays under today's names of big_vision, dialect of the code that wrote them)."""
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is no whole .npz file. Fetch it again.")
     try:
@@ -102,7 +107,7 @@ def read(path: pathlib.Path, subtree: str = "") -> tuple[dict[str, np.ndarray], 
             "PATH.npz:SUBTREE."
         )
     arrays = {
-        name.removeprefix(roots[0]): recovered(array)
+        name.removeprefix(roots[0]): recover_dtype(array)
         for name, array in arrays.items()
         if name.startswith(roots[0])
     }
@@ -114,16 +119,16 @@ def read(path: pathlib.Path, subtree: str = "") -> tuple[dict[str, np.ndarray], 
             "names have; it is cut short. Fetch it again."
         )
     dialect = "google" if google else "big_vision"
-    return unstacked(renamed(arrays)), dialect
+    return unstack_layers(rename_to_modern(arrays)), dialect
 
 
-def recovered(array: np.ndarray) -> np.ndarray:
-    """NumPy stores bfloat16 as two bytes without a name."""
+def recover_dtype(array: np.ndarray) -> np.ndarray:
+    """The array; NumPy stores bfloat16 as a nameless type of two bytes."""
     return array.view(jnp.bfloat16) if array.dtype == np.dtype("V2") else array
 
 
-def renamed(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Old names to today's: parts once were numbered together, in the order of a block."""
+def rename_to_modern(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays under today's names; older code numbered all parts of a block together."""
     rules = [
         ("MultiHeadDotProductAttention_1/", "MultiHeadDotProductAttention_0/"),
         ("LayerNorm_2/", "LayerNorm_1/"),
@@ -131,7 +136,7 @@ def renamed(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         ("Transformer/posembed_input/pos_embedding", "pos_embedding"),
         ("Transformer/posembed_encoder/pos_embedding", "pos_embedding"),
         ("posembed_input/pos_embedding", "pos_embedding"),
-        # The pooling head once had no scope of its own.
+        # In older files the pooling head has no scope of its own.
         (
             r"^(probe$|MlpBlock_\d|MultiHeadDotProductAttention_\d|LayerNorm_\d)",
             r"MAPHead_0/\1",
@@ -145,8 +150,8 @@ def renamed(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return result
 
 
-def unstacked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Layers that were scanned, one array for all, as one array each."""
+def unstack_layers(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays with one array per layer; a scanned model stacks those of all layers."""
     stacked = "Transformer/encoderblock/"
     result = {}
     for name, array in arrays.items():
@@ -163,11 +168,9 @@ def settings_of(arrays: Mapping[str, np.ndarray], path: str) -> dict[str, Any]:
     """The module's fields, read off the arrays."""
     first = "Transformer/encoderblock_0"
     query = f"{first}/MultiHeadDotProductAttention_0/query/kernel"
-    for needed in (f"{first}/MlpBlock_0/Dense_0/kernel", query):
-        if needed not in arrays:
-            raise ValueError(
-                f"{path} lacks {needed}; it is cut short or no ViT's checkpoint."
-            )
+    num_heads = require_shape(arrays, query, 3, path)[1]
+    dense = f"{first}/MlpBlock_0/Dense_0/kernel"
+    mlp_width = require_shape(arrays, dense, 2, path)[1]
     blocks = {
         int(found[1])
         for name in arrays
@@ -176,12 +179,9 @@ def settings_of(arrays: Mapping[str, np.ndarray], path: str) -> dict[str, Any]:
     kernel = arrays["embedding/kernel"]
     pool = "cls" if "cls" in arrays else "gap"
     pool = "map" if "MAPHead_0/probe" in arrays else pool
-    positions = arrays.get("pos_embedding")
-    if positions is not None and positions.ndim != 3:
-        raise ValueError(
-            f"{path}: positions are {list(positions.shape)}, not [1, tokens, width]. "
-            "Fetch it again."
-        )
+    learned = "pos_embedding" in arrays
+    if learned:
+        require_shape(arrays, "pos_embedding", 3, path)
     pre_logits = arrays.get("pre_logits/bias")
     stem = None
     if "conv_root/kernel" in arrays:
@@ -193,12 +193,12 @@ def settings_of(arrays: Mapping[str, np.ndarray], path: str) -> dict[str, Any]:
         ),
         "width": kernel.shape[-1],
         "depth": max(blocks) + 1,
-        "mlp_width": arrays[f"{first}/MlpBlock_0/Dense_0/kernel"].shape[-1],
-        "num_heads": arrays[query].shape[1],
+        "mlp_width": mlp_width,
+        "num_heads": num_heads,
         "pool": pool,
         "stem": stem,
         "class_token": "cls" in arrays if pool != "cls" else None,
-        "position": "sincos2d" if positions is None else "learned",
+        "position": "learned" if learned else "sincos2d",
         "representation_size": None if pre_logits is None else len(pre_logits),
     }
 
@@ -214,50 +214,3 @@ def stage_sizes(arrays: Mapping[str, np.ndarray]) -> tuple[int, ...]:
         max(unit for other, unit in units if other == stage)
         for stage in range(1, stages + 1)
     )
-
-
-def names(module: ViT) -> dict[str, Entry]:
-    """{our name: theirs} of everything such a module may have."""
-    table = {
-        "cls": "cls",
-        "pos_embedding": "pos_embedding",
-        "attention_pooling/probe": "MAPHead_0/probe",
-    }
-
-    def modules(*pairs: tuple[str, str]) -> None:
-        for ours, theirs in pairs:
-            for leaf in ("kernel", "bias", "scale"):
-                table[f"{ours}/{leaf}"] = f"{theirs}/{leaf}"
-
-    def attention_and_mlp(ours: str, theirs: str) -> None:
-        attention = f"{theirs}/MultiHeadDotProductAttention_0"
-        for part in ("query", "key", "value", "out"):
-            modules((f"{ours}/attention/{part}", f"{attention}/{part}"))
-        for i in (1, 2):
-            modules((f"{ours}/mlp/dense_{i}", f"{theirs}/MlpBlock_0/Dense_{i - 1}"))
-
-    modules(
-        ("embedding", "embedding"),
-        ("encoder_norm", "Transformer/encoder_norm"),
-        ("pre_logits", "pre_logits"),
-        ("head", "head"),
-        ("attention_pooling/norm", "MAPHead_0/LayerNorm_0"),
-    )
-    attention_and_mlp("attention_pooling", "MAPHead_0")
-    for i in range(module.depth):
-        theirs = f"Transformer/encoderblock_{i}"
-        attention_and_mlp(f"block_{i}", theirs)
-        modules(
-            *((f"block_{i}/norm_{n}", f"{theirs}/LayerNorm_{n - 1}") for n in (1, 2))
-        )
-    if module.stem is not None:
-        for root in ("conv_root", "gn_root"):
-            modules((f"stem/{root}", root))
-        for stage, size in enumerate(module.stem.stage_sizes):
-            for unit in range(size):
-                for part in ("conv1", "conv2", "conv3", "conv_proj"):
-                    norm = part.replace("conv", "gn")
-                    theirs = f"block{stage + 1}/unit{unit + 1}"
-                    ours = f"stem/stage_{stage}_unit_{unit}"
-                    modules(*((f"{ours}/{p}", f"{theirs}/{p}") for p in (part, norm)))
-    return {ours: Entry(theirs) for ours, theirs in table.items()}

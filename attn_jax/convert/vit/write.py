@@ -1,6 +1,6 @@
 """A ViT for Hugging Face transformers and for timm: .safetensors beside a configuration.
 
-The inverse of vit_torch.py, by the same tables of names.
+The inverse of read_hf.py and read_timm.py, by the same tables of names.
 """
 
 import json
@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from attn_jax.convert.arrays import write_arrays
 from attn_jax.convert.files import write_safetensors
-from attn_jax.convert.vit import Entry, Size, to_theirs
-from attn_jax.convert.vit_torch import HF_GELU, TIMM_GELU, hf_names, timm_names
+from attn_jax.convert.vit.fit import Size
+from attn_jax.convert.vit.names import HF_GELU, TIMM_GELU, hf_entries, timm_entries
 from attn_jax.data.framing import sides
 from attn_jax.models.vit import ViT, sincos2d
 from attn_jax.paths import named_leaves
@@ -30,7 +31,7 @@ def to_hf(
         ValueError: the model has a part that transformers' ViT lacks.
     """
     rules = module.rules
-    refuse(
+    check_representable(
         "transformers' ViT",
         {
             "pool": module.pool != "cls",
@@ -52,8 +53,8 @@ def to_hf(
         kind, prefix = "ViTForImageClassification", "vit."
     else:
         kind, prefix = "ViTModel", ""
-    leaves = with_table(module, variables, image_size, all_tokens=True)
-    arrays = renamed(leaves, hf_names(module))
+    leaves = with_position_table(module, variables, image_size, all_tokens=True)
+    arrays = write_arrays(hf_entries(module), leaves)
     outside = ("classifier.", "decoder.")
     arrays = {
         name if name.startswith(outside) else prefix + name: array
@@ -67,7 +68,7 @@ def to_hf(
         "num_hidden_layers": module.depth,
         "num_attention_heads": module.num_heads,
         "intermediate_size": module.mlp_width,
-        "hidden_act": called(rules.gelu, HF_GELU),
+        "hidden_act": activation_name(rules.gelu, HF_GELU),
         "layer_norm_eps": rules.norm_epsilon,
         "hidden_dropout_prob": module.dropout,
         "attention_probs_dropout_prob": module.attention_dropout,
@@ -99,7 +100,7 @@ def to_timm(
     Raises:
         ValueError: the model has a part that timm's class lacks, or a larger epsilon.
     """
-    refuse(
+    check_representable(
         "timm's VisionTransformer",
         {
             "stem": module.stem is not None,
@@ -116,13 +117,8 @@ def to_timm(
             "change; export module.clone(norm_epsilon=1e-6) if the outputs may differ."
         )
     on_all = rules.position_on == "all" and module.position == "learned"
-    leaves = with_table(module, variables, image_size, all_tokens=on_all)
-    arrays = renamed(leaves, timm_names(module))
-    for name in [n for n in arrays if ".qkv.1." in n]:
-        candidates = [name.replace(".qkv.1.", f".qkv.{i}.") for i in range(3)]
-        parts = [part for part in candidates if part in arrays]
-        fused = name.replace(".qkv.1.", ".qkv." if len(parts) == 3 else ".kv.")
-        arrays[fused] = np.concatenate([arrays.pop(part) for part in parts])
+    leaves = with_position_table(module, variables, image_size, all_tokens=on_all)
+    arrays = write_arrays(timm_entries(module), leaves)
     kernel = leaves["embedding/kernel"]
     arguments = {
         "img_size": image_size,
@@ -141,7 +137,7 @@ def to_timm(
         "reg_tokens": module.registers,
         "no_embed_class": not on_all,
         "pre_norm": module.pre_norm,
-        "act_layer": called(rules.gelu, TIMM_GELU),
+        "act_layer": activation_name(rules.gelu, TIMM_GELU),
     }
     if module.pool == "gap":
         arguments["fc_norm"] = rules.norm_after_pool
@@ -150,12 +146,12 @@ def to_timm(
     write_safetensors(path, arrays)
 
 
-def called(gelu: str, names: Mapping[str, str]) -> str:
+def activation_name(gelu: str, names: Mapping[str, str]) -> str:
     """The other library's name of an activation."""
     return next(theirs for theirs, ours in names.items() if ours == gelu)
 
 
-def refuse(whose: str, parts: Mapping[str, bool]) -> None:
+def check_representable(whose: str, parts: Mapping[str, bool]) -> None:
     if present := [name for name, has in parts.items() if has]:
         raise ValueError(
             f"{whose} has no place for this model's {', '.join(present)}; if the "
@@ -163,7 +159,7 @@ def refuse(whose: str, parts: Mapping[str, bool]) -> None:
         )
 
 
-def with_table(
+def with_position_table(
     module: ViT, variables: Mapping[str, Any], image_size: Size, *, all_tokens: bool
 ) -> dict[str, np.ndarray]:
     """The parameters by name; a fixed position table, or one without rows for the class
@@ -184,12 +180,3 @@ def with_table(
         )
     none = np.zeros((1, missing, module.width), np.float32)
     return {**leaves, "pos_embedding": np.concatenate([none, positions], axis=1)}
-
-
-def renamed(
-    leaves: Mapping[str, np.ndarray], names: Mapping[str, Entry]
-) -> dict[str, np.ndarray]:
-    return {
-        names[name].theirs: to_theirs(leaf, names[name].layout)
-        for name, leaf in leaves.items()
-    }

@@ -1,0 +1,173 @@
+"""ViT checkpoints of timm: .safetensors beside a JSON file."""
+
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from attn_jax.convert.files import Description, read_safetensors
+from attn_jax.convert.vit.build import as_size, build_checkpoint
+from attn_jax.convert.vit.fit import Checkpoint, Size, check_classes
+from attn_jax.convert.vit.names import TIMM_GELU, timm_entries
+from attn_jax.data.framing import sides
+
+# timm's architectures with the blocks of this project's ViT. Not among them: parallel blocks,
+# norms after the branch, gated MLPs, differential attention, stems of convolutions.
+TIMM_PLAIN = re.compile(
+    "(vit|deit3?|flexivit)_"
+    "(tiny|xsmall|small|wee|little|mediumd?|betwixt|base|so150m2?|large|so400m|huge"
+    "|giant|giantopt|gigantic)"
+    r"(_(patch\d+|plus|36x1|reg\d|gap|map|clip|quickgelu|siglip|dinov2|tipsv2|miil|\d+))*"
+)
+TIMM_TANH = re.compile(
+    "vit_((base_patch32|giantopt_patch16|so400m_patch16)_siglip.*"
+    "|large_patch16_siglip_(gap_)?512)"
+)
+
+
+def from_timm(
+    path: pathlib.Path,
+    *,
+    image_size: Size | None = None,
+    **fields: Any,
+) -> Checkpoint:
+    """The model of a .safetensors file of timm's VisionTransformer.
+
+    Beside it lies NAME.json, the constructor's arguments, or config.json as on the Hub:
+    the fused matrix of query, key and value hides the number of heads.
+
+    Raises:
+        ValueError: a file is missing or damaged; the two do not belong together; the
+            model has a part that is not the ViT's.
+
+    Source: timm models/vision_transformer.py.
+    """
+    sidecar = path.with_suffix(".json")
+    if not sidecar.exists():
+        sidecar = path.with_name("config.json")
+    if not sidecar.exists():
+        raise ValueError(
+            f"{path} needs {path.stem}.json or config.json beside it: the arguments of "
+            "timm's VisionTransformer, or the Hub's config. The file hides the heads."
+        )
+    arrays = read_safetensors(path)
+    needed = {"patch_embed.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.bias": 1}
+    if lacking := [
+        name
+        for name, dimensions in needed.items()
+        if name not in arrays or arrays[name].ndim != dimensions
+    ]:
+        raise ValueError(
+            f"{path} lacks {', '.join(lacking)}; it is no checkpoint of timm's "
+            "VisionTransformer with plain blocks."
+        )
+    settings = timm_settings(arrays, Description(sidecar), sidecar, fields)
+    size = settings.pop("image_size")
+    check_classes(fields, settings["num_classes"], str(path))
+    return build_checkpoint(
+        settings, arrays, timm_entries, str(path), size, image_size, fields
+    )
+
+
+def timm_settings(
+    arrays: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    sidecar: pathlib.Path,
+    fields: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The module's fields; what the arrays tell is read off them."""
+    hub = config.get("pretrained_cfg", {})
+    arguments = {**config, **config.get("model_args", {})}
+    depth = 1 + max(
+        int(found[1])
+        for name in arrays
+        if (found := re.match(r"blocks\.(\d+)\.", name))
+    )
+    width, _, ph, pw = arrays["patch_embed.proj.weight"].shape
+    # What leaves no trace in the arrays.
+    changed = [
+        name
+        for name, usual in (
+            ("norm_layer", "layernorm"),
+            ("block_fn", None),
+            ("pool_include_prefix", False),
+        )
+        if arguments.get(name) not in (None, usual)
+    ]
+    if changed:
+        raise ValueError(
+            f"{sidecar}: a ViT of this project has no {', '.join(changed)} as given there."
+        )
+    hidden = {"num_heads": 12, "act_layer": "gelu"}  # as the constructor's defaults
+    if "architecture" in config:
+        hidden = timm_architecture(config["architecture"], width, sidecar, fields)
+    hidden |= {n: arguments[n] for n in hidden if arguments.get(n) is not None}
+    if hidden["act_layer"] not in TIMM_GELU:
+        raise ValueError(
+            f"{sidecar}: act_layer={hidden['act_layer']!r} is none of "
+            f"{', '.join(map(repr, TIMM_GELU))}."
+        )
+    size = arguments.get("img_size")
+    if size is None:
+        size = hub["input_size"][1:] if "input_size" in hub else 224
+    rows, columns = (
+        n // p for n, p in zip(sides(as_size(size)), (ph, pw), strict=True)
+    )
+    pooling = arguments.get("global_pool", hub.get("global_pool", "token"))
+    pools = {"token": "cls", "avg": "gap", "map": "map"}
+    if pooling not in pools:
+        raise ValueError(
+            f"{sidecar}: global_pool={pooling!r} is none of 'token', 'avg', 'map'."
+        )
+    registers = arrays.get("reg_token")
+    positions = arrays["pos_embed"].shape[1]
+    scale = arrays.get("blocks.0.ls1.gamma")
+    return {
+        "num_classes": len(arrays["head.bias"]) if "head.bias" in arrays else 0,
+        "patch_size": ph if ph == pw else (ph, pw),
+        "width": width,
+        "depth": depth,
+        "mlp_width": len(arrays["blocks.0.mlp.fc1.bias"]),
+        "num_heads": hidden["num_heads"],
+        "pool": pools[pooling],
+        "class_token": "cls_token" in arrays,
+        "registers": 0 if registers is None else registers.shape[1],
+        "position_on": "patches" if positions == rows * columns else "all",
+        "norm_after_pool": "fc_norm.weight" in arrays,
+        "dialect": "timm",
+        "gelu": TIMM_GELU[hidden["act_layer"]],
+        "norm_epsilon": hidden.get("norm_epsilon", 1e-6),
+        "pre_norm": "norm_pre.weight" in arrays,
+        "layer_scale": None if scale is None else arguments.get("init_values", 1e-5),
+        "qkv_bias": "blocks.0.attn.qkv.bias" in arrays,
+        "qk_norm": "blocks.0.attn.q_norm.weight" in arrays,
+        "image_size": as_size(size),
+    }
+
+
+def timm_architecture(
+    name: str, width: int, sidecar: pathlib.Path, fields: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What only timm's source tells of an architecture on the Hub, found by its name.
+
+    Checked against every ViT that timm registers by `make parity`.
+    """
+    name = name.partition(".")[0]  # what follows is the training
+    plain = TIMM_PLAIN.fullmatch(name) is not None
+    needed = ("num_heads", "gelu", "norm_epsilon")
+    if not plain and any(n not in fields for n in needed):
+        raise ValueError(
+            f"{sidecar}: heads, GELU and epsilon of timm's {name!r} are known to timm alone. "
+            f"If its blocks are plain ones, pass {', '.join(needed)} as "
+            f"timm.create_model({name!r}) shows them."
+        )
+    # All have heads of 64 channels up to a width of 1,024 and 16 heads above, but for one.
+    heads = 16 if "base_patch16_gap" in name else min(width // 64, 16)
+    activation = "gelu_tanh" if TIMM_TANH.fullmatch(name) else "gelu"
+    return {
+        "num_heads": heads if plain else fields["num_heads"],
+        "act_layer": "quick_gelu" if "quickgelu" in name else activation,
+        "norm_epsilon": 1e-5 if "_clip" in name else 1e-6,
+    }
