@@ -6,21 +6,18 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+from absl import logging
 from etils import epath
 
-from attn_jax import config, paths, workdir
-from attn_jax.convert import bert
+from attn_jax import config, paths
+from attn_jax.convert import bert, runs
 from attn_jax.convert.files import Description
 from attn_jax.convert.vit import read_hf, read_npz, read_timm, write
 from attn_jax.convert.vit.fit import (
     Checkpoint,
     Size,
-    check_classes,
-    dropped_prefixes,
-    fit_checkpoint,
     fit_leaves,
-    positions_of_patches,
-    square_grid,
+    grid_of_table,
     token_stride,
 )
 from attn_jax.models.bert import Bert
@@ -28,7 +25,11 @@ from attn_jax.models.vit import ViT
 
 
 def load_pretrained(
-    path: epath.PathLike, *, image_size: Size | None = None, **model_fields: Any
+    path: epath.PathLike,
+    *,
+    image_size: Size | None = None,
+    trained_size: Size | None = None,
+    **model_fields: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """(module, variables) of a checkpoint; the format is detected.
 
@@ -40,6 +41,9 @@ def load_pretrained(
     Args:
         image_size: of a ViT in pixels, one side or (height, width): its positions are
             resized by the rule of its dialect. None: as it was trained.
+        trained_size: of the images that a ViT's .npz was trained on, in pixels. The file
+            does not tell it. None: they were square, as those of all published files. A
+            run and the other formats tell it themselves.
         model_fields: top-level fields of the module to change, such as `dtype`. Of a ViT,
             another `patch_size` resizes the patch filters; `num_classes=0` and
             `representation_size=None` leave out the head or the layer before it.
@@ -49,24 +53,37 @@ def load_pretrained(
             the model that it describes (one table of all differences); the fields ask for a
             head of another number of classes.
     """
-    module, params, _ = open_checkpoint(path, image_size, model_fields)
+    sizes = {"image_size": image_size, "trained_size": trained_size}
+    module, params, _ = open_checkpoint(path, sizes, model_fields)
     return module, {"params": params} if params else {}
 
 
 def open_checkpoint(
-    path: epath.PathLike, image_size: Size | None, fields: dict[str, Any]
+    path: epath.PathLike, sizes: Mapping[str, Size | None], fields: Mapping[str, Any]
 ) -> Checkpoint:
     """As `load_pretrained`, with the grid of a ViT's positions."""
     found = detect_format(str(path))
     if found.family is not None:
         config.check_fields(found.family, fields)
-    if image_size is not None:
-        config.check_value("image_size", image_size, Size)
+    given = {name: size for name, size in sizes.items() if size is not None}
+    for name, size in given.items():
+        check_size(name, size)
         if found.family is not ViT:
-            name = "a run of another model" if found.family is None else "Bert"
-            raise ValueError(f"{path}: image_size is for a ViT, not for {name}.")
-        fields = fields | {"image_size": image_size}
-    return found.read(**fields)
+            model = "a run of another model" if found.family is None else "Bert"
+            raise ValueError(f"{path}: {name} is for a ViT, not for {model}.")
+    if "trained_size" in given and not found.takes_trained_size:
+        raise ValueError(
+            f"{path}: its configuration says the size of its training images; leave out "
+            "trained_size."
+        )
+    return found.read(**given, **fields)
+
+
+def check_size(name: str, size: Any) -> None:
+    """Raises ValueError if a size in pixels is not one or two positive numbers."""
+    config.check_value(
+        "image_size", size, Size, "" if name == "image_size" else f"{name}: "
+    )
 
 
 class Format(NamedTuple):
@@ -74,6 +91,7 @@ class Format(NamedTuple):
 
     read: Callable[..., Checkpoint]
     family: type[nn.Module] | None
+    takes_trained_size: bool = False
 
 
 def detect_format(path: str) -> Format:
@@ -92,7 +110,7 @@ def detect_format(path: str) -> Format:
         )
     if local.suffix == ".npz":
         read = functools.partial(read_npz.from_npz, local, subtree=subtree)
-        return Format(read, ViT)
+        return Format(read, ViT, takes_trained_size=True)
     alone = not local.with_suffix(".json").exists()
     if local.name == "model.safetensors" and alone:
         place, local = place.parent, local.parent  # config.json is in the folder
@@ -106,8 +124,9 @@ def detect_format(path: str) -> Format:
     described = Description(place / "config.json")
     if (place / "checkpoints").exists():
         if described["model"]["cls"] == "attn_jax.models.vit:ViT":
-            return Format(functools.partial(vit_from_run, path), ViT)
-        return Format(functools.partial(from_run, path), None)
+            read = functools.partial(runs.read_vit_run, path)
+            return Format(read, ViT, takes_trained_size=True)
+        return Format(functools.partial(runs.read_run, path), None)
     if "task" in described:
         raise ValueError(
             f"{path} is a run's folder that has no checkpoints/ yet; train until it has."
@@ -131,36 +150,12 @@ def bert_from_hf(folder: pathlib.Path, **fields: Any) -> Checkpoint:
     return Checkpoint(module, variables["params"], None)
 
 
-def from_run(path: str, **fields: Any) -> Checkpoint:
-    """A run's model, with fields that leave its parameters as they are."""
-    overrides = {f"model.{name}": value for name, value in fields.items()}
-    module, variables, _ = workdir.restore(path, overrides=overrides)
-    return Checkpoint(module, variables["params"], None)
-
-
-def vit_from_run(
-    path: str, *, image_size: Size | None = None, **fields: Any
-) -> Checkpoint:
-    """A run's ViT; the fields may resize it and leave out its heads, as with a file."""
-    module, variables, _ = workdir.restore(path)
-    assert isinstance(module, ViT), "as its config says"
-    check_classes(fields, module.num_classes, path)
-    heads = {
-        "head": ("num_classes", 0),
-        "pre_logits": ("representation_size", None),
-        "patch_head": ("patch_outputs", 0),
-    }
-    dropped = dropped_prefixes(fields, heads)
-    params = {k: v for k, v in variables["params"].items() if k not in dropped}
-    grid = None
-    if "pos_embedding" in params:
-        rows = params["pos_embedding"].shape[1]
-        grid = square_grid(positions_of_patches(module, rows), path, "")
-    return fit_checkpoint(Checkpoint(module, params, grid), fields, image_size)
-
-
 def load_parameters(
-    path: epath.PathLike, shapes: Mapping[str, tuple[int, ...]], skip: str = ""
+    path: epath.PathLike,
+    shapes: Mapping[str, tuple[int, ...]],
+    skip: str = "",
+    *,
+    image_size: Size | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """(module, parameters by name) of a checkpoint, to initialise another model.
 
@@ -168,17 +163,20 @@ def load_parameters(
         shapes: of the other model's parameters; a ViT's positions and patch filters are
             resized to them.
         skip: regex of the parameters to leave out.
+        image_size: of the other model's images in pixels, which a ViT's positions are
+            resized to. None: they are square.
 
     Raises:
-        ValueError: as `load_pretrained`; the regex matches nothing.
+        ValueError: as `load_pretrained`; the regex matches nothing; the other model's
+            positions are not those of images of `image_size`.
     """
-    module, params, _ = open_checkpoint(path, None, {})
-    leaves = paths.named_leaves(params)
+    loaded = open_checkpoint(path, {}, {})
+    leaves = paths.named_leaves(loaded.params)
     for name in paths.matching([skip] if skip else [], leaves, key="init_from"):
         del leaves[name]
-    if isinstance(module, ViT):
-        leaves = fit_leaves(module, leaves, shapes)
-    return module, leaves
+    if isinstance(loaded.module, ViT):
+        leaves = fit_leaves(loaded, leaves, shapes, image_size)
+    return loaded.module, leaves
 
 
 def export(
@@ -194,8 +192,8 @@ def export(
     Args:
         path: a folder for "hf"; FILE.safetensors for "timm", with FILE.json beside it, the
             arguments of timm's VisionTransformer.
-        image_size: in pixels; needed where the model does not tell, since its positions
-            are computed or its images are not square.
+        image_size: of the images that the model was trained on, in pixels. The model does
+            not tell it. None: square images are assumed and a warning says so.
 
     Raises:
         ValueError: not a ViT, or one with a part for which the other library has no place.
@@ -218,9 +216,15 @@ def export(
                 "positions are computed, so the model does not tell the size of its "
                 "images; pass image_size."
             )
-        patches = positions_of_patches(module, positions.shape[1])
-        grid = square_grid(patches, "the model", "Pass image_size.")
+        grid = grid_of_table(module, positions.shape[1], None, "the model")
         height, width = (g * s for g, s in zip(grid, token_stride(module), strict=True))
         image_size = height if height == width else (height, width)
+        logging.warning(
+            "export: the model is written for images of %sx%s pixels; pass image_size if it "
+            "was trained on others.",
+            height,
+            width,
+        )
+    check_size("image_size", image_size)
     to_format = write.to_hf if format == "hf" else write.to_timm
     to_format(module, variables, path, image_size)

@@ -81,9 +81,30 @@ def square_grid(patches: int, source: str, remedy: str) -> Grid:
     return side, side
 
 
-def positions_of_patches(module: ViT, rows: int) -> int:
-    """How many of the rows of a position table belong to patches."""
-    return rows - (module.prefix if module.rules.position_on == "all" else 0)
+def grid_of_table(
+    module: ViT, rows: int, trained_size: Size | None, source: str
+) -> Grid:
+    """The grid that a position table is for.
+
+    Args:
+        rows: of the table, with those of the class token and registers.
+        trained_size: of the images in pixels; None: they were square.
+
+    Raises:
+        ValueError: images of that size have another number of patches.
+    """
+    patches = rows - (module.prefix if module.rules.position_on == "all" else 0)
+    if trained_size is None:
+        remedy = "Pass trained_size=(height, width), the size of its training images."
+        return square_grid(patches, source, remedy)
+    grid = divide(trained_size, token_stride(module))
+    if math.prod(grid) != patches:
+        height, width = sides(trained_size)
+        raise ValueError(
+            f"{source} has positions for {patches} patches, but images of {height}x{width} "
+            f"have {grid[0]}x{grid[1]}. Pass the size of its training images."
+        )
+    return grid
 
 
 def vit_shapes(module: ViT, grid: Grid, channels: int) -> dict[str, tuple[int, ...]]:
@@ -208,34 +229,50 @@ def fit_positions(
 
 
 def fit_leaves(
-    module: ViT,
+    loaded: Checkpoint,
     leaves: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
+    image_size: Size | None,
 ) -> dict[str, Any]:
-    """Parameters by name, with patch filters and positions of the size that `shapes` has.
+    """Parameters by name, with patch filters and positions for another ViT.
 
     Args:
-        shapes: {name: shape} of another ViT's parameters.
+        leaves: parameters of `loaded`, or some of them.
+        shapes: {name: shape} of the other ViT's parameters.
+        image_size: of the other ViT's images in pixels; None: they are square.
 
     Raises:
-        ValueError: positions of images that are not square.
+        ValueError: the other table is not for images of `image_size`.
     """
-    leaves = dict(leaves)
-    kernel = leaves.get("embedding/kernel")
-    patch = shapes.get("embedding/kernel", ())
-    if kernel is not None and len(patch) == 4:  # else the other has no patch embedding
+    module, leaves = loaded.module, dict(leaves)
+    kernel, patch = leaves.get("embedding/kernel"), shapes.get("embedding/kernel", ())
+    if len(patch) != 4:  # the other has no patch embedding
+        return leaves
+    if kernel is not None:
         leaves["embedding/kernel"] = resize_patch_kernel(np.asarray(kernel), patch[:2])
     positions, wanted = leaves.get("pos_embedding"), shapes.get("pos_embedding")
     registers = shapes.get("registers", (1, 0, 0))[1]
+    prefix = ("cls" in shapes) + registers
     # With other tokens before the patches it is a table of another kind.
-    alike = module.prefix == ("cls" in shapes) + registers
-    if positions is None or wanted is None or wanted == positions.shape or not alike:
+    if positions is None or wanted is None or module.prefix != prefix:
         return leaves
-    old, new = (
-        square_grid(positions_of_patches(module, rows), "config.init_from", "")
-        for rows in (positions.shape[1], wanted[1])
-    )
-    leaves["pos_embedding"] = resize_positions(
-        np.asarray(positions), old, new, module.dialect
-    )
+    before_patches = positions.shape[1] - math.prod(loaded.grid or (0, 0))
+    if image_size is None:
+        remedy = "Pass image_size."
+        grid = square_grid(wanted[1] - before_patches, "the model", remedy)
+    else:
+        factor = stem_stride(module)
+        grid = divide(image_size, (patch[0] * factor, patch[1] * factor))
+        height, width = sides(image_size)
+        if wanted[1] - math.prod(grid) not in (0, prefix):
+            raise ValueError(
+                f"the model has positions for {wanted[1]} tokens, which is no image of "
+                f"{height}x{width}. Add pos_embedding to the skip regex of "
+                "config.init_from to leave them as initialised."
+            )
+    # A table with rows for the class token where the other has none is of another kind, too.
+    if wanted[1] - math.prod(grid) == before_patches and loaded.grid is not None:
+        leaves["pos_embedding"] = resize_positions(
+            np.asarray(positions), loaded.grid, grid, module.dialect
+        )
     return leaves

@@ -21,10 +21,11 @@ from attn_jax.convert.vit.fit import (
     Size,
     assemble,
     check_classes,
+    divide,
     dropped_prefixes,
     fit_checkpoint,
-    positions_of_patches,
-    square_grid,
+    grid_of_table,
+    token_stride,
 )
 from attn_jax.convert.vit.names import npz_entries
 from attn_jax.models.resnet import ResNetStem
@@ -36,12 +37,15 @@ def from_npz(
     *,
     subtree: str = "",
     image_size: Size | None = None,
+    trained_size: Size | None = None,
     **fields: Any,
 ) -> Checkpoint:
     """A file's model, in the dialect of the code that wrote it.
 
     Args:
         subtree: of a file with several models, such as "img"; "" where there is one.
+        trained_size: of the training images in pixels, which the file does not tell. None:
+            they were square, as those of all published files.
 
     Raises:
         ValueError: the file is cut short or is no ViT; its arrays do not fit together.
@@ -61,14 +65,14 @@ def from_npz(
     grid = None
     if "pos_embedding" in arrays:
         rows = arrays["pos_embedding"].shape[1]
-        if (
-            dialect == "big_vision"
-            and "cls" in arrays
-            and math.isqrt(rows) ** 2 != rows
-        ):
-            # Of the first generation, with the position of the class token in the table.
-            module = module.clone(position_on="all")
-        grid = square_grid(positions_of_patches(module, rows), str(path), "")
+        if dialect == "big_vision" and "cls" in arrays:
+            patches = math.isqrt(rows) ** 2
+            if trained_size is not None:
+                patches = math.prod(divide(trained_size, token_stride(module)))
+            # The first generation has the position of the class token in the table.
+            if rows != patches:
+                module = module.clone(position_on="all")
+        grid = grid_of_table(module, rows, trained_size, str(path))
     ignore = dropped_prefixes(
         fields,
         {"head/": ("num_classes", 0), "pre_logits/": ("representation_size", None)},
