@@ -53,6 +53,26 @@ def test_half_precision_becomes_float32(dtype, tmp_path):
         )
 
 
+def test_a_config_of_2019_is_read_by_its_arrays_and_defaults(tmp_path):
+    """It has neither `model_type` nor `layer_norm_eps`."""
+    config = json.loads((GOLDEN / "pretraining" / "config.json").read_text())
+    for key in (
+        "model_type",
+        "layer_norm_eps",
+        "type_vocab_size",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+    ):
+        del config[key]
+    shutil.copy(GOLDEN / "pretraining" / "model.safetensors", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    module, variables = load_pretrained(tmp_path)
+    assert (module.norm_epsilon, module.num_segments) == (1e-12, 2)
+    assert (module.dropout, module.attention_dropout) == (0.1, 0.1)
+    _, expected = load_pretrained(GOLDEN / "pretraining")
+    jax.tree.map(np.testing.assert_array_equal, variables, expected)
+
+
 def rewritten(folder, change):
     """The pretraining checkpoint with its arrays changed in place."""
     shutil.copy(GOLDEN / "pretraining" / "config.json", folder / "config.json")

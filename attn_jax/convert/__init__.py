@@ -1,18 +1,16 @@
 """Checkpoints from elsewhere as our modules and parameter trees, and back."""
 
-import functools
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 from absl import logging
 from etils import epath
 
 from attn_jax import config, paths
-from attn_jax.convert import bert, runs
-from attn_jax.convert.files import Description
-from attn_jax.convert.vit import read_hf, read_npz, read_timm, write
+from attn_jax.convert.formats import detect_format
+from attn_jax.convert.vit import write
 from attn_jax.convert.vit.fit import (
     Checkpoint,
     Size,
@@ -20,7 +18,6 @@ from attn_jax.convert.vit.fit import (
     grid_of_table,
     token_stride,
 )
-from attn_jax.models.bert import Bert
 from attn_jax.models.vit import ViT
 
 
@@ -84,70 +81,6 @@ def check_size(name: str, size: Any) -> None:
     config.check_value(
         "image_size", size, Size, "" if name == "image_size" else f"{name}: "
     )
-
-
-class Format(NamedTuple):
-    """A reader of a checkpoint, and the class of its module (None: any of a run's)."""
-
-    read: Callable[..., Checkpoint]
-    family: type[nn.Module] | None
-    takes_trained_size: bool = False
-
-
-def detect_format(path: str) -> Format:
-    """The format of a checkpoint, from its name and config.json.
-
-    Raises:
-        ValueError: nothing that can be read.
-    """
-    file, _, subtree = path.partition(".npz:")
-    path = f"{file}.npz" if subtree else path
-    place, local = epath.Path(path), pathlib.Path(path)
-    if not place.exists():
-        raise ValueError(
-            f"{path} does not exist; name a run's --workdir, a folder of Hugging Face, or a "
-            "ViT's .npz or .safetensors."
-        )
-    if local.suffix == ".npz":
-        read = functools.partial(read_npz.from_npz, local, subtree=subtree)
-        return Format(read, ViT, takes_trained_size=True)
-    alone = not local.with_suffix(".json").exists()
-    if local.name == "model.safetensors" and alone:
-        place, local = place.parent, local.parent  # config.json is in the folder
-    if local.suffix == ".safetensors":
-        return Format(functools.partial(read_timm.from_timm, local), ViT)
-    if not (place / "config.json").exists():
-        raise ValueError(
-            f"{path} has no config.json; it is neither a run's folder nor one of Hugging "
-            "Face."
-        )
-    described = Description(place / "config.json")
-    if (place / "checkpoints").exists():
-        if described["model"]["cls"] == "attn_jax.models.vit:ViT":
-            read = functools.partial(runs.read_vit_run, path)
-            return Format(read, ViT, takes_trained_size=True)
-        return Format(functools.partial(runs.read_run, path), None)
-    if "task" in described:
-        raise ValueError(
-            f"{path} is a run's folder that has no checkpoints/ yet; train until it has."
-        )
-    if "architecture" in described:  # as timm calls it
-        weights = local / "model.safetensors"
-        return Format(functools.partial(read_timm.from_timm, weights), ViT)
-    family = described.get("model_type")
-    if family == "vit":
-        return Format(functools.partial(read_hf.from_hf, local), ViT)
-    if family == "bert":
-        return Format(functools.partial(bert_from_hf, local), Bert)
-    raise ValueError(
-        f"{path} is neither a run's folder (there is no checkpoints/) nor a checkpoint of a "
-        f"known family: its config.json says model_type={family!r}; known: 'bert', 'vit'."
-    )
-
-
-def bert_from_hf(folder: pathlib.Path, **fields: Any) -> Checkpoint:
-    module, variables = bert.from_hf(folder, **fields)
-    return Checkpoint(module, variables["params"], None)
 
 
 def load_parameters(

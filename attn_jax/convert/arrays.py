@@ -42,6 +42,8 @@ class Entry(NamedTuple):
     rows: Rows | None = None
 
 
+MAX_ROWS = 200  # of a table of differences
+
 Entries = Mapping[str, Entry]
 Arrays = Mapping[str, np.ndarray]
 
@@ -94,6 +96,44 @@ def require_shape(arrays: Arrays, name: str, dims: int, source: str) -> tuple[in
             "Is this a checkpoint of this model?"
         )
     return shape
+
+
+def bias_length(arrays: Arrays, name: str, source: str) -> int:
+    """The length of a bias, 0 if there is none.
+
+    Raises:
+        ValueError: the array has another number of dimensions than 1.
+    """
+    return require_shape(arrays, name, 1, source)[0] if name in arrays else 0
+
+
+def check_depth(depth: int, arrays: Arrays, source: str) -> int:
+    """The number of layers.
+
+    Raises:
+        ValueError: it is larger than the number of arrays.
+    """
+    if depth > len(arrays):
+        raise ValueError(
+            f"{source} has {len(arrays)} arrays, which cannot be {depth:,} layers. Is its "
+            "configuration, or are its names, those of another model?"
+        )
+    return depth
+
+
+def check_lengths(lengths: Mapping[str, int], arrays: Arrays, source: str) -> None:
+    """Refuses a configuration whose numbers are larger than anything in the file.
+
+    Raises:
+        ValueError: no array has an axis as long as one of `lengths`, {key: length}.
+    """
+    longest = max((max(np.shape(a), default=1) for a in arrays.values()), default=0)
+    for key, length in lengths.items():
+        if length > longest:
+            raise ValueError(
+                f"{source}: its configuration says {key}={length}, but the longest axis of an "
+                f"array has {longest}. The two files do not belong together."
+            )
 
 
 def read_parameters(
@@ -222,14 +262,23 @@ def describe_differences(
     source: str, rows: list[tuple[str, str, str]], remedy: str
 ) -> str:
     """A message with one table of all arrays that do not fit."""
+    count = len(rows)
+    rows = [(printable(key), file, model) for key, file, model in rows[:MAX_ROWS]]
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
     lines = [
         f"  {key:<{widths[0]}}  {file:<{widths[1]}}  {model}"
         for key, file, model in [("key", "in the file", "in the model"), *rows]
     ]
+    if count > MAX_ROWS:
+        lines.append(f"  ... and {count - MAX_ROWS:,} more")
     if all(model == "floating point" for _, _, model in rows):
         remedy = "save a quantised model in full precision first"
-    return (
-        f"{source} and the model differ in {len(rows)} arrays; {remedy}:\n"
-        + "\n".join(lines)
+    return f"{source} and the model differ in {count} arrays; {remedy}:\n" + "\n".join(
+        lines
     )
+
+
+def printable(name: str) -> str:
+    """A name from a file, shortened and without control characters."""
+    name = name.encode("unicode_escape").decode()
+    return name if len(name) <= 120 else f"{name[:120]}..."

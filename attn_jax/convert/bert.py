@@ -10,11 +10,14 @@ import numpy as np
 
 from attn_jax.convert.arrays import (
     Entry,
+    check_depth,
+    check_lengths,
     dense_entries,
     norm_entries,
     parameter_shapes,
     read_parameters,
 )
+from attn_jax.convert.description import Description
 from attn_jax.convert.files import read_hugging_face
 from attn_jax.models.bert import Bert
 
@@ -66,39 +69,33 @@ def modern_name(name: str) -> str:
 
 
 def module_of(
-    config: Mapping[str, Any],
+    config: Description,
     arrays: Mapping[str, np.ndarray],
     path: str,
     fields: Mapping[str, Any],
 ) -> Bert:
     """The module that config.json describes; its heads are found from the arrays."""
-    activation = config.get("hidden_act", "gelu")
-    if activation not in GELU:
-        raise ValueError(
-            f"{path}: hidden_act={activation!r} is none of {', '.join(GELU)}; BERT has no "
-            "other activation."
-        )
-    kind = config.get("position_embedding_type", "absolute")
-    if kind != "absolute":
-        raise ValueError(
-            f"{path}: position_embedding_type={kind!r}; only 'absolute' is BERT's."
-        )
-    settings = {
-        "vocab_size": config["vocab_size"],
-        "width": config["hidden_size"],
-        "depth": config["num_hidden_layers"],
-        "mlp_width": config["intermediate_size"],
-        "num_heads": config["num_attention_heads"],
-        "max_positions": config["max_position_embeddings"],
-        "num_segments": config["type_vocab_size"],
+    activation = config.choice("hidden_act", GELU, "gelu")
+    config.choice("position_embedding_type", ("absolute",), "absolute")
+    depth = check_depth(config.count("num_hidden_layers"), arrays, path)
+    settings: dict[str, Any] = {
+        "vocab_size": config.count("vocab_size"),
+        "width": config.count("hidden_size"),
+        "depth": depth,
+        "mlp_width": config.count("intermediate_size"),
+        "num_heads": config.count("num_attention_heads"),
+        "max_positions": config.count("max_position_embeddings"),
+        "num_segments": config.count("type_vocab_size", 2),
         "heads": tuple(head for head, name in HEAD_ARRAYS.items() if name in arrays),
         "pooler": "pooler.dense.weight" in arrays,
         "dialect": "hf",
         "gelu": GELU[activation],
-        "dropout": config["hidden_dropout_prob"],
-        "attention_dropout": config["attention_probs_dropout_prob"],
-        "norm_epsilon": config["layer_norm_eps"],
+        "dropout": config.number("hidden_dropout_prob", 0.1, 1),
+        "attention_dropout": config.number("attention_probs_dropout_prob", 0.1, 1),
+        "norm_epsilon": config.number("layer_norm_eps", 1e-12),
     }
+    lengths = {name: n for name, n in settings.items() if type(n) is int}
+    check_lengths(lengths, arrays, path)
     return Bert(**{**settings, **fields})
 
 

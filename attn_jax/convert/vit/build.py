@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from attn_jax.convert.arrays import Entry
+from attn_jax.convert.arrays import Entry, check_depth, check_lengths
 from attn_jax.convert.vit.fit import (
     Checkpoint,
     Size,
@@ -32,6 +32,13 @@ def build_checkpoint(
         entries_of: the table of names for a module.
         trained_size: of the images that the checkpoint was trained on, in pixels.
     """
+    patch = sides(settings["patch_size"])
+    check_depth(settings["depth"], arrays, path)
+    lengths = {name: settings[name] for name in ("width", "mlp_width", "num_heads")}
+    lengths["patch_size"] = max(patch)
+    pixels = zip(sides(trained_size), patch, strict=True)
+    lengths["image_size / patch_size"] = max(n // p for n, p in pixels)
+    check_lengths(lengths, arrays, path)
     heads = ("num_classes", "representation_size", "patch_outputs")
     settings |= {name: fields[name] for name in heads if name in fields}
     rules = DIALECTS[settings["dialect"]]
@@ -53,12 +60,3 @@ def build_checkpoint(
     grid = height // rows, width // columns
     params = assemble(module, entries_of(module), arrays, path, grid, ignore)
     return fit_checkpoint(Checkpoint(module, params, grid), fields, image_size)
-
-
-def as_size(size: Any) -> Size:
-    """JSON has lists where a field is a tuple; a square is one number."""
-    if type(size) is int:
-        return size
-    if not isinstance(size, list | tuple) or list(map(type, size)) != [int, int]:
-        raise ValueError(f"{size!r} is no size in pixels: one whole number or two.")
-    return size[0] if size[0] == size[1] else (size[0], size[1])

@@ -7,15 +7,14 @@ parts of a block, where positions lie, and big_vision's stacked layers.
 import math
 import pathlib
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from attn_jax.convert.arrays import require_shape
+from attn_jax.convert.arrays import bias_length, check_depth, require_shape
+from attn_jax.convert.files import read_npz
 from attn_jax.convert.vit.fit import (
     Checkpoint,
     Size,
@@ -86,16 +85,7 @@ def read_arrays(
     path: pathlib.Path, subtree: str = ""
 ) -> tuple[dict[str, np.ndarray], str]:
     """(arrays under today's names of big_vision, dialect of the code that wrote them)."""
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is no whole .npz file. Fetch it again.")
-    try:
-        # NumPy leaves a path's file open where it is no archive.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = dict(file)
-    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
-        raise ValueError(
-            f"{path} is no whole .npz file: {error}. Fetch it again."
-        ) from error
+    arrays = read_npz(path)
     end = f"{subtree}/embedding/kernel" if subtree else "embedding/kernel"
     roots = [name.removesuffix("embedding/kernel") for name in arrays]
     roots = [
@@ -159,7 +149,7 @@ def unstack_layers(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     stacked = "Transformer/encoderblock/"
     result = {}
     for name, array in arrays.items():
-        if name.startswith(stacked):
+        if name.startswith(stacked) and array.ndim:
             part = name.removeprefix(stacked)
             for i, layer in enumerate(array):
                 result[f"Transformer/encoderblock_{i}/{part}"] = layer
@@ -178,43 +168,49 @@ def settings_of(arrays: Mapping[str, np.ndarray], path: str) -> dict[str, Any]:
     blocks = {
         int(found[1])
         for name in arrays
-        if (found := re.match(r"Transformer/encoderblock_(\d+)/", name))
+        if (found := re.match(r"Transformer/encoderblock_(\d{1,9})/", name))
     }
+    depth = check_depth(max(blocks) + 1, arrays, path)
     kernel = arrays["embedding/kernel"]
     pool = "cls" if "cls" in arrays else "gap"
     pool = "map" if "MAPHead_0/probe" in arrays else pool
     learned = "pos_embedding" in arrays
     if learned:
         require_shape(arrays, "pos_embedding", 3, path)
-    pre_logits = arrays.get("pre_logits/bias")
     stem = None
     if "conv_root/kernel" in arrays:
-        stem = ResNetStem(stage_sizes(arrays), arrays["conv_root/kernel"].shape[-1])
+        root = require_shape(arrays, "conv_root/kernel", 4, path)
+        stem = ResNetStem(stage_sizes(arrays, path), root[-1])
     return {
-        "num_classes": len(arrays["head/bias"]) if "head/bias" in arrays else 0,
+        "num_classes": bias_length(arrays, "head/bias", path),
         "patch_size": (
             kernel.shape[0] if kernel.shape[0] == kernel.shape[1] else kernel.shape[:2]
         ),
         "width": kernel.shape[-1],
-        "depth": max(blocks) + 1,
+        "depth": depth,
         "mlp_width": mlp_width,
         "num_heads": num_heads,
         "pool": pool,
         "stem": stem,
         "class_token": "cls" in arrays if pool != "cls" else None,
         "position": "learned" if learned else "sincos2d",
-        "representation_size": None if pre_logits is None else len(pre_logits),
+        "representation_size": bias_length(arrays, "pre_logits/bias", path) or None,
     }
 
 
-def stage_sizes(arrays: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+def stage_sizes(arrays: Mapping[str, np.ndarray], path: str) -> tuple[int, ...]:
+    """Blocks of each stage of a hybrid's stem."""
     units = {
         (int(found[1]), int(found[2]))
         for name in arrays
-        if (found := re.match(r"block(\d+)/unit(\d+)/", name))
+        if (found := re.match(r"block(\d{1,9})/unit(\d{1,9})/", name))
     }
-    stages = max((stage for stage, _ in units), default=0)
+    stages = check_depth(max((stage for stage, _ in units), default=0), arrays, path)
     return tuple(
-        max(unit for other, unit in units if other == stage)
+        check_depth(
+            max((unit for other, unit in units if other == stage), default=0),
+            arrays,
+            path,
+        )
         for stage in range(1, stages + 1)
     )

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from attn_jax.convert.files import Description, read_safetensors
-from attn_jax.convert.vit.build import as_size, build_checkpoint
+from attn_jax.convert.arrays import bias_length, require_shape
+from attn_jax.convert.description import Description, as_size, short
+from attn_jax.convert.files import read_safetensors
+from attn_jax.convert.vit.build import build_checkpoint
 from attn_jax.convert.vit.fit import Checkpoint, Size, check_classes
 from attn_jax.convert.vit.names import TIMM_GELU, timm_entries
 from attn_jax.data.framing import sides
@@ -25,6 +27,23 @@ TIMM_TANH = re.compile(
     "vit_((base_patch32|giantopt_patch16|so400m_patch16)_siglip.*"
     "|large_patch16_siglip_(gap_)?512)"
 )
+
+
+def find_sidecar(path: pathlib.Path) -> pathlib.Path:
+    """The JSON that describes a .safetensors file.
+
+    Raises:
+        ValueError: there is none.
+    """
+    sidecar = path.with_suffix(".json")
+    if not sidecar.exists():
+        sidecar = path.with_name("config.json")
+    if not sidecar.exists():
+        raise ValueError(
+            f"{path} needs {path.stem}.json or config.json beside it: the arguments of "
+            "timm's VisionTransformer, or the Hub's config. The file hides the heads."
+        )
+    return sidecar
 
 
 def from_timm(
@@ -44,14 +63,7 @@ def from_timm(
 
     Source: timm models/vision_transformer.py.
     """
-    sidecar = path.with_suffix(".json")
-    if not sidecar.exists():
-        sidecar = path.with_name("config.json")
-    if not sidecar.exists():
-        raise ValueError(
-            f"{path} needs {path.stem}.json or config.json beside it: the arguments of "
-            "timm's VisionTransformer, or the Hub's config. The file hides the heads."
-        )
+    sidecar = find_sidecar(path)
     arrays = read_safetensors(path)
     needed = {"patch_embed.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.bias": 1}
     if lacking := [
@@ -73,18 +85,22 @@ def from_timm(
 
 def timm_settings(
     arrays: Mapping[str, np.ndarray],
-    config: Mapping[str, Any],
+    config: Description,
     sidecar: pathlib.Path,
     fields: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The module's fields; what the arrays tell is read off them."""
-    hub = config.get("pretrained_cfg", {})
-    arguments = {**config, **config.get("model_args", {})}
-    depth = 1 + max(
+    source = str(sidecar.parent)
+    hub, given = (
+        config.section("pretrained_cfg"),
+        {**config, **config.section("model_args")},
+    )
+    arguments = config.replaced_by({k: v for k, v in given.items() if v is not None})
+    blocks = [
         int(found[1])
         for name in arrays
-        if (found := re.match(r"blocks\.(\d+)\.", name))
-    )
+        if (found := re.match(r"blocks\.(\d{1,9})\.", name))
+    ]
     width, _, ph, pw = arrays["patch_embed.proj.weight"].shape
     # What leaves no trace in the arrays.
     changed = [
@@ -94,66 +110,68 @@ def timm_settings(
             ("block_fn", None),
             ("pool_include_prefix", False),
         )
-        if arguments.get(name) not in (None, usual)
+        if arguments.get(name, usual) != usual
     ]
     if changed:
         raise ValueError(
             f"{sidecar}: a ViT of this project has no {', '.join(changed)} as given there."
         )
-    hidden = {"num_heads": 12, "act_layer": "gelu"}  # as the constructor's defaults
+    hidden: dict[str, Any] = {
+        "num_heads": 12,
+        "act_layer": "gelu",
+    }  # as the constructor's defaults
     if "architecture" in config:
         hidden = timm_architecture(config["architecture"], width, sidecar, fields)
-    hidden |= {n: arguments[n] for n in hidden if arguments.get(n) is not None}
-    if hidden["act_layer"] not in TIMM_GELU:
-        raise ValueError(
-            f"{sidecar}: act_layer={hidden['act_layer']!r} is none of "
-            f"{', '.join(map(repr, TIMM_GELU))}."
-        )
+    gelu = TIMM_GELU[arguments.choice("act_layer", TIMM_GELU, hidden["act_layer"])]
     size = arguments.get("img_size")
     if size is None:
-        size = hub["input_size"][1:] if "input_size" in hub else 224
-    rows, columns = (
-        n // p for n, p in zip(sides(as_size(size)), (ph, pw), strict=True)
-    )
-    pooling = arguments.get("global_pool", hub.get("global_pool", "token"))
+        channels_first = hub.get("input_size", (3, 224, 224))
+        size = channels_first[1:] if isinstance(channels_first, list | tuple) else None
+    size = as_size(size, f"{sidecar}: img_size=")
+    rows, columns = (n // p for n, p in zip(sides(size), (ph, pw), strict=True))
     pools = {"token": "cls", "avg": "gap", "map": "map"}
-    if pooling not in pools:
-        raise ValueError(
-            f"{sidecar}: global_pool={pooling!r} is none of 'token', 'avg', 'map'."
-        )
-    registers = arrays.get("reg_token")
+    pool = arguments.choice(
+        "global_pool", pools, hub.choice("global_pool", pools, "token")
+    )
+    registers = 0
+    if "reg_token" in arrays:
+        registers = require_shape(arrays, "reg_token", 3, source)[1]
     positions = arrays["pos_embed"].shape[1]
-    scale = arrays.get("blocks.0.ls1.gamma")
+    layer_scale = None
+    if "blocks.0.ls1.gamma" in arrays:
+        layer_scale = arguments.number("init_values", 1e-5)
     return {
-        "num_classes": len(arrays["head.bias"]) if "head.bias" in arrays else 0,
+        "num_classes": bias_length(arrays, "head.bias", source),
         "patch_size": ph if ph == pw else (ph, pw),
         "width": width,
-        "depth": depth,
+        "depth": 1 + max(blocks),
         "mlp_width": len(arrays["blocks.0.mlp.fc1.bias"]),
-        "num_heads": hidden["num_heads"],
-        "pool": pools[pooling],
+        "num_heads": arguments.count("num_heads", hidden["num_heads"]),
+        "pool": pools[pool],
         "class_token": "cls_token" in arrays,
-        "registers": 0 if registers is None else registers.shape[1],
+        "registers": registers,
         "position_on": "patches" if positions == rows * columns else "all",
         "norm_after_pool": "fc_norm.weight" in arrays,
         "dialect": "timm",
-        "gelu": TIMM_GELU[hidden["act_layer"]],
+        "gelu": gelu,
         "norm_epsilon": hidden.get("norm_epsilon", 1e-6),
         "pre_norm": "norm_pre.weight" in arrays,
-        "layer_scale": None if scale is None else arguments.get("init_values", 1e-5),
+        "layer_scale": layer_scale,
         "qkv_bias": "blocks.0.attn.qkv.bias" in arrays,
         "qk_norm": "blocks.0.attn.q_norm.weight" in arrays,
-        "image_size": as_size(size),
+        "image_size": size,
     }
 
 
 def timm_architecture(
-    name: str, width: int, sidecar: pathlib.Path, fields: Mapping[str, Any]
+    name: Any, width: int, sidecar: pathlib.Path, fields: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What only timm's source tells of an architecture on the Hub, found by its name.
 
     Checked against every ViT that timm registers by `make parity`.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"{sidecar}: architecture={short(name)} must be a string.")
     name = name.partition(".")[0]  # what follows is the training
     plain = TIMM_PLAIN.fullmatch(name) is not None
     needed = ("num_heads", "gelu", "norm_epsilon")
