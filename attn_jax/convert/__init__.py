@@ -1,7 +1,7 @@
 """Checkpoints from elsewhere as our modules and parameter trees, and back."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +10,13 @@ from etils import epath
 
 from attn_jax import config, paths
 from attn_jax.convert.formats import detect_format
+from attn_jax.convert.match import explain_mismatch, match_head
+from attn_jax.convert.sidecars import (
+    as_statistics,
+    explain_statistics,
+    label_names,
+    pixel_statistics,
+)
 from attn_jax.convert.vit import write
 from attn_jax.convert.vit.fit import (
     Checkpoint,
@@ -19,6 +26,17 @@ from attn_jax.convert.vit.fit import (
     token_stride,
 )
 from attn_jax.models.vit import ViT
+
+__all__ = [
+    "explain_mismatch",
+    "explain_statistics",
+    "export",
+    "label_names",
+    "load_parameters",
+    "load_pretrained",
+    "match_head",
+    "pixel_statistics",
+]
 
 
 def load_pretrained(
@@ -119,17 +137,26 @@ def export(
     format: str,
     *,
     image_size: Size | None = None,
+    labels: Sequence[str] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
 ) -> None:
     """Writes a ViT so that transformers or timm load it and give the same numbers.
 
     Args:
         path: a folder for "hf"; FILE.safetensors for "timm", with FILE.json beside it, the
-            arguments of timm's VisionTransformer.
+            arguments of timm's VisionTransformer (and `pretrained_cfg`, which is none of them, if
+            labels or statistics are given).
         image_size: of the images that the model was trained on, in pixels. The model does
             not tell it. None: square images are assumed and a warning says so.
+        labels: names of the classes in the order of the head, for `id2label` or
+            `label_names`. None: LABEL_0, LABEL_1, ...
+        mean, std: by which images are normalised, in units of 0..1, one number or one per
+            channel, for preprocessor_config.json or `pretrained_cfg`. None: not written.
 
     Raises:
-        ValueError: not a ViT, or one with a part for which the other library has no place.
+        ValueError: not a ViT, or one with a part for which the other library has no place;
+            not as many labels as classes.
     """
     if not isinstance(module, ViT):
         raise ValueError(f"only a ViT can be exported, not {type(module).__name__}.")
@@ -159,5 +186,16 @@ def export(
             width,
         )
     check_size("image_size", image_size)
+    if (mean is None) != (std is None):
+        raise ValueError("mean and std describe images together; pass both or none.")
+    statistics = None if mean is None else as_statistics(mean, std, "export")
+    if labels is not None and len(set(labels)) != module.num_classes:
+        raise ValueError(
+            f"there are {len(set(labels))} different labels, but the head has "
+            f"{module.num_classes} classes; pass one for each."
+        )
+    names = None if labels is None else tuple(labels)
+    means, stds = statistics or (None, None)
+    images = write.Images(image_size, means, stds, names)
     to_format = write.to_hf if format == "hf" else write.to_timm
-    to_format(module, variables, path, image_size)
+    to_format(module, variables, path, images)

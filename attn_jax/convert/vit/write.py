@@ -6,7 +6,7 @@ The inverse of read_hf.py and read_timm.py, by the same tables of names.
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,10 +19,26 @@ from attn_jax.models.vit import ViT, sincos2d
 from attn_jax.paths import named_leaves
 
 
+class Images(NamedTuple):
+    """What a model's images and classes are, beside its parameters.
+
+    Attributes:
+        size: in pixels.
+        mean, std: of the normalisation, in units of 0..1, per channel; None: unknown.
+        labels: names of the classes; None: they have none.
+    """
+
+    size: Size
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    labels: tuple[str, ...] | None = None
+
+
 def to_hf(
-    module: ViT, variables: Mapping[str, Any], folder: pathlib.Path, image_size: Size
+    module: ViT, variables: Mapping[str, Any], folder: pathlib.Path, images: Images
 ) -> None:
-    """Writes config.json and model.safetensors that transformers' ViT classes load.
+    """Writes config.json and model.safetensors that transformers' ViT classes load, and
+    preprocessor_config.json if the statistics of pixels are known.
 
     ViTForMaskedImageModeling where the model has a `patch_head`, else
     ViTForImageClassification where it has classes, else ViTModel.
@@ -53,7 +69,7 @@ def to_hf(
         kind, prefix = "ViTForImageClassification", "vit."
     else:
         kind, prefix = "ViTModel", ""
-    leaves = with_position_table(module, variables, image_size, all_tokens=True)
+    leaves = with_position_table(module, variables, images.size, all_tokens=True)
     arrays = write_arrays(hf_entries(module), leaves)
     outside = ("classifier.", "decoder.")
     arrays = {
@@ -61,6 +77,7 @@ def to_hf(
         for name, array in arrays.items()
     }
     channels = leaves["embedding/kernel"].shape[2]
+    labels = images.labels or [f"LABEL_{i}" for i in range(module.num_classes)]
     config = {
         "architectures": [kind],
         "model_type": "vit",
@@ -72,27 +89,45 @@ def to_hf(
         "layer_norm_eps": rules.norm_epsilon,
         "hidden_dropout_prob": module.dropout,
         "attention_probs_dropout_prob": module.attention_dropout,
-        "image_size": image_size,
+        "image_size": images.size,
         "patch_size": module.patch_size,
         "num_channels": channels,
         "qkv_bias": module.qkv_bias,
         "encoder_stride": sides(module.patch_size)[0],
         "pooler_act": "tanh",
         "pooler_output_size": module.width,
-        "id2label": {str(i): f"LABEL_{i}" for i in range(module.num_classes)},
-        "label2id": {f"LABEL_{i}": i for i in range(module.num_classes)},
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
     }
     if not module.num_classes:
         del config["id2label"], config["label2id"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    if images.mean is not None and images.std is not None:
+        height, width = sides(images.size)
+        processor = {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": True,
+            "size": {"height": height, "width": width},
+            "resample": 2,  # bilinear
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": per_channel(images.mean, channels),
+            "image_std": per_channel(images.std, channels),
+        }
+        text = json.dumps(processor, indent=1) + "\n"
+        (folder / "preprocessor_config.json").write_text(text)
     write_safetensors(folder / "model.safetensors", arrays)
 
 
 def to_timm(
-    module: ViT, variables: Mapping[str, Any], path: pathlib.Path, image_size: Size
+    module: ViT, variables: Mapping[str, Any], path: pathlib.Path, images: Images
 ) -> None:
     """Writes NAME.safetensors and NAME.json, the arguments of timm's VisionTransformer.
+
+    If class names or the statistics of pixels are known, NAME.json also has
+    `pretrained_cfg`, which is no argument of the class, but of `timm.create_model`.
 
     timm's norms have epsilon 1e-6, and its arguments cannot say another. A smaller one is
     taken for it: where the variance is over .05, a norm changes by less than 1e-5 of itself.
@@ -117,11 +152,11 @@ def to_timm(
             "change; export module.clone(norm_epsilon=1e-6) if the outputs may differ."
         )
     on_all = rules.position_on == "all" and module.position == "learned"
-    leaves = with_position_table(module, variables, image_size, all_tokens=on_all)
+    leaves = with_position_table(module, variables, images.size, all_tokens=on_all)
     arrays = write_arrays(timm_entries(module), leaves)
     kernel = leaves["embedding/kernel"]
     arguments = {
-        "img_size": image_size,
+        "img_size": images.size,
         "patch_size": module.patch_size,
         "in_chans": kernel.shape[2],
         "num_classes": module.num_classes,
@@ -141,9 +176,31 @@ def to_timm(
     }
     if module.pool == "gap":
         arguments["fc_norm"] = rules.norm_after_pool
+    known: dict[str, Any] = {}
+    if images.labels is not None:
+        known["label_names"] = list(images.labels)
+    if images.mean is not None and images.std is not None:
+        known["mean"] = per_channel(images.mean, kernel.shape[2])
+        known["std"] = per_channel(images.std, kernel.shape[2])
+    if known:
+        arguments["pretrained_cfg"] = known
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").write_text(json.dumps(arguments, indent=1) + "\n")
     write_safetensors(path, arrays)
+
+
+def per_channel(numbers: tuple[float, ...], channels: int) -> list[float]:
+    """A number per channel, from that many or from one for all.
+
+    Raises:
+        ValueError: another number of numbers.
+    """
+    if len(numbers) not in (1, channels):
+        raise ValueError(
+            f"mean and std have {len(numbers)} numbers, but the images have {channels} "
+            "channels; pass one number, or one per channel."
+        )
+    return list(numbers) * (channels if len(numbers) == 1 else 1)
 
 
 def activation_name(gelu: str, names: Mapping[str, str]) -> str:
