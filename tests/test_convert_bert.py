@@ -7,12 +7,18 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 from test_bert import GOLDEN, expected, inputs_of, run
 
+from attn_jax import paths
 from attn_jax.convert import load_pretrained
+from attn_jax.convert.arrays import write_arrays
+from attn_jax.convert.bert import bert_entries
+from attn_jax.convert.files import write_safetensors
+from attn_jax.models.bert import Bert
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -71,6 +77,41 @@ def test_a_config_of_2019_is_read_by_its_arrays_and_defaults(tmp_path):
     assert (module.dropout, module.attention_dropout) == (0.1, 0.1)
     _, expected = load_pretrained(GOLDEN / "pretraining")
     jax.tree.map(np.testing.assert_array_equal, variables, expected)
+
+
+def test_the_table_of_names_writes_what_it_reads(tmp_path):
+    """A configuration of 2019 (no model_type, no epsilon) beside arrays of our own."""
+    config = {
+        "hidden_act": "gelu",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "max_position_embeddings": 24,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "type_vocab_size": 2,
+        "vocab_size": 150,
+    }
+    model = Bert(
+        150,
+        width=32,
+        depth=2,
+        mlp_width=48,
+        num_heads=4,
+        max_positions=24,
+        dialect="hf",
+    )
+    tokens = jnp.zeros((1, 3), jnp.int32)
+    variables = jax.jit(model.init)(jax.random.key(0), tokens)
+    leaves = {
+        name: np.asarray(leaf)
+        for name, leaf in paths.named_leaves(variables["params"]).items()
+    }
+    arrays = write_arrays(bert_entries(depth=2), leaves)
+    write_safetensors(tmp_path / "model.safetensors", arrays)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    module, loaded = load_pretrained(tmp_path)
+    assert module == model.clone(gelu="erf")
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
 
 
 def rewritten(folder, change):

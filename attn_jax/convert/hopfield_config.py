@@ -1,4 +1,4 @@
-"""The constructor of the official PyTorch Hopfield layers, and our module of the same function."""
+"""Arguments of the official PyTorch Hopfield layers, and the fields of our equivalent module."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -129,7 +129,7 @@ def hopfield_fields(config: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
 
     beta = per_head(config["scaling"], float)
     if beta is None and sizes.static_execution:
-        beta = 1.0  # there is no d to take the root of
+        beta = 1.0  # without a projection there is no d for 1/sqrt(d)
     limits = per_head(config["update_steps_max"], int)
     if isinstance(limits, tuple):
         limits = tuple(None if limit < 0 else limit for limit in limits)

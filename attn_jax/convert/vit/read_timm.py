@@ -15,7 +15,7 @@ from attn_jax.convert.vit.fit import Checkpoint, Size, check_classes
 from attn_jax.convert.vit.names import TIMM_GELU, timm_entries
 from attn_jax.data.framing import sides
 
-# timm's architectures with the blocks of this project's ViT. Not among them: parallel blocks,
+# timm's architectures with the blocks of this project's ViT. Excluded are parallel blocks,
 # norms after the branch, gated MLPs, differential attention, stems of convolutions.
 TIMM_PLAIN = re.compile(
     "(vit|deit3?|flexivit)_"
@@ -89,7 +89,7 @@ def timm_settings(
     sidecar: pathlib.Path,
     fields: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The module's fields; what the arrays tell is read off them."""
+    """The module's fields, from the arrays where they determine them."""
     source = str(sidecar.parent)
     hub, given = (
         config.section("pretrained_cfg"),
@@ -102,7 +102,7 @@ def timm_settings(
         if (found := re.match(r"blocks\.(\d{1,9})\.", name))
     ]
     width, _, ph, pw = arrays["patch_embed.proj.weight"].shape
-    # What leaves no trace in the arrays.
+    # Options that no array shows.
     changed = [
         name
         for name, usual in (
@@ -166,7 +166,7 @@ def timm_settings(
 def timm_architecture(
     name: Any, width: int, sidecar: pathlib.Path, fields: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What only timm's source tells of an architecture on the Hub, found by its name.
+    """Options of an architecture on the Hub that only timm's source shows, by its name.
 
     Checked against every ViT that timm registers by `make parity`.
     """
@@ -181,7 +181,7 @@ def timm_architecture(
             f"If its blocks are plain ones, pass {', '.join(needed)} as "
             f"timm.create_model({name!r}) shows them."
         )
-    # All have heads of 64 channels up to a width of 1,024 and 16 heads above, but for one.
+    # With one exception, heads have 64 channels up to width 1,024; above it there are 16.
     heads = 16 if "base_patch16_gap" in name else min(width // 64, 16)
     activation = "gelu_tanh" if TIMM_TANH.fullmatch(name) else "gelu"
     return {

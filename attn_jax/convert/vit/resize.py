@@ -1,4 +1,4 @@
-"""A trained ViT at another resolution or patch size: its positions and patch filters.
+"""Resizing of position tables and patch filters to another resolution or patch size.
 
 Each code base resizes in its own way; the rules are named after them. Axes: h w grid or
 patch, c channels, D width, T tokens.
@@ -21,7 +21,7 @@ def resize_grid(
     *,
     antialias: bool = False,
 ) -> Float[np.ndarray, "h2 w2 D"]:
-    """A grid of vectors, interpolated; float32.
+    """Interpolates a grid of vectors, in float32.
 
     "corners" is linear between the corners, which stay where they are (SciPy's zoom of
     order 1). The others take cells for areas, as PyTorch does: "bicubic" has a = -0.75, or
@@ -49,8 +49,9 @@ def resize_positions(
     new: tuple[int, int],
     rule: Rule,
 ) -> Float[np.ndarray, "1 T2 D"]:
-    """The position table of a `new` grid of patches. Rows before the `old` grid's, of the
-    class token and registers, are kept.
+    """Resizes a position table to the `new` grid of patches.
+
+    The rows before the `old` grid's, those of the class token and registers, are kept.
 
     Source: vision_transformer checkpoint.py and big_vision models/vit.py (scipy zoom);
     transformers modeling_vit.py `interpolate_pos_encoding` (bicubic); timm

@@ -20,7 +20,7 @@ from attn_jax.paths import named_leaves
 
 
 class Images(NamedTuple):
-    """What a model's images and classes are, beside its parameters.
+    """Images and classes of a model, which its parameters do not describe.
 
     Attributes:
         size: in pixels.
