@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from attn_jax.convert import export, load_pretrained
-from attn_jax.convert.vit_torch import timm_architecture
+from attn_jax.convert.vit.read_timm import timm_architecture
 from attn_jax.models.vit import ViT
 
 WHY = "`make parity` installs {} and runs this test"

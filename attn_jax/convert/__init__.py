@@ -1,159 +1,133 @@
 """Checkpoints from elsewhere as our modules and parameter trees, and back."""
 
-import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+from absl import logging
 from etils import epath
 
-from attn_jax import config, paths, workdir
-from attn_jax.convert import bert, vit_export, vit_npz, vit_torch
-from attn_jax.convert.tensors import Description
-from attn_jax.convert.vit import (
-    Size,
-    check_classes,
-    fit,
-    grid_of,
-    left_behind,
-    resized,
-    stride,
+from attn_jax import config, paths
+from attn_jax.convert.formats import detect_format
+from attn_jax.convert.match import explain_mismatch, match_head
+from attn_jax.convert.sidecars import (
+    as_statistics,
+    explain_statistics,
+    label_names,
+    pixel_statistics,
 )
-from attn_jax.models.bert import Bert
+from attn_jax.convert.vit import write
+from attn_jax.convert.vit.fit import (
+    Checkpoint,
+    Size,
+    fit_leaves,
+    grid_of_table,
+    token_stride,
+)
 from attn_jax.models.vit import ViT
+
+__all__ = [
+    "explain_mismatch",
+    "explain_statistics",
+    "export",
+    "label_names",
+    "load_parameters",
+    "load_pretrained",
+    "match_head",
+    "pixel_statistics",
+]
 
 
 def load_pretrained(
-    path: epath.PathLike, *, image_size: Size | None = None, **model_fields: Any
+    path: epath.PathLike,
+    *,
+    image_size: Size | None = None,
+    trained_size: Size | None = None,
+    **model_fields: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """(module, variables) of a checkpoint; the format is found by looking.
+    """(module, variables) of a checkpoint; the format is detected.
 
-    Known are a run's folder (its newest checkpoint, averaged where the run keeps an
-    average); ViT's .npz of google-research/vision_transformer and of big_vision, where
+    Known are a run's folder (its newest checkpoint; the averaged parameters if the run keeps
+    an average); ViT's .npz of google-research/vision_transformer and of big_vision, where
     `FILE.npz:img` names one of several models; folders of Hugging Face with BERT or ViT;
     timm's ViT, FILE.safetensors or a folder of the Hub.
 
     Args:
         image_size: of a ViT in pixels, one side or (height, width): its positions are
             resized by the rule of its dialect. None: as it was trained.
+        trained_size: of the images that a ViT's .npz was trained on, in pixels. The file
+            does not tell it. None: they were square, as those of all published files. A
+            run and the other formats tell it themselves.
         model_fields: top-level fields of the module to change, such as `dtype`. Of a ViT,
             another `patch_size` resizes the patch filters; `num_classes=0` and
-            `representation_size=None` leave a head or what is before it behind.
+            `representation_size=None` leave out the head or the layer before it.
 
     Raises:
-        ValueError: the path is missing or nothing that can be read; its arrays do not make
-            the model it says it is (one table of all differences); the fields ask for a
-            head of other classes.
+        ValueError: the path is missing or in no known format; its arrays are not those of
+            the model that it describes (one table of all differences); the fields ask for a
+            head of another number of classes.
     """
-    read, family = reader_of(str(path))
-    if family is not None:
-        config.check_fields(family, model_fields)
-    if image_size is not None:
-        config.check_value("image_size", image_size, Size)
-        if family is Bert:
-            raise ValueError(f"{path}: image_size is for a ViT, not for Bert.")
-        model_fields["image_size"] = image_size
-    return read(**model_fields)
+    sizes = {"image_size": image_size, "trained_size": trained_size}
+    module, params, _ = open_checkpoint(path, sizes, model_fields)
+    return module, {"params": params} if params else {}
 
 
-def reader_of(path: str) -> tuple[Callable[..., Any], type[nn.Module] | None]:
-    """What reads a checkpoint, and the module it makes; None: the run's own."""
-    file, _, subtree = path.partition(".npz:")
-    path = f"{file}.npz" if subtree else path
-    place, local = epath.Path(path), pathlib.Path(path)
-    if not place.exists():
+def open_checkpoint(
+    path: epath.PathLike, sizes: Mapping[str, Size | None], fields: Mapping[str, Any]
+) -> Checkpoint:
+    """As `load_pretrained`, with the grid of a ViT's positions."""
+    found = detect_format(str(path))
+    if found.family is not None:
+        config.check_fields(found.family, fields)
+    given = {name: size for name, size in sizes.items() if size is not None}
+    for name, size in given.items():
+        check_size(name, size)
+        if found.family is not ViT:
+            model = "a run of another model" if found.family is None else "Bert"
+            raise ValueError(f"{path}: {name} is for a ViT, not for {model}.")
+    if "trained_size" in given and not found.takes_trained_size:
         raise ValueError(
-            f"{path} does not exist; name a run's --workdir, a folder of Hugging Face, or a "
-            "ViT's .npz or .safetensors."
+            f"{path}: its configuration says the size of its training images; leave out "
+            "trained_size."
         )
-    if local.suffix == ".npz":
-        return functools.partial(vit_npz.from_npz, local, subtree=subtree), ViT
-    alone = not local.with_suffix(".json").exists()
-    if local.name == "model.safetensors" and alone:
-        place, local = place.parent, local.parent  # a folder has more to tell
-    if local.suffix == ".safetensors":
-        return functools.partial(vit_torch.from_timm, local), ViT
-    if not (place / "config.json").exists():
-        raise ValueError(
-            f"{path} has no config.json; it is neither a run's folder nor one of Hugging "
-            "Face."
-        )
-    described = Description(place / "config.json")
-    if (place / "checkpoints").exists():
-        if described["model"]["cls"] == "attn_jax.models.vit:ViT":
-            return functools.partial(vit_from_run, path), ViT
-        return functools.partial(from_run, path), None
-    if "task" in described:
-        raise ValueError(
-            f"{path} is a run's folder that has no checkpoints/ yet; train until it has."
-        )
-    if "architecture" in described:  # as timm calls it
-        weights = local / "model.safetensors"
-        return functools.partial(vit_torch.from_timm, weights), ViT
-    family = described.get("model_type")
-    if family == "vit":
-        return functools.partial(vit_torch.from_hf, local), ViT
-    if family == "bert":
-        return functools.partial(bert.from_hf, local), Bert
-    raise ValueError(
-        f"{path} is neither a run's folder (there is no checkpoints/) nor a checkpoint of a "
-        f"known family: its config.json says model_type={family!r}; known: 'bert', 'vit'."
+    return found.read(**given, **fields)
+
+
+def check_size(name: str, size: Any) -> None:
+    """Raises ValueError if a size in pixels is not one or two positive numbers."""
+    config.check_value(
+        "image_size", size, Size, "" if name == "image_size" else f"{name}: "
     )
 
 
-def from_run(
-    path: str, *, image_size: Size | None = None, **fields: Any
-) -> tuple[nn.Module, dict[str, Any]]:
-    overrides = {f"model.{name}": value for name, value in fields.items()}
-    module, variables, _ = workdir.restore(path, overrides=overrides)
-    if image_size is not None:
-        raise ValueError(
-            f"{path}: image_size is for a ViT, not for {type(module).__name__}."
-        )
-    return module, variables
-
-
-def vit_from_run(
-    path: str, *, image_size: Size | None = None, **fields: Any
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Fields change a run's ViT as they do a file's."""
-    module, variables, _ = workdir.restore(path)
-    assert isinstance(module, ViT), "as its config says"
-    check_classes(fields, module.num_classes, path)
-    heads = {
-        "head": ("num_classes", 0),
-        "pre_logits": ("representation_size", None),
-        "patch_head": ("patch_outputs", 0),
-    }
-    gone = left_behind(fields, heads)
-    params = {k: v for k, v in variables["params"].items() if k not in gone}
-    positions = params.get("pos_embedding")
-    grid = (1, 1) if positions is None else grid_of(module, positions.shape[1], path)
-    module, params = fit(module, params, grid, fields, image_size)
-    return module, {"params": params}
-
-
 def load_parameters(
-    path: epath.PathLike, shapes: Mapping[str, tuple[int, ...]], skip: str = ""
+    path: epath.PathLike,
+    shapes: Mapping[str, tuple[int, ...]],
+    skip: str = "",
+    *,
+    image_size: Size | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """(module, parameters by name) of a checkpoint, to start another model from.
+    """(module, parameters by name) of a checkpoint, to initialise another model.
 
     Args:
         shapes: of the other model's parameters; a ViT's positions and patch filters are
             resized to them.
         skip: regex of the parameters to leave out.
+        image_size: of the other model's images in pixels, which a ViT's positions are
+            resized to. None: they are square.
 
     Raises:
-        ValueError: as `load_pretrained`; the regex matches nothing.
+        ValueError: as `load_pretrained`; the regex matches nothing; the other model's
+            positions are not those of images of `image_size`.
     """
-    module, variables = load_pretrained(path)
-    leaves = paths.named_leaves(variables["params"])
+    loaded = open_checkpoint(path, {}, {})
+    leaves = paths.named_leaves(loaded.params)
     for name in paths.matching([skip] if skip else [], leaves, key="init_from"):
         del leaves[name]
-    if isinstance(module, ViT):
-        leaves = resized(module, leaves, shapes)
-    return module, leaves
+    if isinstance(loaded.module, ViT):
+        leaves = fit_leaves(loaded, leaves, shapes, image_size)
+    return loaded.module, leaves
 
 
 def export(
@@ -163,17 +137,26 @@ def export(
     format: str,
     *,
     image_size: Size | None = None,
+    labels: Sequence[str] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
 ) -> None:
     """Writes a ViT so that transformers or timm load it and give the same numbers.
 
     Args:
         path: a folder for "hf"; FILE.safetensors for "timm", with FILE.json beside it, the
-            arguments of timm's VisionTransformer.
-        image_size: in pixels; needed where the model does not tell, since its positions
-            are computed or its images are not square.
+            arguments of timm's VisionTransformer (and `pretrained_cfg`, which is none of them, if
+            labels or statistics are given).
+        image_size: of the images that the model was trained on, in pixels. The model does
+            not tell it. None: square images are assumed and a warning says so.
+        labels: names of the classes in the order of the head, for `id2label` or
+            `label_names`. None: LABEL_0, LABEL_1, ...
+        mean, std: by which images are normalised, in units of 0..1, one number or one per
+            channel, for preprocessor_config.json or `pretrained_cfg`. None: not written.
 
     Raises:
-        ValueError: not a ViT, or one with a part for which the other library has no place.
+        ValueError: not a ViT, or one with a part for which the other library has no place;
+            not as many labels as classes.
     """
     if not isinstance(module, ViT):
         raise ValueError(f"only a ViT can be exported, not {type(module).__name__}.")
@@ -193,8 +176,26 @@ def export(
                 "positions are computed, so the model does not tell the size of its "
                 "images; pass image_size."
             )
-        grid = grid_of(module, positions.shape[1], "the model")
-        height, width = (g * s for g, s in zip(grid, stride(module), strict=True))
+        grid = grid_of_table(module, positions.shape[1], None, "the model")
+        height, width = (g * s for g, s in zip(grid, token_stride(module), strict=True))
         image_size = height if height == width else (height, width)
-    write = vit_export.to_hf if format == "hf" else vit_export.to_timm
-    write(module, variables, path, image_size)
+        logging.warning(
+            "export: the model is written for images of %sx%s pixels; pass image_size if it "
+            "was trained on others.",
+            height,
+            width,
+        )
+    check_size("image_size", image_size)
+    if (mean is None) != (std is None):
+        raise ValueError("mean and std describe images together; pass both or none.")
+    statistics = None if mean is None else as_statistics(mean, std, "export")
+    if labels is not None and len(set(labels)) != module.num_classes:
+        raise ValueError(
+            f"there are {len(set(labels))} different labels, but the head has "
+            f"{module.num_classes} classes; pass one for each."
+        )
+    names = None if labels is None else tuple(labels)
+    means, stds = statistics or (None, None)
+    images = write.Images(image_size, means, stds, names)
+    to_format = write.to_hf if format == "hf" else write.to_timm
+    to_format(module, variables, path, images)

@@ -9,59 +9,13 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from attn_jax.models.hopfield import (
-    ACTIVATIONS,
-    Hopfield,
-    HopfieldLayer,
-    HopfieldPooling,
+from attn_jax.convert.arrays import Entry, Layout, Rows, read_parameters
+from attn_jax.convert.hopfield_config import (
+    Sizes,
+    fill_in_defaults,
+    hopfield_fields,
 )
-
-# Constructor arguments of the official `Hopfield`, with their defaults.
-HOPFIELD: dict[str, Any] = {
-    "input_size": None,
-    "hidden_size": None,
-    "output_size": None,
-    "pattern_size": None,
-    "num_heads": 1,
-    "scaling": None,
-    "update_steps_max": 0,
-    "update_steps_eps": 1e-4,
-    "normalize_stored_pattern": True,
-    "normalize_stored_pattern_affine": True,
-    "normalize_stored_pattern_eps": 1e-5,
-    "normalize_state_pattern": True,
-    "normalize_state_pattern_affine": True,
-    "normalize_state_pattern_eps": 1e-5,
-    "normalize_pattern_projection": True,
-    "normalize_pattern_projection_affine": True,
-    "normalize_pattern_projection_eps": 1e-5,
-    "normalize_hopfield_space": False,
-    "normalize_hopfield_space_affine": False,
-    "normalize_hopfield_space_eps": 1e-5,
-    "stored_pattern_as_static": False,
-    "state_pattern_as_static": False,
-    "pattern_projection_as_static": False,
-    "pattern_projection_as_connected": False,
-    "stored_pattern_size": None,
-    "pattern_projection_size": None,
-    "batch_first": True,
-    "association_activation": None,
-    "dropout": 0.0,
-    "input_bias": True,
-    "concat_bias_pattern": False,
-    "add_zero_association": False,
-    "disable_out_projection": False,
-}
-OWN: dict[str, dict[str, Any]] = {
-    "Hopfield": {},
-    "HopfieldPooling": {"quantity": 1, "trainable": True},
-    "HopfieldLayer": {
-        "quantity": 1,
-        "trainable": True,
-        "lookup_weights_as_separated": False,
-        "lookup_targets_as_trainable": True,
-    },
-}
+from attn_jax.models.hopfield import Hopfield, HopfieldLayer, HopfieldPooling
 
 
 def from_torch(
@@ -69,64 +23,67 @@ def from_torch(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """(module, variables) of an official layer.
 
+    The module differs from the original only where the original has a defect: `scaling` per
+    head is one beta per head (the original tiles it over channels), a static input does not
+    mix samples, no sample's stopping depends on its batch, a fully masked state reads zeros,
+    not NaN. `concat_bias_pattern` has no effect in the original, so its `bias_k` and `bias_v`
+    are left out. Our modules are batch-first; see `inputs_from_torch`.
+
     Args:
         kind: "Hopfield", "HopfieldPooling" or "HopfieldLayer".
-        config: the official constructor's arguments; what is absent has its default. A
+        config: the official constructor's arguments; an absent one has its default. A
             per-head tensor is a list.
         state_dict: {name: array} of the official layer.
 
-    The module differs from the original only where that errs: `scaling` per head is one
-    beta per head (the original tiles it over channels), a static input does not mix
-    samples, no sample's stopping depends on its batch, a state that sees no pattern
-    reads zeros, not NaN. `concat_bias_pattern` does nothing in the original, so its
-    `bias_k` and `bias_v` are left out. Our modules are batch-first; see
-    `inputs_from_torch`.
-
     Raises:
-        ValueError: an unknown kind, argument or array; a missing one; a wrong shape.
+        ValueError: an unknown kind or argument; one table of the arrays that are missing,
+            unused or of another shape.
     """
-    config = checked_config(kind, config)
-    weights = Weights(kind, state_dict)
-    prefix = "" if kind == "Hopfield" else "hopfield."
-    width = config["input_size"]
+    config = fill_in_defaults(kind, config)
     sizes = Sizes(config)
     hopfield = Hopfield(**hopfield_fields(config, sizes))
-    params = hopfield_params(config, sizes, weights, prefix)
-
-    def patterns(name: str, width: int) -> np.ndarray:
-        """A learned [1, quantity, D]; the original has it sequence-first at will."""
-        shape = (1, config["quantity"], width)
-        if config["batch_first"]:
-            return weights.take(name, shape)
-        return weights.take(name, (shape[1], 1, width)).swapaxes(0, 1)
-
-    module: nn.Module = hopfield
+    table = Table()
+    if kind == "Hopfield":
+        module: nn.Module = hopfield
+        add_hopfield(table, config, sizes, "", "")
+    else:
+        add_hopfield(table, config, sizes, "hopfield/", "hopfield.")
+    patterns: Layout = "same" if config["batch_first"] else "sequence_first"
+    quantity, width = config["quantity"] if "quantity" in config else 0, sizes.input
     if kind == "HopfieldPooling":
         static = config["state_pattern_as_static"]
-        width = (sizes.hidden if static else width) or width
-        module = HopfieldPooling(
-            hopfield, config["quantity"], width, config["trainable"]
-        )
-        params = {"hopfield": params, "state": patterns("pooling_weights", width)}
+        state = (sizes.hidden if static else width) or width
+        module = HopfieldPooling(hopfield, quantity, state, config["trainable"])
+        table.add("state", (1, quantity, state), "pooling_weights", patterns)
     elif kind == "HopfieldLayer":
         static = config["stored_pattern_as_static"]
+        separated = config["lookup_weights_as_separated"]
         stored = (sizes.hidden if static else sizes.stored) or width
         projection = config["pattern_projection_size"] or stored
         module = HopfieldLayer(
             hopfield,
-            config["quantity"],
+            quantity,
             stored,
-            config["lookup_weights_as_separated"],
+            separated,
             projection,
             config["trainable"],
             config["lookup_targets_as_trainable"],
         )
-        params = {"hopfield": params, "stored": patterns("lookup_weights", stored)}
-        if config["lookup_weights_as_separated"]:
-            params["projection"] = patterns("target_weights", projection)
-    weights.check_all_taken()
+        table.add("stored", (1, quantity, stored), "lookup_weights", patterns)
+        if separated:
+            shape = (1, quantity, projection)
+            table.add("projection", shape, "target_weights", patterns)
+    core = "association_core." if kind == "Hopfield" else "hopfield.association_core."
+    unused = ("bias_k", "bias_v") if config["concat_bias_pattern"] else ()
+    params = read_parameters(
+        table.entries,
+        table.shapes,
+        state_dict,
+        f"the state_dict of {kind}",
+        ignore=[core + name for name in unused],
+        remedy="give the arguments that the layer was made with",
+    )
     # A layer without parameters has no collection at all.
-    params = {name: part for name, part in params.items() if len(part)}
     return module, {"params": params} if params else {}
 
 
@@ -137,7 +94,7 @@ def inputs_from_torch(
     stored_pattern_padding_mask: np.ndarray | None = None,
     association_mask: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Our call's arguments from those of an official call.
+    """The arguments of our call, from those of an official call.
 
     Args:
         input: an array; or (stored, state, projection) of "Hopfield", or (stored,
@@ -148,9 +105,10 @@ def inputs_from_torch(
             (added).
 
     Raises:
-        ValueError: an unknown kind or argument, or a number of inputs that it has not.
+        ValueError: an unknown kind or argument, or a number of inputs that the kind does
+            not take.
     """
-    config = checked_config(kind, config)
+    config = fill_in_defaults(kind, config)
     names = {
         "Hopfield": ("stored", "state", "projection"),
         "HopfieldPooling": ("stored", "projection"),
@@ -178,230 +136,101 @@ def inputs_from_torch(
     return ours
 
 
-def checked_config(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """All arguments of the official constructor, defaults filled in."""
-    if kind not in OWN:
-        raise ValueError(
-            f"{kind=} cannot be converted; the kinds are {', '.join(OWN)}. Of encoder "
-            "and decoder layers, convert the Hopfield modules inside."
-        )
-    known = HOPFIELD | OWN[kind]
-    if unknown := sorted(set(config) - set(known)):
-        raise ValueError(
-            f"{unknown[0]!r} is no argument of the official {kind}; it has "
-            f"{', '.join(known)}."
-        )
-    return known | dict(config)
+class Table:
+    """Shapes of our parameters, and where the official layer keeps them."""
 
+    def __init__(self) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.entries: dict[str, Entry] = {}
 
-class Sizes:
-    """Widths as the official constructor works them out; None where it has none."""
-
-    def __init__(self, config: Mapping[str, Any]):
-        heads, width = config["num_heads"], config["input_size"]
-        static = [
-            config[f"{role}_as_static"]
-            for role in ("stored_pattern", "state_pattern", "pattern_projection")
-        ]
-        # Nothing is projected then, and widths are those of the inputs.
-        self.static_execution = (
-            all(static)
-            and config["disable_out_projection"]
-            and not config["pattern_projection_as_connected"]
-            and not config["normalize_hopfield_space"]
-        )
-        self.nothing_projected = all(static)
-        self.stored = config["stored_pattern_size"] or width
-        self.projection = config["pattern_projection_size"] or width
-        self.hidden: Any = None  # of the association space and of a value, per head
-        self.pattern: Any = None
-        if self.static_execution:
-            return
-        if width is None:
+    def add(
+        self,
+        ours: str,
+        shape: tuple[int, ...],
+        theirs: str,
+        layout: Layout = "same",
+        rows: Rows | None = None,
+    ) -> None:
+        if None in shape:
             raise ValueError(
-                "input_size is missing; only a layer whose three inputs are static and "
-                "whose output projection is disabled does without."
+                f"input_size is missing, but {theirs} depends on it; give the arguments "
+                "that the layer was made with."
             )
-        if config["hidden_size"] is None and width % heads:
-            raise ValueError(
-                f"input_size={width} must be divisible by num_heads={heads}, or "
-                "hidden_size given."
-            )
-        self.hidden = config["hidden_size"] or width // heads
-        self.pattern = config["pattern_size"] or self.hidden
-        self.one_matrix = (
-            self.stored == self.projection == width
-            and config["pattern_size"] is None
-            and not config["pattern_projection_as_connected"]
-        )
+        self.shapes[ours], self.entries[ours] = shape, Entry(theirs, layout, rows)
 
 
-def hopfield_fields(config: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
-    """The fields of our `Hopfield` that make it the official one."""
-
-    def normalisation(name: str) -> str:
-        if not config[f"normalize_{name}"]:
-            return "off"
-        return "affine" if config[f"normalize_{name}_affine"] else "plain"
-
-    beta = per_head(config["scaling"], float)
-    if beta is None and sizes.static_execution:
-        beta = 1.0  # there is no d to take the root of
-    limits = per_head(config["update_steps_max"], int)
-    if isinstance(limits, tuple):
-        limits = tuple(None if limit < 0 else limit for limit in limits)
-    activation = config["association_activation"]
-    if activation is not None and activation not in ACTIVATIONS:
-        raise ValueError(
-            f"association_activation={activation!r} is none of "
-            f"{', '.join(ACTIVATIONS)}; apply it to the output yourself."
-        )
-    static_projection = config["pattern_projection_as_static"]
-    out = not config["disable_out_projection"]
-    return {
-        "num_heads": config["num_heads"],
-        "head_dim": sizes.hidden,
-        "value_dim": None if static_projection else sizes.pattern,
-        "output_width": (config["output_size"] or config["input_size"])
-        if out
-        else None,
-        "beta": beta,
-        "max_updates": limits,
-        "eps": per_head(config["update_steps_eps"], float),
-        "norm_stored": normalisation("stored_pattern"),
-        "norm_state": normalisation("state_pattern"),
-        "norm_projection": normalisation("pattern_projection"),
-        "norm_association": normalisation("hopfield_space"),
-        "norm_stored_epsilon": config["normalize_stored_pattern_eps"],
-        "norm_state_epsilon": config["normalize_state_pattern_eps"],
-        "norm_projection_epsilon": config["normalize_pattern_projection_eps"],
-        "norm_association_epsilon": config["normalize_hopfield_space_eps"],
-        "static_stored": config["stored_pattern_as_static"],
-        "static_state": config["state_pattern_as_static"],
-        "static_projection": static_projection,
-        "connected": config["pattern_projection_as_connected"],
-        "zero_association": config["add_zero_association"],
-        "use_bias": config["input_bias"],
-        "out_projection": out,
-        "activation": activation,
-        "dropout": config["dropout"],
-    }
+def add_hopfield(
+    table: Table, config: Mapping[str, Any], sizes: Sizes, ours: str, theirs: str
+) -> None:
+    """The parameters of our `Hopfield`, under the prefixes `ours` and `theirs`."""
+    core = f"{theirs}association_core."
+    for part, name, width in (
+        ("stored", "stored_pattern", sizes.stored),
+        ("state", "state_pattern", sizes.input),
+        ("projection", "pattern_projection", sizes.projection),
+        ("association", "hopfield_space", sizes.hidden),
+    ):
+        if config[f"normalize_{name}"] and config[f"normalize_{name}_affine"]:
+            weight, bias = f"{theirs}norm_{name}.weight", f"{theirs}norm_{name}.bias"
+            if part == "association":
+                weight, bias = f"{core}p_norm_weight", f"{core}p_norm_bias"
+            table.add(f"{ours}{part}_norm/scale", (width,), weight)
+            table.add(f"{ours}{part}_norm/bias", (width,), bias)
+    if not sizes.static_execution:
+        add_projections(table, config, sizes, ours, core)
 
 
-def per_head(value: Any, cast: type) -> Any:
-    """None, a number, or a tuple of them where the original has a tensor."""
-    if value is None:
-        return None
-    values = np.asarray(value)
-    if values.ndim == 0:
-        return cast(values)
-    return tuple(cast(entry) for entry in values)
-
-
-def hopfield_params(
-    config: Mapping[str, Any], sizes: Sizes, weights: "Weights", prefix: str
-) -> dict[str, Any]:
-    """Our `Hopfield`'s parameters; the official matrices are (out, in)."""
-    heads, width = config["num_heads"], config["input_size"]
-    core = f"{prefix}association_core."
-    params: dict[str, Any] = {}
-
-    def norm(name: str, official: str, width: int | None) -> None:
-        if config[f"normalize_{official}"] and config[f"normalize_{official}_affine"]:
-            params[f"{name}_norm"] = {
-                "scale": weights.take(f"{prefix}norm_{official}.weight", (width,)),
-                "bias": weights.take(f"{prefix}norm_{official}.bias", (width,)),
-            }
-
-    norm("stored", "stored_pattern", sizes.stored)
-    norm("state", "state_pattern", width)
-    norm("projection", "pattern_projection", sizes.projection)
-    if config["normalize_hopfield_space"] and config["normalize_hopfield_space_affine"]:
-        params["association_norm"] = {
-            "scale": weights.take(f"{core}p_norm_weight", (sizes.hidden,)),
-            "bias": weights.take(f"{core}p_norm_bias", (sizes.hidden,)),
-        }
-    if sizes.static_execution:
-        return params
-
-    hidden, pattern = heads * sizes.hidden, heads * sizes.pattern
+def add_projections(
+    table: Table, config: Mapping[str, Any], sizes: Sizes, ours: str, core: str
+) -> None:
+    """Query, key, value and output; the official matrices are [out, in]."""
+    heads, width = config["num_heads"], sizes.input
     after_key = (
         config["pattern_projection_as_connected"]
         and not config["stored_pattern_as_static"]
     )
-    # (ours, theirs, channels per head, static, input width), in the order of their rows
+    value_inputs = (heads, sizes.hidden) if after_key else (sizes.projection,)
+    # (ours, theirs, channels per head, static, axes of the input), in the order of their
+    # rows in the matrix that they share.
     roles = [
-        ("query", "q", sizes.hidden, config["state_pattern_as_static"], width),
-        ("key", "k", sizes.hidden, config["stored_pattern_as_static"], sizes.stored),
+        ("query", "q", sizes.hidden, config["state_pattern_as_static"], (width,)),
+        (
+            "key",
+            "k",
+            sizes.hidden,
+            config["stored_pattern_as_static"],
+            (sizes.stored,),
+        ),
         (
             "value",
             "v",
             sizes.pattern,
             config["pattern_projection_as_static"],
-            hidden if after_key else sizes.projection,
+            value_inputs,
         ),
     ]
     projected = [role for role in roles if not role[3]]
-    rows = sum(heads * channels for _, _, channels, *_ in projected)
-    matrix = None
-    if sizes.one_matrix and projected:
-        matrix = weights.take(f"{core}in_proj_weight", (rows, width))
-    bias = None
-    if config["input_bias"] and not sizes.nothing_projected:
-        # A static value has its block, too, which nothing reads.
-        dead = pattern if config["pattern_projection_as_static"] else 0
-        bias = weights.take(f"{core}in_proj_bias", (rows + dead,))
+    total = sum(heads * channels for _, _, channels, *_ in projected)
+    # The shared bias has rows for a static value, too, which nothing reads.
+    unread = heads * sizes.pattern if config["pattern_projection_as_static"] else 0
     start = 0
-    for ours, theirs, channels, _, inputs in projected:
-        block = slice(start, start + heads * channels)
-        start = block.stop
-        if matrix is not None:
-            kernel = matrix[block]
+    for name, letter, channels, _, inputs in projected:
+        stop = start + heads * channels
+        shape = (*inputs, heads, channels)
+        if sizes.one_matrix:
+            kernel, rows = f"{core}in_proj_weight", Rows(start, stop, total)
+            table.add(f"{ours}{name}/kernel", shape, kernel, "heads", rows)
         else:
-            shape = (heads * channels, inputs)
-            kernel = weights.take(f"{core}{theirs}_proj_weight", shape)
-        inner = (heads, sizes.hidden) if ours == "value" and after_key else (inputs,)
-        params[ours] = {"kernel": kernel.T.reshape(*inner, heads, channels)}
-        if bias is not None:
-            params[ours]["bias"] = bias[block].reshape(heads, channels)
+            kernel = f"{core}{letter}_proj_weight"
+            table.add(f"{ours}{name}/kernel", shape, kernel, "heads")
+        if config["input_bias"]:
+            rows = Rows(start, stop, total + unread)
+            bias = f"{core}in_proj_bias"
+            table.add(f"{ours}{name}/bias", shape[-2:], bias, "flat", rows)
+        start = stop
     if not config["disable_out_projection"]:
         out = config["output_size"] or width
-        kernel = weights.take(f"{core}out_proj.weight", (out, pattern))
-        params["out"] = {"kernel": kernel.T.reshape(heads, sizes.pattern, out)}
+        shape = (heads, sizes.pattern, out)
+        table.add(f"{ours}out/kernel", shape, f"{core}out_proj.weight", "dense")
         if config["input_bias"]:
-            params["out"]["bias"] = weights.take(f"{core}out_proj.bias", (out,))
-    if config["concat_bias_pattern"]:
-        weights.ignore(f"{core}bias_k", f"{core}bias_v")
-    return params
-
-
-class Weights:
-    """A state_dict that notices what is missing, misshapen or never asked for."""
-
-    def __init__(self, kind: str, state_dict: Mapping[str, np.ndarray]):
-        self.kind, self.left = kind, dict(state_dict)
-
-    def take(self, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
-        if name not in self.left:
-            raise ValueError(
-                f"{name} is missing from the state_dict of this {self.kind}; the "
-                "config asks for it. Give the arguments that the layer was made with."
-            )
-        array = np.asarray(self.left.pop(name))
-        if array.shape != shape:
-            raise ValueError(
-                f"{name} has the shape {array.shape}, but the config makes it {shape}. "
-                "Give the arguments that the layer was made with."
-            )
-        return array
-
-    def ignore(self, *names: str) -> None:
-        for name in names:
-            self.left.pop(name, None)
-
-    def check_all_taken(self) -> None:
-        if self.left:
-            raise ValueError(
-                f"{', '.join(sorted(self.left))}: nothing in this {self.kind}'s config "
-                "uses it. Give the arguments that the layer was made with."
-            )
+            table.add(f"{ours}out/bias", (out,), f"{core}out_proj.bias")

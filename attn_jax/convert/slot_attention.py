@@ -1,20 +1,29 @@
 """Models of the official Keras code (google-research, slot_attention) as ours."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from attn_jax.convert.arrays import (
+    Entry,
+    parameter_shapes,
+    read_parameters,
+    require_shape,
+)
 from attn_jax.models.slot_attention import (
     SlotAttention,
     SlotAttentionAutoEncoder,
     SlotAttentionClassifier,
 )
 
-# Arguments of the official constructors that the weights do not tell; strides of the
+# Arguments of the official constructors that the weights do not tell. Strides of the
 # encoder are constants there.
-CONFIG = {
+SETTINGS = {
     "SlotAttention": {"num_slots", "num_iterations", "epsilon"},
     "SlotAttentionAutoEncoder": {
         "num_slots",
@@ -34,6 +43,18 @@ CONFIG = {
     },
 }
 
+# Our names -> theirs, of matrices with a bias, without one, of norms, and of single arrays.
+SLOT_DENSE = {"mlp_1": "mlp/0", "mlp_2": "mlp/1"}
+SLOT_MATRICES = {"query": "q", "key": "k", "value": "v"}
+SLOT_NORMS = ("norm_inputs", "norm_slots", "norm_mlp")
+SLOT_ARRAYS = (
+    "slots_mu",
+    "slots_log_sigma",
+    "gru/kernel",
+    "gru/recurrent_kernel",
+    "gru/bias",
+)
+
 
 def from_keras(
     kind: str, config: Mapping[str, Any], weights: Mapping[str, np.ndarray]
@@ -42,208 +63,192 @@ def from_keras(
 
     Args:
         kind: "SlotAttention", "SlotAttentionAutoEncoder" or "SlotAttentionClassifier".
-        config: `num_slots`; `num_iterations` (3 if absent), `epsilon` (1e-8); of whole
-            models `resolution` (height, width) of the image, `encoder_strides` (those
-            of the official class if absent); of the autoencoder `decoder_initial_size`
-            (8, 8) and `decoder_strides` (2, 2, 2, 2, 1, 1).
+        config: `num_slots`; `num_iterations` (default 3), `epsilon` (default 1e-8); of whole
+            models `resolution` (height, width) of the image in pixels, `encoder_strides`
+            (default: those of the official class); of the autoencoder
+            `decoder_initial_size` (8, 8) and `decoder_strides` (2, 2, 2, 2, 1, 1).
         weights: {path of Keras attributes: array}, such as "slot_attention/gru/kernel"
             or "encoder_cnn/0/bias"; transposed convolutions are [h, w, out, in].
 
     Raises:
-        ValueError: an unknown kind, setting or array; a missing one; a wrong shape.
+        ValueError: an unknown kind or setting; one table of the arrays that are missing,
+            unused or of another shape.
     """
-    if kind not in CONFIG:
+    if kind not in SETTINGS:
         raise ValueError(
-            f"{kind=} cannot be converted; the kinds are {', '.join(CONFIG)}."
+            f"{kind=} cannot be converted; the kinds are {', '.join(SETTINGS)}."
         )
-    if unknown := sorted(set(config) - CONFIG[kind]):
+    if unknown := sorted(set(config) - SETTINGS[kind]):
         raise ValueError(
             f"{unknown[0]!r} is no setting of {kind}; it has "
-            f"{', '.join(sorted(CONFIG[kind]))}. Leave it out."
+            f"{', '.join(sorted(SETTINGS[kind]))}. Leave it out."
         )
     if "num_slots" not in config:
         raise ValueError(f"{kind} needs num_slots; the weights do not tell it.")
-    taken = Weights(kind, weights)
-    fields: dict[str, Any] = {
-        "num_slots": int(config["num_slots"]),
-        "iterations": int(config.get("num_iterations", 3)),
-        "epsilon": float(config.get("epsilon", 1e-8)),
-    }
-    if kind == "SlotAttention":
-        params = taken.slot_attention("", fields)
-        module: nn.Module = SlotAttention(**fields)
-    else:
-        params = {
-            "encoder": taken.encoder(fields),
-            "slot_attention": taken.slot_attention("slot_attention/", fields),
-        }
-    if kind == "SlotAttentionAutoEncoder":
-        size = numbers(config.get("decoder_initial_size", (8, 8)))
-        strides = numbers(config.get("decoder_strides", (2, 2, 2, 2, 1, 1)))
-        made = tuple(side * int(np.prod(strides)) for side in size)
-        resolution = numbers(config.get("resolution", made))
-        if resolution != made:
-            raise ValueError(
-                f"{resolution=}, but {size=} times {strides=} of the decoder is "
-                f"{made}; set decoder_initial_size or decoder_strides."
-            )
-        params["decoder"] = taken.decoder(fields)
-        plain = (1,) * len(fields["encoder_channels"])
-        fields |= {
-            "encoder_strides": numbers(config.get("encoder_strides", plain)),
-            "decoder_initial_size": size,
-            "decoder_strides": strides,
-        }
-        check_strides("encoder", fields)
-        check_strides("decoder", fields)
-        module = SlotAttentionAutoEncoder(**fields)
-    elif kind == "SlotAttentionClassifier":
-        width = fields["width"]
-        head, outputs = (
-            taken.look(f"mlp_classifier/{i}/kernel", 2)[1] for i in range(2)
-        )
-        params["head_1"] = taken.dense("mlp_classifier/0", (width, head))
-        params["head_2"] = taken.dense("mlp_classifier/1", (head, outputs))
-        fields |= {
-            "head_width": head,
-            "num_outputs": outputs,
-            "resolution": numbers(config.get("resolution", (128, 128))),
-            "encoder_strides": numbers(config.get("encoder_strides", (1, 2, 2, 1))),
-        }
-        check_strides("encoder", fields)
-        module = SlotAttentionClassifier(**fields)
-    taken.check_all_taken()
+    make = {
+        "SlotAttention": make_slot_attention,
+        "SlotAttentionAutoEncoder": make_autoencoder,
+        "SlotAttentionClassifier": make_classifier,
+    }[kind]
+    module, inputs, entries = make(config, weights, kind)
+    keys = jax.random.split(jax.random.key(0), 1)
+    params = read_parameters(
+        entries,
+        parameter_shapes(
+            module, jax.ShapeDtypeStruct(inputs, jnp.float32), sample_keys=keys
+        ),
+        weights,
+        f"the weights of {kind}",
+        remedy=(
+            "give the arrays of one model as Keras holds them, named by their attributes "
+            "without a prefix, and the kind that they belong to"
+        ),
+    )
     return module, {"params": params}
 
 
-class Weights:
-    """The official arrays; each must be taken, in the shape that is asked for."""
+Made = tuple[nn.Module, tuple[int, ...], dict[str, Entry]]  # the second: input shape
 
-    def __init__(self, kind: str, arrays: Mapping[str, np.ndarray]):
-        self.kind, self.arrays = kind, dict(arrays)
-        self.left = set(self.arrays)
 
-    def look(self, name: str, dims: int) -> tuple[int, ...]:
-        """The shape of an array, from which widths are read."""
-        if name not in self.arrays:
-            raise ValueError(
-                f"{name} of {self.kind} is missing from the weights; name arrays by "
-                "their Keras attributes, without a prefix."
-            )
-        shape = self.arrays[name].shape
-        if len(shape) != dims:
-            raise ValueError(
-                f"{name} of {self.kind} has the shape {list(shape)}; it must have "
-                f"{dims} dimensions. Give the array as Keras holds it."
-            )
-        return tuple(int(side) for side in shape)
+def make_slot_attention(
+    config: Mapping[str, Any], weights: Mapping[str, np.ndarray], source: str
+) -> Made:
+    fields, inputs = slot_fields(config, weights, "", source)
+    return SlotAttention(**fields), (1, 1, inputs), slot_entries("", "")
 
-    def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        found = self.look(name, len(shape))
-        if found != shape:
-            raise ValueError(
-                f"{name} of {self.kind} has the shape {list(found)}; beside the other "
-                f"weights it must be {list(shape)}. Give the arrays of one model."
-            )
-        self.left.discard(name)
-        return np.asarray(self.arrays[name], np.float32)
 
-    def check_all_taken(self) -> None:
-        if self.left:
-            raise ValueError(
-                f"{sorted(self.left)[0]} is no weight of this {self.kind}; leave it "
-                "out, or set `kind` to the model that it belongs to."
-            )
+def make_autoencoder(
+    config: Mapping[str, Any], weights: Mapping[str, np.ndarray], source: str
+) -> Made:
+    size = as_ints(config.get("decoder_initial_size", (8, 8)))
+    strides = as_ints(config.get("decoder_strides", (2, 2, 2, 2, 1, 1)))
+    decoded = tuple(side * math.prod(strides) for side in size)
+    resolution = as_ints(config.get("resolution", decoded))
+    if resolution != decoded:
+        raise ValueError(
+            f"{resolution=}, but decoder_initial_size={size} times decoder_strides={strides} "
+            f"is {decoded}; set decoder_initial_size or decoder_strides."
+        )
+    fields, _ = slot_fields(config, weights, "slot_attention/", source)
+    fields |= convolution_fields("encoder", weights, source)
+    fields |= convolution_fields("decoder", weights, source)
+    layers = len(fields["encoder_kernels"])
+    fields |= {
+        "encoder_strides": as_ints(config.get("encoder_strides", (1,) * layers)),
+        "decoder_initial_size": size,
+        "decoder_strides": strides,
+    }
+    check_strides("encoder", fields)
+    check_strides("decoder", fields)
+    module = SlotAttentionAutoEncoder(**fields)
+    entries = {
+        **slot_entries("slot_attention/", "slot_attention/"),
+        **encoder_entries(layers),
+        **layer_entries("decoder/position/dense", "decoder_pos/dense"),
+    }
+    for i in range(len(fields["decoder_kernels"])):
+        entries |= layer_entries(f"decoder/conv_{i}", f"decoder_cnn/{i}")
+    return module, (1, *decoded, 3), entries
 
-    def dense(
-        self, name: str, shape: tuple[int, ...], bias: bool = True
-    ) -> dict[str, np.ndarray]:
-        params = {"kernel": self.take(f"{name}/kernel", shape)}
-        if bias:
-            params["bias"] = self.take(f"{name}/bias", shape[-1:])
-        return params
 
-    def norm(self, name: str, width: int) -> dict[str, np.ndarray]:
-        return {
-            "scale": self.take(f"{name}/gamma", (width,)),
-            "bias": self.take(f"{name}/beta", (width,)),
-        }
+def make_classifier(
+    config: Mapping[str, Any], weights: Mapping[str, np.ndarray], source: str
+) -> Made:
+    fields, _ = slot_fields(config, weights, "slot_attention/", source)
+    fields |= convolution_fields("encoder", weights, source)
+    head, outputs = (
+        require_shape(weights, f"mlp_classifier/{i}/kernel", 2, source)[1]
+        for i in range(2)
+    )
+    fields |= {
+        "head_width": head,
+        "num_outputs": outputs,
+        "resolution": as_ints(config.get("resolution", (128, 128))),
+        "encoder_strides": as_ints(config.get("encoder_strides", (1, 2, 2, 1))),
+    }
+    check_strides("encoder", fields)
+    module = SlotAttentionClassifier(**fields)
+    entries = {
+        **slot_entries("slot_attention/", "slot_attention/"),
+        **encoder_entries(len(fields["encoder_kernels"])),
+        **layer_entries("head_1", "mlp_classifier/0"),
+        **layer_entries("head_2", "mlp_classifier/1"),
+    }
+    return module, (1, *module.resolution, 3), entries
 
-    def slot_attention(self, prefix: str, fields: dict[str, Any]) -> dict[str, Any]:
-        """The parameters; adds what the weights tell to the module's fields."""
-        inputs, width = self.look(f"{prefix}k/kernel", 2)
-        mlp_width = self.look(f"{prefix}mlp/0/kernel", 2)[1]
-        fields |= {"width": width, "mlp_width": mlp_width}
-        triple = (width, 3 * width)
-        return {
-            "slots_mu": self.take(f"{prefix}slots_mu", (1, 1, width)),
-            "slots_log_sigma": self.take(f"{prefix}slots_log_sigma", (1, 1, width)),
-            "norm_inputs": self.norm(f"{prefix}norm_inputs", inputs),
-            "norm_slots": self.norm(f"{prefix}norm_slots", width),
-            "norm_mlp": self.norm(f"{prefix}norm_mlp", width),
-            "query": self.dense(f"{prefix}q", (width, width), bias=False),
-            "key": self.dense(f"{prefix}k", (inputs, width), bias=False),
-            "value": self.dense(f"{prefix}v", (inputs, width), bias=False),
-            "gru": {
-                "kernel": self.take(f"{prefix}gru/kernel", triple),
-                "recurrent_kernel": self.take(f"{prefix}gru/recurrent_kernel", triple),
-                "bias": self.take(f"{prefix}gru/bias", (2, 3 * width)),
-            },
-            "mlp_1": self.dense(f"{prefix}mlp/0", (width, mlp_width)),
-            "mlp_2": self.dense(f"{prefix}mlp/1", (mlp_width, width)),
-        }
 
-    def layers(self, name: str) -> int:
-        """How many convolutions there are, counted up to the first that is missing."""
-        number = 0
-        while f"{name}/{number}/kernel" in self.arrays:
-            number += 1
-        return number
+def slot_fields(
+    config: Mapping[str, Any],
+    weights: Mapping[str, np.ndarray],
+    prefix: str,
+    source: str,
+) -> tuple[dict[str, Any], int]:
+    """(fields of `SlotAttention`, width of its inputs)."""
+    inputs, width = require_shape(weights, f"{prefix}k/kernel", 2, source)
+    fields = {
+        "num_slots": int(config["num_slots"]),
+        "iterations": int(config.get("num_iterations", 3)),
+        "epsilon": float(config.get("epsilon", 1e-8)),
+        "width": width,
+        "mlp_width": require_shape(weights, f"{prefix}mlp/0/kernel", 2, source)[1],
+    }
+    return fields, inputs
 
-    def encoder(self, fields: dict[str, Any]) -> dict[str, Any]:
-        params: dict[str, Any] = {}
-        channels, kernels, previous = [], [], 3
-        for i in range(max(self.layers("encoder_cnn"), 1)):
-            name = f"encoder_cnn/{i}"
-            kernel, _, _, out = self.look(f"{name}/kernel", 4)
-            params[f"conv_{i}"] = self.dense(name, (kernel, kernel, previous, out))
-            channels.append(out)
-            kernels.append(kernel)
-            previous = out
-        fields |= {
-            "encoder_channels": tuple(channels),
-            "encoder_kernels": tuple(kernels),
-        }
-        params["position"] = {"dense": self.dense("encoder_pos/dense", (4, previous))}
-        params["norm"] = self.norm("layer_norm", previous)
-        for i in range(2):
-            params[f"mlp_{i + 1}"] = self.dense(f"mlp/{i}", (previous, previous))
-        return params
 
-    def decoder(self, fields: dict[str, Any]) -> dict[str, Any]:
-        width = fields["width"]
-        params: dict[str, Any] = {
-            "position": {"dense": self.dense("decoder_pos/dense", (4, width))}
-        }
-        channels, kernels, previous = [], [], width
-        last = max(self.layers("decoder_cnn"), 1) - 1
-        for i in range(last + 1):
-            name = f"decoder_cnn/{i}"
-            kernel, _, out, _ = self.look(f"{name}/kernel", 4)
-            out = 4 if i == last else out  # RGB and the mask's logit
-            shape = (kernel, kernel, out, previous)
-            params[f"conv_{i}"] = {
-                "kernel": self.take(f"{name}/kernel", shape),
-                "bias": self.take(f"{name}/bias", (out,)),
-            }
-            channels.append(out)
-            kernels.append(kernel)
-            previous = out
-        fields |= {
-            "decoder_channels": tuple(channels[:-1]),
-            "decoder_kernels": tuple(kernels),
-        }
-        return params
+def convolution_fields(
+    part: str, weights: Mapping[str, np.ndarray], source: str
+) -> dict[str, tuple[int, ...]]:
+    """Channels and kernel sizes of "encoder" or "decoder", from its kernels.
+
+    A kernel is [h, w, in, out], in the decoder [h, w, out, in]. The decoder's last layer is
+    RGB and the mask's logit, which are no field.
+    """
+    shapes: list[tuple[int, ...]] = []
+    while not shapes or f"{part}_cnn/{len(shapes)}/kernel" in weights:
+        name = f"{part}_cnn/{len(shapes)}/kernel"
+        shapes.append(require_shape(weights, name, 4, source))
+    if part == "encoder":
+        channels = [shape[3] for shape in shapes]
+    else:
+        channels = [shape[2] for shape in shapes[:-1]]
+    return {
+        f"{part}_channels": tuple(channels),
+        f"{part}_kernels": tuple(shape[0] for shape in shapes),
+    }
+
+
+def layer_entries(ours: str, theirs: str) -> dict[str, Entry]:
+    return {f"{ours}/{leaf}": Entry(f"{theirs}/{leaf}") for leaf in ("kernel", "bias")}
+
+
+def keras_norm_entries(ours: str, theirs: str) -> dict[str, Entry]:
+    return {
+        f"{ours}/scale": Entry(f"{theirs}/gamma"),
+        f"{ours}/bias": Entry(f"{theirs}/beta"),
+    }
+
+
+def slot_entries(ours: str, theirs: str) -> dict[str, Entry]:
+    entries = {f"{ours}{name}": Entry(f"{theirs}{name}") for name in SLOT_ARRAYS}
+    for name, other in SLOT_MATRICES.items():
+        entries[f"{ours}{name}/kernel"] = Entry(f"{theirs}{other}/kernel")
+    for name, other in SLOT_DENSE.items():
+        entries |= layer_entries(f"{ours}{name}", f"{theirs}{other}")
+    for name in SLOT_NORMS:
+        entries |= keras_norm_entries(f"{ours}{name}", f"{theirs}{name}")
+    return entries
+
+
+def encoder_entries(layers: int) -> dict[str, Entry]:
+    entries = {
+        **layer_entries("encoder/position/dense", "encoder_pos/dense"),
+        **keras_norm_entries("encoder/norm", "layer_norm"),
+        **layer_entries("encoder/mlp_1", "mlp/0"),
+        **layer_entries("encoder/mlp_2", "mlp/1"),
+    }
+    for i in range(layers):
+        entries |= layer_entries(f"encoder/conv_{i}", f"encoder_cnn/{i}")
+    return entries
 
 
 def check_strides(part: str, fields: Mapping[str, Any]) -> None:
@@ -255,5 +260,5 @@ def check_strides(part: str, fields: Mapping[str, Any]) -> None:
         )
 
 
-def numbers(values: Any) -> tuple[int, ...]:
+def as_ints(values: Any) -> tuple[int, ...]:
     return tuple(int(value) for value in values)

@@ -1,27 +1,44 @@
 """A ViT for Hugging Face transformers and for timm: .safetensors beside a configuration.
 
-The inverse of vit_torch.py, by the same tables of names.
+The inverse of read_hf.py and read_timm.py, by the same tables of names.
 """
 
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from attn_jax.convert.tensors import write_safetensors
-from attn_jax.convert.vit import Entry, Size, to_theirs
-from attn_jax.convert.vit_torch import HF_GELU, TIMM_GELU, hf_names, timm_names
+from attn_jax.convert.arrays import write_arrays
+from attn_jax.convert.files import write_safetensors
+from attn_jax.convert.vit.fit import Size
+from attn_jax.convert.vit.names import HF_GELU, TIMM_GELU, hf_entries, timm_entries
 from attn_jax.data.framing import sides
 from attn_jax.models.vit import ViT, sincos2d
 from attn_jax.paths import named_leaves
 
 
+class Images(NamedTuple):
+    """Images and classes of a model, which its parameters do not describe.
+
+    Attributes:
+        size: in pixels.
+        mean, std: of the normalisation, in units of 0..1, per channel; None: unknown.
+        labels: names of the classes; None: they have none.
+    """
+
+    size: Size
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    labels: tuple[str, ...] | None = None
+
+
 def to_hf(
-    module: ViT, variables: Mapping[str, Any], folder: pathlib.Path, image_size: Size
+    module: ViT, variables: Mapping[str, Any], folder: pathlib.Path, images: Images
 ) -> None:
-    """Writes config.json and model.safetensors that transformers' ViT classes load.
+    """Writes config.json and model.safetensors that transformers' ViT classes load, and
+    preprocessor_config.json if the statistics of pixels are known.
 
     ViTForMaskedImageModeling where the model has a `patch_head`, else
     ViTForImageClassification where it has classes, else ViTModel.
@@ -30,7 +47,7 @@ def to_hf(
         ValueError: the model has a part that transformers' ViT lacks.
     """
     rules = module.rules
-    refuse(
+    check_representable(
         "transformers' ViT",
         {
             "pool": module.pool != "cls",
@@ -52,14 +69,15 @@ def to_hf(
         kind, prefix = "ViTForImageClassification", "vit."
     else:
         kind, prefix = "ViTModel", ""
-    leaves = with_table(module, variables, image_size, all_tokens=True)
-    arrays = renamed(leaves, hf_names(module))
+    leaves = with_position_table(module, variables, images.size, all_tokens=True)
+    arrays = write_arrays(hf_entries(module), leaves)
     outside = ("classifier.", "decoder.")
     arrays = {
         name if name.startswith(outside) else prefix + name: array
         for name, array in arrays.items()
     }
     channels = leaves["embedding/kernel"].shape[2]
+    labels = images.labels or [f"LABEL_{i}" for i in range(module.num_classes)]
     config = {
         "architectures": [kind],
         "model_type": "vit",
@@ -67,31 +85,49 @@ def to_hf(
         "num_hidden_layers": module.depth,
         "num_attention_heads": module.num_heads,
         "intermediate_size": module.mlp_width,
-        "hidden_act": called(rules.gelu, HF_GELU),
+        "hidden_act": activation_name(rules.gelu, HF_GELU),
         "layer_norm_eps": rules.norm_epsilon,
         "hidden_dropout_prob": module.dropout,
         "attention_probs_dropout_prob": module.attention_dropout,
-        "image_size": image_size,
+        "image_size": images.size,
         "patch_size": module.patch_size,
         "num_channels": channels,
         "qkv_bias": module.qkv_bias,
         "encoder_stride": sides(module.patch_size)[0],
         "pooler_act": "tanh",
         "pooler_output_size": module.width,
-        "id2label": {str(i): f"LABEL_{i}" for i in range(module.num_classes)},
-        "label2id": {f"LABEL_{i}": i for i in range(module.num_classes)},
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
     }
     if not module.num_classes:
         del config["id2label"], config["label2id"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    if images.mean is not None and images.std is not None:
+        height, width = sides(images.size)
+        processor = {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": True,
+            "size": {"height": height, "width": width},
+            "resample": 2,  # bilinear
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": per_channel(images.mean, channels),
+            "image_std": per_channel(images.std, channels),
+        }
+        text = json.dumps(processor, indent=1) + "\n"
+        (folder / "preprocessor_config.json").write_text(text)
     write_safetensors(folder / "model.safetensors", arrays)
 
 
 def to_timm(
-    module: ViT, variables: Mapping[str, Any], path: pathlib.Path, image_size: Size
+    module: ViT, variables: Mapping[str, Any], path: pathlib.Path, images: Images
 ) -> None:
     """Writes NAME.safetensors and NAME.json, the arguments of timm's VisionTransformer.
+
+    If class names or the statistics of pixels are known, NAME.json also has
+    `pretrained_cfg`, which is no argument of the class, but of `timm.create_model`.
 
     timm's norms have epsilon 1e-6, and its arguments cannot say another. A smaller one is
     taken for it: where the variance is over .05, a norm changes by less than 1e-5 of itself.
@@ -99,7 +135,7 @@ def to_timm(
     Raises:
         ValueError: the model has a part that timm's class lacks, or a larger epsilon.
     """
-    refuse(
+    check_representable(
         "timm's VisionTransformer",
         {
             "stem": module.stem is not None,
@@ -116,16 +152,11 @@ def to_timm(
             "change; export module.clone(norm_epsilon=1e-6) if the outputs may differ."
         )
     on_all = rules.position_on == "all" and module.position == "learned"
-    leaves = with_table(module, variables, image_size, all_tokens=on_all)
-    arrays = renamed(leaves, timm_names(module))
-    for name in [n for n in arrays if ".qkv.1." in n]:
-        candidates = [name.replace(".qkv.1.", f".qkv.{i}.") for i in range(3)]
-        parts = [part for part in candidates if part in arrays]
-        fused = name.replace(".qkv.1.", ".qkv." if len(parts) == 3 else ".kv.")
-        arrays[fused] = np.concatenate([arrays.pop(part) for part in parts])
+    leaves = with_position_table(module, variables, images.size, all_tokens=on_all)
+    arrays = write_arrays(timm_entries(module), leaves)
     kernel = leaves["embedding/kernel"]
     arguments = {
-        "img_size": image_size,
+        "img_size": images.size,
         "patch_size": module.patch_size,
         "in_chans": kernel.shape[2],
         "num_classes": module.num_classes,
@@ -141,21 +172,43 @@ def to_timm(
         "reg_tokens": module.registers,
         "no_embed_class": not on_all,
         "pre_norm": module.pre_norm,
-        "act_layer": called(rules.gelu, TIMM_GELU),
+        "act_layer": activation_name(rules.gelu, TIMM_GELU),
     }
     if module.pool == "gap":
         arguments["fc_norm"] = rules.norm_after_pool
+    known: dict[str, Any] = {}
+    if images.labels is not None:
+        known["label_names"] = list(images.labels)
+    if images.mean is not None and images.std is not None:
+        known["mean"] = per_channel(images.mean, kernel.shape[2])
+        known["std"] = per_channel(images.std, kernel.shape[2])
+    if known:
+        arguments["pretrained_cfg"] = known
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").write_text(json.dumps(arguments, indent=1) + "\n")
     write_safetensors(path, arrays)
 
 
-def called(gelu: str, names: Mapping[str, str]) -> str:
+def per_channel(numbers: tuple[float, ...], channels: int) -> list[float]:
+    """A number per channel, from that many or from one for all.
+
+    Raises:
+        ValueError: another number of numbers.
+    """
+    if len(numbers) not in (1, channels):
+        raise ValueError(
+            f"mean and std have {len(numbers)} numbers, but the images have {channels} "
+            "channels; pass one number, or one per channel."
+        )
+    return list(numbers) * (channels if len(numbers) == 1 else 1)
+
+
+def activation_name(gelu: str, names: Mapping[str, str]) -> str:
     """The other library's name of an activation."""
     return next(theirs for theirs, ours in names.items() if ours == gelu)
 
 
-def refuse(whose: str, parts: Mapping[str, bool]) -> None:
+def check_representable(whose: str, parts: Mapping[str, bool]) -> None:
     if present := [name for name, has in parts.items() if has]:
         raise ValueError(
             f"{whose} has no place for this model's {', '.join(present)}; if the "
@@ -163,7 +216,7 @@ def refuse(whose: str, parts: Mapping[str, bool]) -> None:
         )
 
 
-def with_table(
+def with_position_table(
     module: ViT, variables: Mapping[str, Any], image_size: Size, *, all_tokens: bool
 ) -> dict[str, np.ndarray]:
     """The parameters by name; a fixed position table, or one without rows for the class
@@ -184,12 +237,3 @@ def with_table(
         )
     none = np.zeros((1, missing, module.width), np.float32)
     return {**leaves, "pos_embedding": np.concatenate([none, positions], axis=1)}
-
-
-def renamed(
-    leaves: Mapping[str, np.ndarray], names: Mapping[str, Entry]
-) -> dict[str, np.ndarray]:
-    return {
-        names[name].theirs: to_theirs(leaf, names[name].layout)
-        for name, leaf in leaves.items()
-    }

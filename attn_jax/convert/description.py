@@ -1,0 +1,158 @@
+"""JSON that describes a checkpoint, read with a check of every entry.
+
+A file may come from a stranger: only regular files of a sensible size are read.
+"""
+
+import json
+import math
+import os
+import stat
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from etils import epath
+
+MAX_JSON_BYTES = 2**26  # the names of 20,000 classes take one million
+MAX_COUNT = 2**31 - 1  # of anything that a configuration counts
+
+
+class Description(dict):
+    """A JSON object of a file. An entry that is missing or of another type is an error that
+    names the file.
+
+    Raises:
+        ValueError: no regular file; no JSON object.
+    """
+
+    def __init__(self, path: epath.PathLike):
+        text = read_text(path)
+        try:
+            described = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path} is no JSON: {short(error)}. Fetch it again."
+            ) from error
+        if not isinstance(described, dict):
+            raise ValueError(f"{path} holds no JSON object, but {described!r:.40}.")
+        super().__init__(described)
+        self.path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise ValueError(
+            f"{self.path} lacks {key!r}, which describes the model. Is it this model's?"
+        )
+
+    def count(self, key: str, default: int | None = None) -> int:
+        """A whole number of at least 1."""
+        value = self[key] if default is None else self.get(key, default)
+        if type(value) is not int or not 1 <= value <= MAX_COUNT:
+            raise self.wrong(key, value, f"a whole number from 1 to {MAX_COUNT}")
+        return value
+
+    def number(self, key: str, default: float, highest: float = math.inf) -> float:
+        """A finite number of at least 0."""
+        value = self.get(key, default)
+        if (
+            type(value) not in (int, float)
+            or not 0 <= value <= min(highest, MAX_COUNT)  # neither NaN nor infinite
+        ):
+            most = "" if highest == math.inf else f" and at most {highest}"
+            raise self.wrong(key, value, f"a finite number of at least 0{most}")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.get(key, default)
+        if type(value) is not bool:
+            raise self.wrong(key, value, "true or false")
+        return value
+
+    def choice(self, key: str, allowed: Collection[str], default: str) -> str:
+        value = self.get(key, default)
+        if not isinstance(value, str) or value not in allowed:
+            names = ", ".join(map(repr, allowed))
+            raise ValueError(f"{self.path}: {key}={value!r:.100} is none of {names}.")
+        return value
+
+    def section(self, key: str) -> "Description":
+        """A nested object, or an empty one."""
+        value = self.get(key, {})
+        if not isinstance(value, dict):
+            raise self.wrong(key, value, "an object")
+        return self.replaced_by(value)
+
+    def replaced_by(self, values: Mapping[str, Any]) -> "Description":
+        """Other values of the same file."""
+        described = Description.__new__(Description)
+        described.update(values)
+        described.path = self.path
+        return described
+
+    def size(self, key: str) -> int | tuple[int, int]:
+        """Pixels: one whole number, or a list of two."""
+        return as_size(self[key], f"{self.path}: {key}=")
+
+    def wrong(self, key: str, value: Any, rule: str) -> ValueError:
+        return ValueError(
+            f"{self.path}: {key}={short(value)} must be {rule}. Correct the file."
+        )
+
+
+def as_size(size: Any, where: str = "") -> int | tuple[int, int]:
+    """A size from JSON, where a tuple is a list; a square is one number."""
+    sides = [size, size] if type(size) is int else size
+    if (
+        not isinstance(sides, list | tuple)
+        or list(map(type, sides)) != [int, int]
+        or not all(1 <= side <= MAX_COUNT for side in sides)
+    ):
+        raise ValueError(
+            f"{where}{short(size)} is no size in pixels: one whole number or two."
+        )
+    return sides[0] if sides[0] == sides[1] else (sides[0], sides[1])
+
+
+def short(value: Any, most: int = 100) -> str:
+    """The value in a line; a number of 5,000 digits cannot even be printed."""
+    try:
+        text = str(value) if isinstance(value, Exception) else repr(value)
+    except ValueError:
+        return f"a {type(value).__name__} of thousands of digits"
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def check_regular(path: epath.PathLike) -> int:
+    """The size of a regular file in bytes.
+
+    Raises:
+        ValueError: it does not exist, or is a folder, pipe, socket or device, which may
+            block or never end.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(
+            f"{path} is not a regular file (a folder, pipe, socket or device)."
+        )
+    return status.st_size
+
+
+def read_text(path: epath.PathLike) -> str:
+    """The text of a configuration.
+
+    Raises:
+        ValueError: no regular file; too large; not UTF-8.
+    """
+    place = epath.Path(path)
+    local = "://" not in os.fspath(path)
+    size = check_regular(path) if local else place.stat().length
+    if size > MAX_JSON_BYTES:
+        raise ValueError(
+            f"{path} has {size:,} bytes; a configuration may have {MAX_JSON_BYTES:,}."
+        )
+    try:
+        return place.read_text()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}. Fetch it again.") from error

@@ -1,0 +1,171 @@
+"""Files of named arrays that other frameworks write.
+
+A file may come from a stranger: only regular files are read, and nothing is allocated that
+the size of the file or its header does not account for.
+"""
+
+import math
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (registers bfloat16, which safetensors asks NumPy for)
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
+
+from attn_jax.convert.description import Description, check_regular, short
+
+# Types of the safetensors format that are read.
+DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I8", "U8", "BOOL")
+
+FREE_BYTES = 2**29  # decompressed size of an archive up to which any ratio is accepted
+MAX_RATIO = (
+    100  # beyond that; arrays of floats compress by less than 10, a bomb by 1,000
+)
+
+
+def read_hugging_face(
+    folder: pathlib.Path,
+) -> tuple[pathlib.Path, Description, dict[str, np.ndarray]]:
+    """(path of the arrays, config.json, arrays) of a folder of transformers.
+
+    Raises:
+        ValueError: one of the files is missing, damaged or in parts.
+    """
+    path = weights_of_folder(folder)
+    return path, Description(folder / "config.json"), read_safetensors(path)
+
+
+def weights_of_folder(folder: pathlib.Path) -> pathlib.Path:
+    """The path of a folder's arrays.
+
+    Raises:
+        ValueError: there are none, or they are in several files.
+    """
+    path = folder / "model.safetensors"
+    if (folder / "model.safetensors.index.json").exists():
+        raise ValueError(
+            f"{folder} has its arrays in several files; save the model once more with "
+            "save_pretrained(max_shard_size='1TB')."
+        )
+    if not path.exists():
+        raise ValueError(
+            f"{folder} has no model.safetensors; a pickled pytorch_model.bin cannot be "
+            "read safely. Save the model with safe_serialization=True."
+        )
+    return path
+
+
+def array_names(path: pathlib.Path) -> list[str]:
+    """The names of the arrays of a .safetensors file."""
+    with open_safetensors(path) as file:
+        return list(file.keys())
+
+
+def open_safetensors(path: pathlib.Path) -> Any:
+    """An opened .safetensors file; the library checks its header against its size."""
+    check_regular(path)
+    try:
+        return safetensors.safe_open(path, framework="numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is no whole .safetensors file: {short(error)}. Fetch it again."
+        ) from error
+
+
+def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """{name: array} of a .safetensors file, without PyTorch.
+
+    Raises:
+        ValueError: the file is cut short or no such file, or holds an array of another
+            type or without elements.
+    """
+    arrays = {}
+    with open_safetensors(path) as file:
+        for name in file.keys():  # noqa: SIM118  (no dictionary)
+            header = file.get_slice(name)
+            if header.get_dtype() not in DTYPES:
+                raise ValueError(
+                    f"{path}: {short(name)} is of type {header.get_dtype()}; only "
+                    f"{', '.join(DTYPES)} can be read. Convert it first."
+                )
+            check_not_empty(path, name, header.get_shape())
+            arrays[name] = file.get_tensor(name)
+    return arrays
+
+
+def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """{name: array} of a NumPy archive.
+
+    Raises:
+        ValueError: the file is cut short or no such file; an array holds Python objects, or
+            another number of bytes than its header says; the archive is far larger
+            decompressed than any of real parameters.
+    """
+    size = check_regular(path)
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no whole .npz file. Fetch it again.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            total = sum(member.file_size for member in members)
+            if total > max(FREE_BYTES, MAX_RATIO * size):
+                raise ValueError(
+                    f"it has {size:,} bytes, but {total:,} decompressed, which arrays of "
+                    "parameters do not"
+                )
+            return {
+                member.filename.removesuffix(".npy"): read_npy(archive, member)
+                for member in members
+            }
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        ValueError,
+        OSError,
+        EOFError,
+        RuntimeError,  # encrypted
+        NotImplementedError,  # another compression
+    ) as error:
+        raise ValueError(
+            f"{path} is no whole .npz file: {short(error, 300)}. Fetch it again."
+        ) from error
+
+
+def read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """One array, whose header is checked before anything is allocated for it."""
+    name = short(member.filename)
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is neither stored nor deflated")
+    with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        elif version == (2, 0):
+            shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+        else:
+            raise ValueError(f"{name} has a header of version {version}")
+        if dtype.hasobject:
+            raise ValueError(f"{name} holds Python objects")
+        if math.prod(shape) * dtype.itemsize + stream.tell() != member.file_size:
+            raise ValueError(f"{name} has another size than its shape {list(shape)}")
+        check_not_empty(archive.filename, name, shape)
+    with archive.open(member) as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+def check_not_empty(path: Any, name: str, shape: Any) -> None:
+    """Raises ValueError for an array without elements, whose shape says nothing."""
+    if 0 in shape:
+        raise ValueError(
+            f"{path}: {short(name)} has no elements (shape {short(list(shape))})."
+        )
+
+
+def write_safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """A .safetensors file that PyTorch libraries read."""
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    save_file(contiguous, path, metadata={"format": "pt"})

@@ -1,0 +1,133 @@
+"""Whether a checkpoint's model and another fit: classes of the head by name, and fields."""
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+# Fields that change no shape of a parameter, or that are no reason not to load one: a head of
+# another number of classes is left out by the skip regex, patch filters are resized.
+NOT_COMPARED = {
+    "parent",
+    "name",
+    "dtype",
+    "remat",
+    "dropout",
+    "attention_dropout",
+    "stochastic_depth",
+    "dialect",
+    "gelu",
+    "norm_epsilon",
+    "head_bias_init",
+    "num_classes",
+    "patch_size",
+}
+
+
+def match_head(
+    leaves: Mapping[str, Any],
+    theirs: Sequence[str],
+    ours: Sequence[str],
+    head: str = "head",
+) -> dict[str, Any]:
+    """The parameters with the classes of the head in our order.
+
+    Args:
+        leaves: {name: array}; those of the head, such as "head/kernel" [D, C] and
+            "head/bias" [C], have the classes as last axis. Without a head nothing changes.
+        theirs: class names in the order of these arrays. Columns beyond them have no name
+            and stay.
+        ours: class names in the order wanted.
+        head: name of the head in `leaves`.
+
+    Raises:
+        ValueError: a class that one side lacks, or a name that stands for two classes; the
+            head has fewer columns than names.
+    """
+    for names in (theirs, ours):
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"two classes are called {', '.join(map(repr, doubled))}, so the head cannot "
+                "be matched by name. Rename one, or add the head to the skip regex."
+            )
+    only_theirs = [name for name in theirs if name not in set(ours)]
+    only_ours = [name for name in ours if name not in set(theirs)]
+    if only_theirs or only_ours:
+        parts = [
+            f"{whose} lacks {list_names(names)}"
+            for whose, names in (
+                ("the data", only_theirs),
+                ("the checkpoint's head", only_ours),
+            )
+            if names
+        ]
+        raise ValueError(
+            f"the classes differ: {'; '.join(parts)}. To train a new head, add {head}/.* to "
+            "the skip regex of config.init_from."
+        )
+    place = {name: i for i, name in enumerate(theirs)}
+    order = [place[name] for name in ours]
+    result = dict(leaves)
+    for name, leaf in leaves.items():
+        if not name.startswith(f"{head}/"):
+            continue
+        columns = np.shape(leaf)[-1]
+        if columns < len(order):
+            raise ValueError(
+                f"{name} has {columns} columns, but there are {len(order)} class names. "
+                f"Add {head}/.* to the skip regex of config.init_from."
+            )
+        unnamed = range(len(order), columns)
+        result[name] = np.asarray(leaf)[..., [*order, *unnamed]]
+    return result
+
+
+def list_names(names: Sequence[str], most: int = 10) -> str:
+    shown = ", ".join(map(repr, names[:most]))
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def explain_mismatch(theirs: nn.Module, ours: nn.Module) -> str | None:
+    """Which fields to set so that parameters of `theirs` fit `ours`; None: nothing to set.
+
+    Args:
+        theirs: the checkpoint's module.
+        ours: the module that is to be initialised from it (of a composed model, its part).
+    """
+    if type(theirs) is not type(ours):
+        return (
+            f"the checkpoint holds a {type(theirs).__name__}, the model is a "
+            f"{type(ours).__name__}"
+        )
+    different = {
+        field.name: getattr(theirs, field.name)
+        for field in dataclasses.fields(theirs)
+        if field.name not in NOT_COMPARED
+        and getattr(theirs, field.name) != getattr(ours, field.name)
+    }
+    if not different:
+        return None
+    parts = []
+    settings = [
+        f"--config.model.{name}={as_argument(value)}"
+        for name, value in different.items()
+        if not isinstance(value, nn.Module)
+    ]
+    if settings:
+        parts.append(f"set {' '.join(settings)}")
+    parts += [
+        f"its {name} is a {type(value).__name__}"
+        for name, value in different.items()
+        if isinstance(value, nn.Module)
+    ]
+    return f"to take its parameters, {'; '.join(parts)}"
+
+
+def as_argument(value: Any) -> str:
+    """A value as a shell takes it."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return shlex.quote(text)

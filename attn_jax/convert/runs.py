@@ -1,0 +1,52 @@
+"""Checkpoints of this project: a run's folder."""
+
+from typing import Any
+
+import attn_jax
+from attn_jax.convert.vit.fit import (
+    Checkpoint,
+    Size,
+    check_classes,
+    dropped_prefixes,
+    fit_checkpoint,
+    grid_of_table,
+)
+from attn_jax.models.vit import ViT
+
+
+def read_run(path: str, **fields: Any) -> Checkpoint:
+    """A run's model, with fields that leave its parameters as they are."""
+    overrides = {f"model.{name}": value for name, value in fields.items()}
+    module, variables, _ = attn_jax.restore(path, overrides=overrides)
+    return Checkpoint(module, variables["params"], None)
+
+
+def read_vit_run(
+    path: str,
+    *,
+    image_size: Size | None = None,
+    trained_size: Size | None = None,
+    **fields: Any,
+) -> Checkpoint:
+    """A run's ViT; the fields may resize it and leave out its heads, as with a file.
+
+    Args:
+        trained_size: of the run's images in pixels; None: the task's `image_size`.
+    """
+    module, variables, task = attn_jax.restore(path)
+    assert isinstance(module, ViT), "as its config says"
+    check_classes(fields, module.num_classes, path)
+    heads = {
+        "head": ("num_classes", 0),
+        "pre_logits": ("representation_size", None),
+        "patch_head": ("patch_outputs", 0),
+    }
+    dropped = dropped_prefixes(fields, heads)
+    params = {k: v for k, v in variables["params"].items() if k not in dropped}
+    grid = None
+    if "pos_embedding" in params:
+        if trained_size is None:
+            trained_size = getattr(task, "image_size", None)
+        rows = params["pos_embedding"].shape[1]
+        grid = grid_of_table(module, rows, trained_size, path)
+    return fit_checkpoint(Checkpoint(module, params, grid), fields, image_size)

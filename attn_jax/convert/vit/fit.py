@@ -1,0 +1,278 @@
+"""A ViT at another resolution or patch size: its positions and patch filters.
+
+A `Grid` is the number of patches of an image, (rows, columns). It comes from the size of the
+images in pixels. The number of rows of a position table does not tell it: 16 positions are a grid
+of 4 x 4 or of 2 x 8.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attn_jax import paths
+from attn_jax.convert.arrays import (
+    Arrays,
+    Entries,
+    describe_differences,
+    parameter_shapes,
+    read_parameters,
+)
+from attn_jax.convert.vit.resize import resize_patch_kernel, resize_positions
+from attn_jax.data.framing import sides
+from attn_jax.models.vit import ViT
+
+Size = int | tuple[int, int]
+Grid = tuple[int, int]
+
+
+class Checkpoint(NamedTuple):
+    """A ViT with its parameters, and the grid of its position table (None: it has none)."""
+
+    module: Any
+    params: dict[str, Any]
+    grid: Grid | None
+
+
+def token_stride(module: ViT) -> tuple[int, int]:
+    """Pixels of an image per token, by rows and columns."""
+    ph, pw = sides(module.patch_size)
+    shrink = stem_stride(module)
+    return ph * shrink, pw * shrink
+
+
+def stem_stride(module: ViT) -> int:
+    """The factor by which the stem shrinks an image."""
+    stages = getattr(module.stem, "stage_sizes", None)
+    return 1 if stages is None else 4 * 2 ** max(len(stages) - 1, 0)
+
+
+def divide(size: Size, stride: tuple[int, int]) -> Grid:
+    """The grid of an image of `size` pixels.
+
+    Raises:
+        ValueError: the stride does not divide the size.
+    """
+    height, width = sides(size)
+    rows, columns = stride
+    if height % rows or width % columns:
+        raise ValueError(
+            f"an image of {height}x{width} does not divide into patches of "
+            f"{rows}x{columns}; pass another image_size or patch_size."
+        )
+    return height // rows, width // columns
+
+
+def square_grid(patches: int, source: str, remedy: str) -> Grid:
+    """The grid of a square image of that many patches.
+
+    Raises:
+        ValueError: the number is no square.
+    """
+    side = math.isqrt(patches)
+    if side * side != patches:
+        raise ValueError(
+            f"{source}: {patches} positions are not those of a square image, so the grid of "
+            f"patches is unknown. {remedy}"
+        )
+    return side, side
+
+
+def grid_of_table(
+    module: ViT, rows: int, trained_size: Size | None, source: str
+) -> Grid:
+    """The grid that a position table is for.
+
+    Args:
+        rows: of the table, with those of the class token and registers.
+        trained_size: of the images in pixels; None: they were square.
+
+    Raises:
+        ValueError: images of that size have another number of patches.
+    """
+    patches = rows - (module.prefix if module.rules.position_on == "all" else 0)
+    if trained_size is None:
+        remedy = "Pass trained_size=(height, width), the size of its training images."
+        return square_grid(patches, source, remedy)
+    grid = divide(trained_size, token_stride(module))
+    if math.prod(grid) != patches:
+        height, width = sides(trained_size)
+        raise ValueError(
+            f"{source} has positions for {patches} patches, but images of {height}x{width} "
+            f"have {grid[0]}x{grid[1]}. Pass the size of its training images."
+        )
+    return grid
+
+
+def vit_shapes(module: ViT, grid: Grid, channels: int) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of the module's parameters for images of that grid."""
+    height, width = (g * s for g, s in zip(grid, token_stride(module), strict=True))
+    images = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
+    return parameter_shapes(module, images)
+
+
+def assemble(
+    module: ViT,
+    entries: Entries,
+    arrays: Arrays,
+    source: str,
+    grid: Grid,
+    ignore: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Our parameter tree; every array is used, or `ignore` holds a prefix of its name."""
+    first = "embedding/kernel" if module.stem is None else "stem/conv_root/kernel"
+    entry = entries[first]
+    kernel = arrays.get(entry.name)
+    channels = 3  # if there is no such kernel, the table of differences will say so
+    if kernel is not None and kernel.ndim == 4:
+        channels = kernel.shape[1 if entry.layout == "conv" else 2]
+    shapes = vit_shapes(module, grid, channels)
+    return read_parameters(entries, shapes, arrays, source, ignore=ignore)
+
+
+def dropped_prefixes(
+    fields: Mapping[str, Any], parts: Mapping[str, tuple[str, Any]]
+) -> tuple[str, ...]:
+    """Prefixes of arrays that the caller's fields leave out.
+
+    Args:
+        parts: {prefix: (field, the value of the field that leaves the part out)}.
+    """
+    absent = object()
+    return tuple(
+        prefix
+        for prefix, (field, without) in parts.items()
+        if fields.get(field, absent) == without
+    )
+
+
+def check_classes(fields: Mapping[str, Any], found: int, path: str) -> None:
+    """Raises ValueError if the fields ask for a head of another number of classes."""
+    wanted = fields.get("num_classes", found)
+    if wanted not in (0, found):
+        raise ValueError(
+            f"{path} has a head of {found} classes, but num_classes={wanted}. Pass "
+            "num_classes=0 to load it without a head; to train a new one, set "
+            "config.init_from=[[PATH, '', 'head/.*']], which leaves the head as "
+            "initialised."
+        )
+
+
+def fit_checkpoint(
+    loaded: Checkpoint, fields: Mapping[str, Any], image_size: Size | None
+) -> Checkpoint:
+    """The checkpoint for images and patches of another size, if `fields` ask for it.
+
+    The patch filters are resized so that they respond alike, then the positions, by the
+    rule of the module's dialect; images keep their size in pixels unless `image_size` is
+    given. Positions move between "all" tokens and "patches" without a change of the function.
+    """
+    before, params, grid = loaded.module, dict(loaded.params), loaded.grid
+    module = before.clone(**fields)
+    stride = token_stride(module)
+    embedding = params["embedding"]
+    kernel = resize_patch_kernel(
+        np.asarray(embedding["kernel"]), sides(module.patch_size)
+    )
+    params["embedding"] = {**embedding, "kernel": kernel}
+    new_grid: Grid | None = None
+    if grid is not None:
+        if image_size is None:
+            height, width = (
+                g * s for g, s in zip(grid, token_stride(before), strict=True)
+            )
+            image_size = height, width
+        new_grid = divide(image_size, stride)
+        params = fit_positions(before, module, params, grid, new_grid)
+    else:  # computed positions: images of any size that the patches divide will do
+        divide(stride if image_size is None else image_size, stride)
+    first = params["embedding"] if module.stem is None else params["stem"]["conv_root"]
+    expected = vit_shapes(module, new_grid or (1, 1), first["kernel"].shape[2])
+    ours = {name: leaf.shape for name, leaf in paths.named_leaves(params).items()}
+    if different := [
+        (name, str(list(ours.get(name, ()))), str(list(expected.get(name, ()))))
+        for name in sorted(expected | ours)
+        if ours.get(name) != expected.get(name)
+    ]:
+        remedy = "correct the fields that were passed"
+        raise ValueError(describe_differences("the checkpoint", different, remedy))
+    return Checkpoint(module, params, new_grid)
+
+
+def fit_positions(
+    before: ViT,
+    module: ViT,
+    params: dict[str, Any],
+    grid: Grid,
+    new_grid: Grid,
+) -> dict[str, Any]:
+    """The parameters with positions for the new grid, on the tokens that `module` says."""
+    positions = resize_positions(
+        np.asarray(params["pos_embedding"]), grid, new_grid, module.dialect
+    )
+    on_all = before.rules.position_on == "all", module.rules.position_on == "all"
+    if on_all == (True, False) and module.prefix:
+        first = positions[:, : module.prefix]
+        split = module.prefix - module.registers
+        if split:
+            params["cls"] = params["cls"] + first[:, :split]
+        if module.registers:
+            params["registers"] = params["registers"] + first[:, split:]
+        positions = positions[:, module.prefix :]
+    if on_all == (False, True) and module.prefix:
+        none = np.zeros((1, module.prefix, positions.shape[-1]), np.float32)
+        positions = np.concatenate([none, positions], axis=1)
+    return {**params, "pos_embedding": positions}
+
+
+def fit_leaves(
+    loaded: Checkpoint,
+    leaves: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    image_size: Size | None,
+) -> dict[str, Any]:
+    """Parameters by name, with patch filters and positions for another ViT.
+
+    Args:
+        leaves: parameters of `loaded`, or some of them.
+        shapes: {name: shape} of the other ViT's parameters.
+        image_size: of the other ViT's images in pixels; None: they are square.
+
+    Raises:
+        ValueError: the other table is not for images of `image_size`.
+    """
+    module, leaves = loaded.module, dict(leaves)
+    kernel, patch = leaves.get("embedding/kernel"), shapes.get("embedding/kernel", ())
+    if len(patch) != 4:  # the other has no patch embedding
+        return leaves
+    if kernel is not None:
+        leaves["embedding/kernel"] = resize_patch_kernel(np.asarray(kernel), patch[:2])
+    positions, wanted = leaves.get("pos_embedding"), shapes.get("pos_embedding")
+    registers = shapes.get("registers", (1, 0, 0))[1]
+    prefix = ("cls" in shapes) + registers
+    # With other tokens before the patches it is a table of another kind.
+    if positions is None or wanted is None or module.prefix != prefix:
+        return leaves
+    before_patches = positions.shape[1] - math.prod(loaded.grid or (0, 0))
+    if image_size is None:
+        remedy = "Pass image_size."
+        grid = square_grid(wanted[1] - before_patches, "the model", remedy)
+    else:
+        factor = stem_stride(module)
+        grid = divide(image_size, (patch[0] * factor, patch[1] * factor))
+        height, width = sides(image_size)
+        if wanted[1] - math.prod(grid) not in (0, prefix):
+            raise ValueError(
+                f"the model has positions for {wanted[1]} tokens, which is no image of "
+                f"{height}x{width}. Add pos_embedding to the skip regex of "
+                "config.init_from to leave them as initialised."
+            )
+    # A table with rows for the class token where the other has none is of another kind, too.
+    if wanted[1] - math.prod(grid) == before_patches and loaded.grid is not None:
+        leaves["pos_embedding"] = resize_positions(
+            np.asarray(positions), loaded.grid, grid, module.dialect
+        )
+    return leaves

@@ -1,0 +1,65 @@
+"""ViT checkpoints of Hugging Face transformers: a folder with .safetensors and config.json."""
+
+import pathlib
+from typing import Any
+
+from attn_jax.convert.arrays import bias_length
+from attn_jax.convert.description import short
+from attn_jax.convert.files import read_hugging_face
+from attn_jax.convert.vit.build import build_checkpoint
+from attn_jax.convert.vit.fit import Checkpoint, Size, check_classes
+from attn_jax.convert.vit.names import HF_GELU, hf_entries
+
+
+def from_hf(
+    folder: pathlib.Path,
+    *,
+    image_size: Size | None = None,
+    **fields: Any,
+) -> Checkpoint:
+    """The model of a folder with config.json and model.safetensors.
+
+    ViTModel, ViTForImageClassification and ViTForMaskedImageModeling are told apart by
+    their arrays; of the last, `patch_logits` are the pixels of a patch, channel by channel.
+
+    Raises:
+        ValueError: a file is missing or damaged; the two do not belong together.
+
+    Source: transformers modeling_vit.py, configuration_vit.py.
+    """
+    path, config, arrays = read_hugging_face(folder)
+    arrays = {name.removeprefix("vit."): array for name, array in arrays.items()}
+    activation = config.choice("hidden_act", HF_GELU, "gelu")
+    classes = bias_length(arrays, "classifier.bias", str(path))
+    decoder = bias_length(arrays, "decoder.0.bias", str(path))
+    if classes:  # ViTForImageClassification reads the token, past any pooler
+        arrays = {n: a for n, a in arrays.items() if not n.startswith("pooler.")}
+    pooler = bias_length(arrays, "pooler.dense.bias", str(path)) or None
+    wanted = fields.get("representation_size", 1) is not None
+    if pooler is not None and wanted and config.get("pooler_act", "tanh") != "tanh":
+        raise ValueError(
+            f"{path}: pooler_act={short(config['pooler_act'])}, but the layer before a head has "
+            "tanh here; pass representation_size=None to leave it out."
+        )
+    check_classes(fields, classes, str(path))
+    settings = {
+        "num_classes": classes,
+        "patch_size": config.size("patch_size"),
+        "width": config.count("hidden_size"),
+        "depth": config.count("num_hidden_layers"),
+        "mlp_width": config.count("intermediate_size"),
+        "num_heads": config.count("num_attention_heads"),
+        "representation_size": pooler,
+        "dialect": "hf",
+        "gelu": HF_GELU[activation],
+        "norm_epsilon": config.number("layer_norm_eps", 1e-12),
+        "qkv_bias": config.flag("qkv_bias", True),
+        "dropout": config.number("hidden_dropout_prob", 0.0, 1),
+        "attention_dropout": config.number("attention_probs_dropout_prob", 0.0, 1),
+        "mask_token": "embeddings.mask_token" in arrays,
+        "patch_outputs": decoder,
+    }
+    size = config.size("image_size")
+    return build_checkpoint(
+        settings, arrays, hf_entries, str(path), size, image_size, fields
+    )
