@@ -134,7 +134,7 @@ def start(
             f"resumed from step {int(state.step):,}",
             *(f"  {note}" for note in notes),
         ]
-    params, notes = initialize_from(run.config.init_from, run.model, run.init_params())
+    params, notes = initialize_from(run, run.init_params())
     return run.init_state(params), [
         "started from step 0",
         *(f"  {note}" for note in notes),

@@ -1,31 +1,29 @@
 """Parameters of a new run from other checkpoints: `config.init_from`."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 
 from attn_jax import config as config_lib
-from attn_jax import paths
-from attn_jax.convert import load_parameters
+from attn_jax import convert, paths
+from attn_jax.run import Run
 
 
-def initialize_from(
-    sources: Any, model: nn.Module, params: Any
-) -> tuple[Any, list[str]]:
+def initialize_from(run: Run, params: Any) -> tuple[Any, list[str]]:
     """Overwrites parameters from `config.init_from`; returns them and log lines.
 
     Args:
-        sources: [[checkpoint, into-prefix, skip-regex], ...], in order.
-        params: the model's parameters, sharded; the new ones lie as they do.
+        params: the run's new parameters, sharded; those of a checkpoint lie as they do.
 
     Raises:
         ValueError: parameters of a checkpoint have no place in the model, or another
-            shape there.
+            shape there; its images had another normalization; its head has other classes.
     """
     ours, notes = paths.named_leaves(params), []
-    for path, prefix, skip in sources:
+    for path, prefix, skip in run.config.init_from:
         inside = f"{prefix}/" if prefix else ""
         shapes = {
             name.removeprefix(inside): leaf.shape
@@ -37,16 +35,9 @@ def initialize_from(
                 f"config.init_from: the model has no part {prefix!r}; "
                 f"{config_lib.suggest(prefix, params)}"
             )
-        module, theirs = load_parameters(path, shapes, skip)
-        if misfits := [
-            f"  {name} {leaf.shape}, here {shapes.get(name, 'absent')}"
-            for name, leaf in theirs.items()
-            if shapes.get(name) != leaf.shape
-        ]:
-            raise ValueError(
-                f"config.init_from: parameters of {path} have no place in the model. Match "
-                "them by the skip regex to leave them out:\n" + "\n".join(misfits)
-            )
+        module, theirs = read_checkpoint(run, path, shapes, skip)
+        if misfit := explain_misfit(theirs, shapes, module, part_of(run.model, prefix)):
+            raise ValueError(f"config.init_from: {path}: {misfit}")
         found = {
             inside + name: jax.device_put(leaf, ours[inside + name].sharding)
             for name, leaf in theirs.items()
@@ -54,9 +45,61 @@ def initialize_from(
         params = paths.overlay(params, found)
         notes.append(
             f"init_from {path}: {len(found)} of {len(ours)} parameters"
-            + "".join(f"; {line}" for line in compare_fields(module, model))
+            + "".join(f"; {line}" for line in compare_fields(module, run.model))
         )
     return params, notes
+
+
+def read_checkpoint(
+    run: Run, path: str, shapes: Mapping[str, tuple[int, ...]], skip: str
+) -> tuple[nn.Module, dict[str, Any]]:
+    """(module, parameters by name) of a checkpoint, for images and classes of the run."""
+    images = run.batch_shapes.get("images")
+    size = None if images is None else (images.shape[1], images.shape[2])
+    module, leaves = convert.load_parameters(path, shapes, skip, image_size=size)
+    if hasattr(run.task, "mean"):
+        statistics = convert.pixel_statistics(path)
+        if misfit := convert.explain_statistics(
+            statistics, run.task.mean, run.task.std
+        ):
+            raise ValueError(f"config.init_from: {path}: {misfit}")
+    names = convert.label_names(path)
+    if names and run.source.labels and any(n.startswith("head/") for n in leaves):
+        try:
+            leaves = convert.match_head(leaves, names, run.source.labels)
+        except ValueError as error:
+            raise ValueError(f"config.init_from: {path}: {error}") from error
+    return module, leaves
+
+
+def explain_misfit(
+    theirs: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    module: nn.Module,
+    part: nn.Module | None,
+) -> str | None:
+    """Why a checkpoint's parameters do not fit the model, and the remedy; None: they do."""
+    misfits = [
+        f"{name} {leaf.shape}, here {shapes.get(name, 'absent')}"
+        for name, leaf in theirs.items()
+        if shapes.get(name) != leaf.shape
+    ]
+    if not misfits:
+        return None
+    more = f"; and {len(misfits) - 8} more" if len(misfits) > 8 else ""
+    remedy = part and convert.explain_mismatch(module, part)
+    return (
+        f"{remedy + ', or match' if remedy else 'match'} what has no place in the model by "
+        f"the skip regex, to leave it out: {'; '.join(misfits[:8])}{more}"
+    )
+
+
+def part_of(model: nn.Module, prefix: str) -> nn.Module | None:
+    """The submodule at a prefix such as "encoder"; None: it is no field."""
+    part: Any = model
+    for name in prefix.split("/") if prefix else []:
+        part = getattr(part, name, None)
+    return part if isinstance(part, nn.Module) else None
 
 
 def compare_fields(theirs: nn.Module, ours: nn.Module) -> list[str]:
