@@ -278,10 +278,10 @@ def test_value_range_matches_big_vision():
     assert np.abs(images.value_range(PIXELS, **bounds)).max() > 1  # without clip
 
 
-def test_pixels_are_centred_as_by_the_original_vit():
+def test_pixels_are_normalized_as_by_the_original_vit():
     expected = ORIGINAL["vt_minus127p5_over127p5"]
     # One float32 rounding apart, since XLA multiplies by 1/127.5; a wrong centre (128)
     # would be off by 4e-3.
-    found = jax.jit(images.centred)(jnp.asarray(PIXELS))
+    found = jax.jit(images.normalize)(jnp.asarray(PIXELS))
     np.testing.assert_allclose(found, expected, rtol=0, atol=6e-8)
     np.testing.assert_allclose(images.value_range(PIXELS), expected, rtol=0, atol=1e-6)

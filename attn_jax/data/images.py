@@ -332,7 +332,7 @@ def flip(
     return image[:, ::-1] if rng.random() < 0.5 else image
 
 
-def centred(pixels: Integer[Array, "*axes"]) -> Float32[Array, "*axes"]:
+def normalize(pixels: Integer[Array, "*axes"]) -> Float32[Array, "*axes"]:
     """Pixels 0..255 in [-1, 1], as every model here takes them; on the device.
 
     Source: vision_transformer, input_pipeline.py, but for a last bit: XLA multiplies by

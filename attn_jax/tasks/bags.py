@@ -1,7 +1,6 @@
 """Bag classification: is an instance of the target class in the bag?"""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,22 +10,22 @@ import numpy as np
 import optax
 
 from attn_jax.data import bags, images, sources
+from attn_jax.data.reading import ImageReading
 
 
-@dataclasses.dataclass(frozen=True)
-class Bags:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bags(ImageReading):
     """Bags of images with one label each, to one logit.
 
     The bags of a split are drawn from that split's images alone, so no image of a
     training bag is in a validation or test bag.
 
+    The fields that say which images are read, and how, are those of
+    `attn_jax.data.reading.ImageReading`, of the single images.
+
     Attributes:
-        data: of the single images, as in `attn_jax.data.sources.load`.
         target: label of the images that make a bag positive.
-        image_size: of the model's input, in pixels, one side; others are resized.
-        channels: 1 or 3.
-        holdout: training images set aside for validation bags where the data has no
-            validation split.
+        channels: 1 (grey) or 3 (RGB).
         train_bags, validation_bags, test_bags: how many, half of them positive. They
             are fixed: an epoch is a pass over the same bags.
         mean_size, std_size: of the normal distribution of instances in a bag.
@@ -38,11 +37,8 @@ class Bags:
     Source: Ilse et al. 2018 section 4.2; Ramsauer's notebook has the same task.
     """
 
-    data: str
     target: int
-    image_size: int
     channels: int = 1
-    holdout: int = 0
     train_bags: int = 500
     validation_bags: int = 200
     test_bags: int = 1000
@@ -57,7 +53,7 @@ class Bags:
         return {"cross_entropy": 1.0}
 
     def source(self, split: str) -> sources.Source:
-        records = sources.load(self.data, split, holdout=self.holdout)
+        records = self.open(split)
         number = {
             "train": self.train_bags,
             "validation": self.validation_bags,
@@ -78,8 +74,7 @@ class Bags:
 
     def assets(self, source: sources.Source) -> dict[str, str]:
         """What evaluation elsewhere must know of the training data."""
-        known = {"labels": list(source.labels or ()), "value_range": [-1, 1]}
-        return {"bags.json": json.dumps(known, indent=1)}
+        return {"bags.json": self.describe(source.labels or ())}
 
     def example(
         self, record: Mapping[str, Any], rng: np.random.Generator | None
@@ -89,13 +84,9 @@ class Bags:
         Raises:
             ValueError: the bag has no instance, or more than `max_size`.
         """
-        size = (self.image_size, self.image_size)
         pictures = []
         for instance in record["instances"]:
-            name = instance.get("name", "")
-            image = images.decode(instance["image"], self.channels, name=name)
-            if image.shape[:2] != size:
-                image = images.resize_u8(image, size)
+            image = self.read(instance, rng)
             if rng is not None and self.shift_pixels:
                 image = images.shift_crop(image, self.shift_pixels, rng)
             pictures.append(image)
@@ -108,7 +99,7 @@ class Bags:
     ) -> dict[str, jax.Array]:
         """Instances to [-1, 1] float32."""
         del key, train  # nothing random
-        return {**batch, "instances": images.centred(batch["instances"])}
+        return {**batch, "instances": self.to_model_range(batch["instances"])}
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         return {"instances": batch["instances"], "mask": batch["mask"]}

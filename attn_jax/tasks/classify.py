@@ -1,7 +1,6 @@
 """Image classification: one label an image, cross-entropy, top-1 and top-5 accuracy."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -12,27 +11,19 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from attn_jax.data import augment, framing, images, real_labels, sources
+from attn_jax.data import augment, real_labels, sources
+from attn_jax.data.reading import CroppedImageReading
 
 
-@dataclasses.dataclass(frozen=True)
-class Classify:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classify(CroppedImageReading):
     """Images from any source, augmented in training, to logits.
 
+    The fields that say which images are read, and how, are those of
+    `attn_jax.data.reading.CroppedImageReading`.
+
     Attributes:
-        data: "digits" (embedded), a path (.npz, idx, folder, .zip) or "tfds:<name>".
         num_classes: of the model's head; at least the number of labels in the data.
-        image_size: of the model's input, in pixels: one side or (height, width).
-        channels: 1 or 3.
-        holdout: training examples set aside where the data has no validation split.
-        examples: of the training split, as many of each class as it has in proportion;
-            None: all.
-        corrupt: an image that cannot be decoded stops the run ("error"), or is named,
-            counted and left out when the data is opened ("skip").
-        crop: in training, "inception" takes a random area at a random aspect ratio and
-            resizes it; "shift" pads by `shift_pixels` and crops back; "none" as evaluation.
-        crop_area: bounds of the inception crop's share of the image.
-        flip: mirror half of the training images left to right.
         randaugment: (layers, magnitude) of RandAugment after crop and flip; 10 is the
             paper's full magnitude. None is off; magnitude 0 is not (`data/augment.py`).
         erase: probability that a window of a training image becomes noise.
@@ -40,30 +31,18 @@ class Classify:
             the batch, with one a ~ Beta(alpha, alpha) a batch (big_vision's p, .2).
         cutmix: alpha > 0 pastes a window of the neighbour instead (timm: 1.0). With
             both, a coin decides for each batch.
-        resize: smaller side in pixels before the central crop; None: no resize but to
-            `image_size`, where the image has another size.
         label_smoothing: probability spread evenly over all classes, in training only.
-        loss: "softmax", or "sigmoid" over each class by itself (as the paper pre-trains).
+        loss_kind: "softmax", or "sigmoid" over each class by itself (as the paper
+            pre-trains).
         real_labels: path of real.json, for an evaluation on ImageNet's validation images:
             all labels that fit each (Beyer et al. 2020). Adds `real_accuracy`.
     """
 
-    data: str
     num_classes: int
-    image_size: int | tuple[int, int]
-    channels: int = 3
-    holdout: int = 0
-    examples: int | None = None
-    corrupt: Literal["error", "skip"] = "error"
-    crop: Literal["none", "inception", "shift"] = "none"
-    crop_area: tuple[float, float] = (0.05, 1.0)
-    shift_pixels: int = 4
-    flip: bool = False
     randaugment: tuple[int, int] | None = None
     erase: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
-    resize: int | None = None
     label_smoothing: float = 0.0
     loss_kind: Literal["softmax", "sigmoid"] = "softmax"
     real_labels: str | None = None
@@ -92,18 +71,8 @@ class Classify:
     def coefficients(self) -> dict[str, float]:
         return {"cross_entropy": 1.0}
 
-    @property
-    def size(self) -> tuple[int, int]:
-        return framing.sides(self.image_size)
-
     def source(self, split: str) -> sources.Source:
-        source = sources.load(
-            self.data,
-            split,
-            holdout=self.holdout,
-            examples=self.examples,
-            corrupt=self.corrupt,
-        )
+        source = self.open(split)
         highest = sources.highest_label(source)
         if highest is not None and highest >= self.num_classes:
             raise ValueError(
@@ -116,8 +85,7 @@ class Classify:
 
     def assets(self, source: sources.Source) -> dict[str, str]:
         """What evaluation elsewhere must know of the training data."""
-        known = {"labels": list(source.labels or ()), "value_range": [-1, 1]}
-        return {"images.json": json.dumps(known, indent=1)}
+        return {"images.json": self.describe(source.labels or ())}
 
     def example(
         self, record: Mapping[str, Any], rng: np.random.Generator | None
@@ -134,17 +102,7 @@ class Classify:
                 f"{name or 'a record'} of {self.data} has the label {record['label']}, but "
                 f"config.task.num_classes={self.num_classes}; labels count from 0."
             )
-        image = images.decode(record["image"], self.channels, name=name)
-        image = framing.frame(
-            image,
-            self.size,
-            rng,
-            crop=self.crop,
-            crop_area=self.crop_area,
-            shift_pixels=self.shift_pixels,
-            flip=self.flip,
-            resize=self.resize,
-        )
+        image = self.read(record, rng)
         if rng is not None and self.randaugment is not None:
             image = augment.randaugment(image, *self.randaugment, rng)
         if rng is not None and self.erase:
@@ -167,7 +125,7 @@ class Classify:
         targets = jax.nn.one_hot(batch["labels"], self.num_classes)
         if train and self.label_smoothing:
             targets = optax.smooth_labels(targets, self.label_smoothing)
-        pixels = images.centred(batch["images"])
+        pixels = self.to_model_range(batch["images"])
         if train and (self.mixup or self.cutmix):
             pixels, targets = self.mixed(pixels, targets, key)
         return {**batch, "images": pixels, "targets": targets}

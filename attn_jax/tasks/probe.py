@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +15,22 @@ import numpy as np
 from jaxtyping import Integer
 
 from attn_jax import probes
-from attn_jax.data import framing, images, sources
+from attn_jax.data import sources
+from attn_jax.data.reading import ImageReading
 
 
-@dataclasses.dataclass(frozen=True)
-class Probe:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Probe(ImageReading):
     """Few-shot linear and nearest-neighbour accuracy on any source of labelled images.
 
     `accuracy_N_shot` is the share of the split that a ridge regression on N training
     images of each class gets right, mean over `draws` such sets; `accuracy_knn` that of
     the nearest neighbours among all training images. Nothing is augmented.
 
+    The fields that say which images are read, and how, are those of
+    `attn_jax.data.reading.ImageReading`.
+
     Attributes:
-        data, holdout, corrupt, channels, image_size, resize: of the images, as in
-            `attn_jax.tasks.classify.Classify`.
         shots: training images of each class; () leaves the linear probe out.
         draws: random sets for each number of shots. In one draw the fewer shots are among
             the more.
@@ -45,12 +47,6 @@ class Probe:
     images of a shuffled set).
     """
 
-    data: str
-    image_size: int | tuple[int, int]
-    channels: int = 3
-    holdout: int = 0
-    corrupt: Literal["error", "skip"] = "error"
-    resize: int | None = None
     shots: tuple[int, ...] = (1, 5, 10, 25)
     draws: int = 3
     l2: float = 1024.0
@@ -73,10 +69,6 @@ class Probe:
     def coefficients(self) -> dict[str, float]:
         return {}
 
-    @property
-    def size(self) -> tuple[int, int]:
-        return framing.sides(self.image_size)
-
     def source(self, split: str) -> "SupportAndQueries":
         """The training images that are learned from, then all records of `split`.
 
@@ -88,10 +80,7 @@ class Probe:
                 "split='train' holds the examples that a probe learns from; set "
                 "config.evals.NAME.split to 'validation' or 'test'."
             )
-        training, queries = (
-            sources.load(self.data, part, holdout=self.holdout, corrupt=self.corrupt)
-            for part in ("train", split)
-        )
+        training, queries = self.open("train"), self.open(split)
         if self.neighbours > len(training):
             raise ValueError(
                 f"neighbours={self.neighbours}, but {self.data!r} has {len(training)} "
@@ -140,18 +129,17 @@ class Probe:
         self, record: Mapping[str, Any], rng: np.random.Generator | None
     ) -> dict[str, Any]:
         """uint8 image [H, W, C] and label, never augmented."""
-        del rng
-        name = record.get("name", "")
-        image = images.decode(record["image"], self.channels, name=name)
-        image = framing.centred(image, self.size, self.resize)
-        return {"images": image, "labels": np.int32(record["label"])}
+        return {
+            "images": self.read(record, rng),
+            "labels": np.int32(record["label"]),
+        }
 
     def prepare(
         self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
     ) -> dict[str, jax.Array]:
         """Images to [-1, 1] float32."""
         del key, train  # nothing random
-        return {**batch, "images": images.centred(batch["images"])}
+        return {**batch, "images": self.to_model_range(batch["images"])}
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         return {"images": batch["images"]}

@@ -89,7 +89,7 @@ class Reconstruct:
             keys = jax.random.split(key, len(batch["index"]))
         else:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
-        pixels = images.centred(batch["images"])
+        pixels = images.normalize(batch["images"])
         return {**batch, "images": pixels, "sample_keys": keys}
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
