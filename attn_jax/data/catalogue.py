@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def openers(address: str) -> Mapping[str, Callable[[], "CatalogueImages"]]:
+def open_prepared(address: str) -> Mapping[str, Callable[[], "CatalogueImages"]]:
     """{split: opener} of "NAME[/CONFIG][:VERSION][@DATA_DIR]".
 
     Without DATA_DIR the set is looked for in $TFDS_DATA_DIR, else where
@@ -33,12 +33,13 @@ def openers(address: str) -> Mapping[str, Callable[[], "CatalogueImages"]]:
     except tfds.core.registered.DatasetNotFoundError as error:
         raise ValueError(
             f"tfds:{name} is not prepared in {data_dir or '~/tensorflow_datasets'}. "
-            + remedy(name, data_dir)
+            + _describe_preparation(name, data_dir)
         ) from error
     if builder.info.file_format.value not in ("array_record", "parquet"):
         raise ValueError(
             f"tfds:{name} is prepared as {builder.info.file_format.value}, which has "
-            f"no random access. Remove {builder.data_dir}. " + remedy(name, data_dir)
+            f"no random access. Remove {builder.data_dir}. "
+            + _describe_preparation(name, data_dir)
         )
     for feature in ("image", "label"):
         if feature not in builder.info.features:
@@ -54,7 +55,7 @@ def openers(address: str) -> Mapping[str, Callable[[], "CatalogueImages"]]:
     }
 
 
-def remedy(name: str, data_dir: str) -> str:
+def _describe_preparation(name: str, data_dir: str) -> str:
     where = f", data_dir={data_dir!r}" if data_dir else ""
     return (
         "Prepare it once: pip install 'attn_jax[tf]', then python -c "

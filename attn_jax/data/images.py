@@ -1,4 +1,4 @@
-"""Image operations on the host, in NumPy and Pillow: decode, resize, crop, flip, scale.
+"""Image operations on the host, in NumPy: resize, crop, flip, scale.
 
 The numbers are those of big_vision's preprocessing (`tf.image`, half-pixel centres)
 without TensorFlow. Randomness comes from the `np.random.Generator` that the caller
@@ -7,75 +7,10 @@ Axes: H height, W width, C channels; h, w are sizes after the operation.
 """
 
 import functools
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Array, Float32, Integer, Num, Shaped, UInt8
-from PIL import Image, UnidentifiedImageError
-
-
-def decode(
-    data: bytes | Shaped[np.ndarray, "..."], channels: int, *, name: str = ""
-) -> UInt8[np.ndarray, "H W C"]:
-    """The pixels of an encoded image, or of an array, with 1 or 3 channels.
-
-    Pillow's conversions apply: luma is .299 R + .587 G + .114 B, CMYK and palettes go
-    through RGB, an alpha channel is dropped without blending. 16-bit values keep their
-    high byte. Of an animation it is the first frame. The EXIF orientation is not
-    applied (nor is it by TensorFlow).
-
-    Args:
-        data: a file's content, or uint8 [H, W] or [H, W, 1 | 3].
-        channels: 1 (grey) or 3 (RGB).
-        name: what the error message calls the image, such as its path.
-
-    Raises:
-        ValueError: `channels` is neither; the bytes are no image or are cut short; the
-            array has another dtype or shape.
-    """
-    if channels not in (1, 3):
-        raise ValueError(f"{channels=} must be 1 (grey) or 3 (RGB).")
-    if isinstance(data, np.ndarray):
-        return _with_channels(data, channels, name)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return _pixels(image, channels)
-    except UnidentifiedImageError as error:
-        cause: Exception
-        reason, cause = "its format is none that Pillow knows", error
-    except Exception as error:  # each Pillow plugin raises its own kinds
-        reason, cause = str(error), error
-    raise ValueError(
-        f"{name or 'this image'} ({len(data)} bytes) cannot be decoded: {reason}. "
-        "Replace or remove it, or set config.task.corrupt='skip' to leave such out."
-    ) from cause
-
-
-def _pixels(image: Image.Image, channels: int) -> np.ndarray:
-    if image.mode == "F":
-        raise ValueError("its pixels are floats, whose range is unknown")
-    if image.mode == "I" and image.format == "TIFF":
-        raise ValueError("its pixels are 32-bit integers, whose range is unknown")
-    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip at 255
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if channels == 3:  # Pillow's conversion copies even where there is none
-        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    return np.asarray(image.convert("L"))[:, :, None]
-
-
-def _with_channels(array: np.ndarray, channels: int, name: str) -> np.ndarray:
-    image = array[:, :, None] if array.ndim == 2 else array
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
-        raise ValueError(
-            f"{name or 'this image'} is {array.dtype} {list(array.shape)}; an image "
-            "array must be uint8 [H, W], [H, W, 1] or [H, W, 3]. Convert the data."
-        )
-    if image.shape[2] == channels:
-        return image
-    if channels == 3:
-        return np.repeat(image, 3, axis=2)
-    return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
 
 
 def resize(
@@ -332,13 +267,32 @@ def flip(
     return image[:, ::-1] if rng.random() < 0.5 else image
 
 
-def normalize(pixels: Integer[Array, "*axes"]) -> Float32[Array, "*axes"]:
-    """Pixels 0..255 in [-1, 1], as every model here takes them; on the device.
+def normalize(
+    pixels: Integer[Array, "*axes C"],
+    mean: float | tuple[float, ...] = 0.5,
+    std: float | tuple[float, ...] = 0.5,
+) -> Float32[Array, "*axes C"]:
+    """(pixels / 255 - mean) / std, as models take images; on the device.
+
+    Args:
+        mean, std: one number, or one for each channel, in units of 0..1. With 0.5 and 0.5,
+            0..255 becomes [-1, 1].
 
     Source: vision_transformer, input_pipeline.py, but for a last bit: XLA multiplies by
     1/127.5 where it divides.
     """
-    return (pixels.astype(np.float32) - 127.5) / 127.5
+    return (pixels.astype(np.float32) - _per_channel(mean, pixels.ndim)) / _per_channel(
+        std, pixels.ndim
+    )
+
+
+def _per_channel(value: float | tuple[float, ...], ndim: int) -> float | np.ndarray:
+    """255 times a number, or times an array that broadcasts over the last axis."""
+    if isinstance(value, int | float):
+        return 255 * value
+    return np.float32(255) * np.array(value, np.float32).reshape(
+        (1,) * (ndim - 1) + (-1,)
+    )
 
 
 def value_range(

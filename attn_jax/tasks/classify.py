@@ -1,6 +1,7 @@
 """Image classification: one label an image, cross-entropy, top-1 and top-5 accuracy."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -9,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 from jaxtyping import Array, Float, Int
 
 from attn_jax.data import augment, real_labels, sources
 from attn_jax.data.reading import CroppedImageReading
+from attn_jax.data.views import highest_label, match_labels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,9 @@ class Classify(CroppedImageReading):
     `attn_jax.data.reading.CroppedImageReading`.
 
     Attributes:
-        num_classes: of the model's head; at least the number of labels in the data.
+        num_classes: of the model's head; as many as the data has class names.
+        class_names: of the model's classes, in order. Data with class names is matched to
+            them by name; None numbers the data's own. `bind` sets it.
         randaugment: (layers, magnitude) of RandAugment after crop and flip; 10 is the
             paper's full magnitude. None is off; magnitude 0 is not (`data/augment.py`).
         erase: probability that a window of a training image becomes noise.
@@ -39,6 +44,7 @@ class Classify(CroppedImageReading):
     """
 
     num_classes: int
+    class_names: tuple[str, ...] | None = None
     randaugment: tuple[int, int] | None = None
     erase: float = 0.0
     mixup: float = 0.0
@@ -49,6 +55,13 @@ class Classify(CroppedImageReading):
 
     def __post_init__(self) -> None:
         """Refuses augmentation that cannot be honoured, before any data is read."""
+        super().__post_init__()
+        names = self.class_names or ()
+        if len(set(names)) != len(names) or len(names) > self.num_classes:
+            raise ValueError(
+                f"config.task.class_names lists {len(names)} names, {len(set(names))} of "
+                f"them different; list up to num_classes={self.num_classes} different ones."
+            )
         pair = self.randaugment
         if pair is not None and (len(pair) != 2 or min(pair) < 0):
             raise ValueError(
@@ -72,16 +85,50 @@ class Classify(CroppedImageReading):
         return {"cross_entropy": 1.0}
 
     def source(self, split: str) -> sources.Source:
+        """The records of one split, their labels those of `class_names` if set.
+
+        Raises:
+            ValueError: the data is missing or malformed, or has other classes.
+        """
         source = self.open(split)
-        highest = sources.highest_label(source)
-        if highest is not None and highest >= self.num_classes:
-            raise ValueError(
-                f"{self.data} has labels from 0 to {highest}, but config.task.num_classes="
-                f"{self.num_classes}; set it and config.model.num_classes to {highest + 1}."
-            )
+        if self.class_names is not None:
+            source = match_labels(source, self.class_names, self.data)
+        self.check_classes(source, split)
         if self.real_labels is not None:
             real_labels.read(self.real_labels, self.num_classes)  # errors come early
         return source
+
+    def check_classes(self, source: sources.Source, split: str) -> None:
+        """Raises ValueError where the head has not the classes of the data."""
+        highest = highest_label(source)
+        if highest is None or highest == self.num_classes - 1:
+            return
+        remedy = f"set it and config.model.num_classes to {highest + 1}"
+        if highest >= self.num_classes:
+            raise ValueError(
+                f"{self.data} has labels from 0 to {highest}, but config.task.num_classes="
+                f"{self.num_classes}; {remedy}."
+            )
+        if source.labels and self.class_names is None:
+            shown = ", ".join(source.labels[:5])
+            raise ValueError(
+                f"{self.data} has {highest + 1} classes ({shown}{', ...' * (highest > 4)}), "
+                f"but config.task.num_classes={self.num_classes}; {remedy}, or name all of "
+                "them in config.task.class_names."
+            )
+        if split == "train" and not source.labels:
+            logging.warning(
+                "%s has labels from 0 to %d only, but config.task.num_classes=%d; if these "
+                "are all, %s.",
+                *(self.data, highest, self.num_classes, remedy),
+            )
+
+    def bind(self, assets: Mapping[str, str]) -> "Classify":
+        """This task with the class names of a run's training data, from its assets."""
+        names = json.loads(assets.get("images.json", "{}")).get("labels")
+        if not names or self.class_names is not None:
+            return self
+        return dataclasses.replace(self, class_names=tuple(names))
 
     def assets(self, source: sources.Source) -> dict[str, str]:
         """What evaluation elsewhere must know of the training data."""

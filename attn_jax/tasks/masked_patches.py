@@ -54,6 +54,7 @@ class MaskedPatches(CroppedImageReading):
     bits: int = 3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         (h, w), (ph, pw) = self.size, self.patch
         if min(ph, pw) < 1 or h % ph or w % pw:
             raise ValueError(

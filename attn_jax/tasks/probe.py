@@ -17,6 +17,7 @@ from jaxtyping import Integer
 from attn_jax import probes
 from attn_jax.data import sources
 from attn_jax.data.reading import ImageReading
+from attn_jax.data.views import Subset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class Probe(ImageReading):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if min(self.shots, default=1) < 1 or self.draws < 1 or self.l2 <= 0:
             raise ValueError(
                 f"shots={self.shots} and draws={self.draws} must be 1 or more, "
@@ -86,7 +88,7 @@ class Probe(ImageReading):
                 f"neighbours={self.neighbours}, but {self.data!r} has {len(training)} "
                 "training examples; lower config.evals.NAME.task.neighbours."
             )
-        everything = sources.Subset(training, np.arange(len(training)))
+        everything = Subset(training, np.arange(len(training)))
         drawn = {}
         if self.shots:  # else the labels, which may have to be read, are not needed
             targets = everything.targets
@@ -99,7 +101,7 @@ class Probe(ImageReading):
             chosen = everything.indices
         else:
             chosen = np.unique(np.concatenate([*drawn.values()]))
-        support = sources.Subset(training, chosen)
+        support = Subset(training, chosen)
         rows = {key: np.searchsorted(chosen, members) for key, members in drawn.items()}
         return SupportAndQueries(support, queries, rows)
 
@@ -209,12 +211,14 @@ class SupportAndQueries:
 
     def __init__(
         self,
-        support: sources.Subset,
+        support: Subset,
         queries: sources.Source,
         drawn: Mapping[tuple[int, int], Integer[np.ndarray, " n"]],
     ):
         self.support, self.queries, self.drawn = support, queries, drawn
         self.labels = queries.labels
+        self.skipped = support.skipped + getattr(queries, "skipped", 0)
+        self.left_out = support.left_out + getattr(queries, "left_out", ())
 
     def __len__(self) -> int:
         return len(self.support) + len(self.queries)
