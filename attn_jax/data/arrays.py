@@ -141,7 +141,8 @@ def _read_npz(
         with zipfile.ZipFile(path) as archive:
             pixels, labels = (_read_npy(archive, f"{key}.npy") for key in (x, y))
     except Exception as error:
-        raise ValueError(f"{path}: cannot read {x}, {y}: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: cannot read {x}, {y}: {reason}") from error
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or not pixels.size:
         raise ValueError(
             f"{path}: {x} is {pixels.dtype} {list(pixels.shape)}; images must be uint8 "

@@ -14,6 +14,13 @@ FREE_BYTES = 2**29  # decompressed size up to which any ratio is accepted
 MAX_RATIO = 100  # beyond: image arrays compress by less than 10, a bomb by 1,000
 
 
+def printable(name: object, most: int = 300) -> str:
+    """A name as it may stand in a message: on one line, encodable, not endless."""
+    text = str(name)
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
+
+
 def check_regular(path: str | os.PathLike[str]) -> int:
     """The size of a regular file, or of what a link leads to, in bytes.
 
@@ -24,7 +31,7 @@ def check_regular(path: str | os.PathLike[str]) -> int:
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(
-            f"{os.fspath(path)} is not a regular file (a folder, pipe, socket or device). "
+            f"{printable(path)} is not a regular file (a folder, pipe, socket or device). "
             "Replace or remove it."
         )
     return status.st_size
@@ -44,7 +51,7 @@ def check_image_bytes(size: int, name: object) -> None:
     """Raises ValueError where an encoded image is too large to be read."""
     if size > MAX_IMAGE_BYTES:
         raise ValueError(
-            f"{name} has {size:,} bytes; an encoded image may have {MAX_IMAGE_BYTES:,}. "
+            f"{printable(name)} has {size:,} bytes; an encoded image may have {MAX_IMAGE_BYTES:,}. "
             "Replace or remove it."
         )
 
@@ -53,7 +60,7 @@ def check_expansion(packed: int, size: int, name: object) -> None:
     """Raises ValueError where `packed` bytes promise implausibly many after unpacking."""
     if size > max(FREE_BYTES, MAX_RATIO * packed):
         raise ValueError(
-            f"{name} would grow from {packed:,} to {size:,} bytes when unpacked, more than "
+            f"{printable(name)} would grow from {packed:,} to {size:,} bytes when unpacked, more than "
             f"{MAX_RATIO} times: probably a decompression bomb. Unpack it yourself if you "
             "trust it."
         )

@@ -8,8 +8,13 @@ need TensorFlow for it (they encode images with it), none needs it for reading.
 import functools
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from attn_jax.data import bounded
+
+NAME = re.compile(r"\w{1,100}(/[\w.-]{1,100})?(:[\w.*]{1,40})?")
 
 
 def open_prepared(address: str) -> Mapping[str, Callable[[], "CatalogueImages"]]:
@@ -23,6 +28,11 @@ def open_prepared(address: str) -> Mapping[str, Callable[[], "CatalogueImages"]]
             have no image or no label.
     """
     name, _, data_dir = address.partition("@")
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"'tfds:{bounded.printable(name)}' names no set of TensorFlow Datasets; write "
+            "'tfds:NAME', 'tfds:NAME/CONFIG:VERSION' or 'tfds:NAME@DATA_DIR'."
+        )
     data_dir = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR", ""))
     import tensorflow_datasets as tfds  # slow to import
 

@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from attn_jax.data import bounded
+
 # Only these: Pillow would start Ghostscript for a PostScript file, whatever its name.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485  # Pillow's own limit, of which it only warns
@@ -56,7 +58,7 @@ def decode(
     except Exception as error:  # each Pillow plugin raises its own kinds
         reason, cause = str(error).partition("\n")[0] or type(error).__name__, error
     raise ValueError(
-        f"{name or 'this image'} ({len(data)} bytes) cannot be decoded: {reason}. "
+        f"{bounded.printable(name or 'this image')} ({len(data)} bytes) cannot be decoded: {reason}. "
         "Replace or remove it, or set config.task.corrupt='skip' to leave such out."
     ) from cause
 

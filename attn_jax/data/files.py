@@ -75,7 +75,8 @@ class FolderImages:
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for name in self.names:
-            digest.update(f"{name} {(self.root / name).stat().st_size}\n".encode())
+            size = (self.root / name).stat().st_size
+            digest.update(os.fsencode(f"{name} {size}\n"))
         return digest.hexdigest()[:16]
 
 
@@ -84,8 +85,10 @@ def open_folder(root: pathlib.Path) -> Mapping[str, Callable[[], FolderImages]]:
     inside = sorted(path.name for path in root.iterdir())
     splits = find_splits([name for name in inside if (root / name).is_dir()], root)
     if not splits:
-        shown = ", ".join(inside[:5]) or "nothing"
-        raise ValueError(f"{root} holds {shown}; {LAYOUT}, or idx files.")
+        shown = bounded.printable(", ".join(inside[:5])) or "nothing"
+        raise ValueError(
+            f"{bounded.printable(root)} holds {shown}; {LAYOUT}, or idx files."
+        )
 
     def open_split(split: str) -> FolderImages:
         folder = splits[split]
@@ -128,12 +131,12 @@ def list_files(root: pathlib.Path) -> list[str]:
         where = seen.setdefault((status.st_dev, status.st_ino), folder)
         if where != folder:
             raise ValueError(
-                f"{root / folder} is the same folder as {root / where}: its images would "
+                f"{bounded.printable(root / folder)} is the same folder as {bounded.printable(root / where)}: its images would "
                 "be read twice, or for ever. Remove the link."
             )
         if folder.count("/") > MAX_DEPTH:
             raise ValueError(
-                f"{root / folder} lies more than {MAX_DEPTH} folders below {root}. Move "
+                f"{bounded.printable(root / folder)} lies more than {MAX_DEPTH} folders below {root}. Move "
                 "it up."
             )
         for entry in os.scandir(root / folder):
@@ -145,7 +148,7 @@ def list_files(root: pathlib.Path) -> list[str]:
                 continue
             if is_image(name) and not _is_regular(entry):
                 raise ValueError(
-                    f"{root / name} is a broken link, or no regular file (a pipe, socket "
+                    f"{bounded.printable(root / name)} is a broken link, or no regular file (a pipe, socket "
                     "or device). Replace or remove it."
                 )
             found.append(name)
@@ -215,14 +218,14 @@ def group_by_class(
     if unknown := sorted(classes.keys() - set(labels)):
         raise ValueError(
             f"{where} holds classes that the training split lacks: "
-            f"{', '.join(unknown[:5])}. Rename or remove them, or add them to train/."
+            f"{bounded.printable(', '.join(unknown[:5]))}. Rename or remove them, or add them to train/."
         )
     names: list[str] = []
     targets: list[int] = []
     for top in sorted(classes):
         if not classes[top]:
             raise ValueError(
-                f"{where}/{top} holds no image ({' '.join(sorted(SUFFIXES))}). "
+                f"{bounded.printable(f'{where}/{top}')} holds no image ({' '.join(sorted(SUFFIXES))}). "
                 "Add images or remove the folder."
             )
         names += classes[top]

@@ -8,6 +8,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import Integer
 
+from attn_jax.data import bounded
+
 
 class Subset:
     """The records of `source` at `indices`, in that order."""
@@ -135,4 +137,6 @@ def describe_left_out(source: Any) -> str:
 
 def _shorten(names: Sequence[str], most: int = 8) -> str:
     shown = ", ".join(names[:most])
-    return shown + (f", ... ({len(names):,})" if len(names) > most else "")
+    return bounded.printable(shown) + (
+        f", ... ({len(names):,})" if len(names) > most else ""
+    )

@@ -57,13 +57,13 @@ class ZipImages:
             data = bounded.inflate(data, size) or b""
         if len(data) != size or zlib.crc32(data) != crc:
             raise ValueError(
-                f"{name} is damaged inside the zip (wrong checksum). Make the zip "
+                f"{bounded.printable(name)} is damaged inside the zip (wrong checksum). Make the zip "
                 "anew, or set config.task.corrupt='skip' to leave such out."
             )
         return data
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256("\n".join(self.names).encode())
+        digest = hashlib.sha256("\n".join(self.names).encode("utf-8", "surrogatepass"))
         digest.update(self.members[:, [2, 4]].astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 
@@ -90,7 +90,7 @@ def open_zip(path: pathlib.Path) -> Mapping[str, Callable[[], ZipImages]]:
     }
     splits = files.find_splits([f for f in tree if classes[f]], path)
     if not splits:
-        shown = ", ".join(list(members)[:5]) or "nothing"
+        shown = bounded.printable(", ".join(list(members)[:5])) or "nothing"
         raise ValueError(f"{path} holds {shown}; {files.LAYOUT}.")
 
     def open_split(split: str) -> ZipImages:
@@ -129,7 +129,7 @@ def read_contents(path: pathlib.Path) -> dict[str, zipfile.ZipInfo]:
 def _check_member(
     info: zipfile.ZipInfo, path: pathlib.Path, zip_size: int
 ) -> tuple[int, ...]:
-    name = f"{path}:{info.filename}"
+    name = bounded.printable(f"{path}:{info.filename}")
     readable = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
     if info.flag_bits & 1 or info.compress_type not in readable:
         raise ValueError(
