@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from trees import LABELS, PIXELS, png, write_folder, write_npz, write_zip
 
+from attn_jax.tasks.bags import Bags
 from attn_jax.tasks.classify import Classify
 
 
@@ -130,6 +131,30 @@ def test_a_class_without_an_example_in_the_split_need_not_be_known(tmp_path):
     tree = {"train/yak/0.png": png(0), "train/b/0.png": png(0), "test/b/0.png": png(0)}
     task = classify(data=write_folder(tmp_path, tree), class_names=("a", "b", "c"))
     assert task.source("test").targets.tolist() == [1]
+
+
+def test_the_target_of_bags_is_found_by_name(tmp_path):
+    tree = {
+        f"{s}/{c}/{i}.png": png(i)
+        for s in ("train", "test")
+        for c in "abc"
+        for i in range(4)
+    }
+    (tmp_path / "bc").mkdir()
+    fields = dict(target=2, image_size=8, channels=3, max_size=2, mean_size=2.0)
+    trained = Bags(data=write_folder(tmp_path / "abc", tree), **fields)
+    assets = trained.assets(trained.source("train"))
+    without_a = {name: data for name, data in tree.items() if "/a/" not in name}
+    other = Bags(data=write_folder(tmp_path / "bc", without_a), **fields)
+    assert other.bind(assets).source("test").target == 1
+    assert trained.bind(assets).source("test").target == 2
+    unknown = Bags(
+        data=write_folder(tmp_path / "x", {"test/x/0.png": png(0)}), **fields
+    )
+    with pytest.raises(
+        ValueError, match="has no class 'c', which is the target .* has: x"
+    ):
+        unknown.bind(assets).source("test")
 
 
 def test_data_without_names_keeps_its_numbers(tmp_path):

@@ -1,6 +1,7 @@
 """Bag classification: is an instance of the target class in the bag?"""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,9 @@ class Bags(ImageReading):
 
     Attributes:
         target: label of the images that make a bag positive.
+        class_names: of the labels among which `target` counts. In data with class names,
+            the target is then found by name; None: `target` counts the data's own labels.
+            `bind` sets it.
         channels: 1 (grey) or 3 (RGB).
         train_bags, validation_bags, test_bags: how many, half of them positive. They
             are fixed: an epoch is a pass over the same bags.
@@ -38,6 +42,7 @@ class Bags(ImageReading):
     """
 
     target: int
+    class_names: tuple[str, ...] | None = None
     channels: int = 1
     train_bags: int = 500
     validation_bags: int = 200
@@ -53,6 +58,12 @@ class Bags(ImageReading):
         return {"cross_entropy": 1.0}
 
     def source(self, split: str) -> sources.Source:
+        """The bags of one split.
+
+        Raises:
+            ValueError: the data is missing or malformed, lacks the target's class or has
+                too few images.
+        """
         records = self.open(split)
         number = {
             "train": self.train_bags,
@@ -63,7 +74,7 @@ class Bags(ImageReading):
         seed = 3 * self.bag_seed + sources.SPLITS.index(split)
         return bags.LabelledBags(
             records,
-            target=self.target,
+            target=self.find_target(records),
             bags=number[split],
             mean_size=self.mean_size,
             std_size=self.std_size,
@@ -72,9 +83,33 @@ class Bags(ImageReading):
             name=f"{self.data} {split} bag",
         )
 
-    def assets(self, source: sources.Source) -> dict[str, str]:
+    def find_target(self, records: sources.Source) -> int:
+        """The label of the target class in this data."""
+        names = self.class_names
+        if names is None or not records.labels or self.target >= len(names):
+            return self.target
+        if names[self.target] not in records.labels:
+            raise ValueError(
+                f"{self.data!r} has no class {names[self.target]!r}, which is the target "
+                f"(config.task.target={self.target}); it has: "
+                f"{', '.join(records.labels[:8])}. Use data with this class."
+            )
+        return records.labels.index(names[self.target])
+
+    def bind(self, assets: Mapping[str, str]) -> "Bags":
+        """This task with the class names of a run's training images, from its assets."""
+        names = json.loads(assets.get("instances.json", "{}")).get("labels")
+        if not names or self.class_names is not None:
+            return self
+        return dataclasses.replace(self, class_names=tuple(names))
+
+    def assets(self, source: bags.LabelledBags) -> dict[str, str]:
         """What evaluation elsewhere must know of the training data."""
-        return {"bags.json": self.describe(source.labels or ())}
+        names = self.class_names or source.source.labels or ()
+        return {
+            "bags.json": self.describe(source.labels),
+            "instances.json": json.dumps({"labels": list(names)}, indent=1),
+        }
 
     def example(
         self, record: Mapping[str, Any], rng: np.random.Generator | None
