@@ -19,7 +19,7 @@ from trees import (
     write_zip,
 )
 
-from attn_jax.data import sources, views
+from attn_jax.data import sources
 
 
 @pytest.fixture(params=FORMS)
@@ -165,7 +165,7 @@ def test_images_below_a_class_folder_are_of_this_class_and_the_rest_is_named(
         "beside the class folders": {"train/loose.png"},
         "beside the split folders": {"README.txt", "other"},
     }
-    told = views.describe_left_out(train)
+    told = sources.describe_left_out(train)
     assert "2 of another suffix: train/cat/2020/notes.heic, train/dog/notes.txt" in told
     assert "1 beside the class folders: train/loose.png" in told
 

@@ -79,7 +79,7 @@ def test_crops_keep_to_their_area_aspect_and_image():
     area, ratio, random = (0.2, 0.7), (0.5, 1.5), rng()
     shares, aspects = [], []
     for _ in range(300):
-        top, left, h, w = images.inception_window(97, 101, random, area, ratio)
+        top, left, h, w = images.draw_inception_window(97, 101, random, area, ratio)
         assert 0 <= top <= 97 - h and 0 <= left <= 101 - w
         shares.append(h * w / (97 * 101))
         aspects.append(w / h)
@@ -96,7 +96,7 @@ def test_a_crop_of_the_whole_area_is_the_resized_image():
 
 
 def test_an_impossible_crop_takes_the_whole_image():
-    whole = images.inception_window(10, 100, rng(), (0.9, 1.0), (0.9, 1.1))
+    whole = images.draw_inception_window(10, 100, rng(), (0.9, 1.0), (0.9, 1.1))
     assert whole == (0, 0, 10, 100)
 
 

@@ -8,6 +8,7 @@ import os
 import pathlib
 import stat
 import zlib
+from collections.abc import Sequence
 
 MAX_IMAGE_BYTES = 2**28  # of one encoded image; 89 million pixels of BMP fit
 FREE_BYTES = 2**29  # decompressed size up to which any ratio is accepted
@@ -19,6 +20,12 @@ def printable(name: object, most: int = 300) -> str:
     text = str(name)
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
+
+
+def join_names(names: Sequence[str], most: int = 8) -> str:
+    """The first names, separated by commas, and how many there are if not all."""
+    shown = ", ".join(names[:most])
+    return printable(shown) + (f", ... ({len(names):,})" if len(names) > most else "")
 
 
 def check_regular(path: str | os.PathLike[str]) -> int:

@@ -1,8 +1,8 @@
 """Sets of TensorFlow Datasets, read from prepared files without TensorFlow.
 
-Nothing is downloaded or prepared here: opening a source in each of many processes must
-not start a download in each. Preparing is one command, once; many sets of the catalogue
-need TensorFlow for it (they encode images with it), none needs it for reading.
+Nothing is downloaded or prepared here, since every process of a run opens the source.
+Preparing is a command that is run once. Many sets of the catalogue need TensorFlow for it
+(they encode images with it); none needs it for reading.
 """
 
 import functools

@@ -76,7 +76,7 @@ class FolderImages:
         digest = hashlib.sha256()
         for name in self.names:
             size = (self.root / name).stat().st_size
-            digest.update(os.fsencode(f"{name} {size}\n"))
+            digest.update(f"{name} {size}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()[:16]
 
 

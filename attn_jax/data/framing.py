@@ -1,4 +1,4 @@
-"""What part of an image a model sees: cropped at random in training, else the middle."""
+"""Crops and resizes an image to the model's input size: random in training, else central."""
 
 from typing import Literal
 

@@ -1,9 +1,9 @@
 """Batches by number: the only place that shuffles, repeats, batches, shards, prefetches.
 
-Batch k of a run is a pure function of (seed, k): rows kB to (k+1)B of one endless stream
-of shuffled epochs, whatever the number of processes and workers. A resumed
-run needs the step alone. A source may plan its own rows (several ragged records in one);
-else a row is a record.
+Batch k of a run is a pure function of (seed, k): rows kB to (k+1)B of an endless stream of
+shuffled epochs, for any number of processes and workers. To resume, a run needs only its
+step. A source may plan its own rows (several ragged records in one); otherwise a row is a
+record.
 """
 
 import functools
@@ -31,7 +31,7 @@ def training_batches(
     prefetch: int = 4,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """This process's part of every batch from `start_step` on, without end.
+    """Yields this process's part of every batch from `start_step` on, without end.
 
     Args:
         batch_size: rows of the global batch.
@@ -58,9 +58,9 @@ def evaluation_batches(
     prefetch: int = 4,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """This process's part of every row of the source, in order, once.
+    """Yields this process's part of every row of the source, in order, once.
 
-    The last batch is filled up with repeats of the last row, `valid` False.
+    The last batch is padded with repeats of the last row, whose `valid` is False.
     """
     plan = source.rows(0, 0) if hasattr(source, "rows") else None
     size = len(source) if plan is None else len(plan)
@@ -182,7 +182,7 @@ class PlannedStream:
 
 
 class ProcessRows(grain.MapDataset):
-    """Of a stream of examples, those that one process holds of each global batch."""
+    """The examples of a stream that one process holds, batch after batch."""
 
     def __init__(self, parent: grain.MapDataset, batch_size: int, rows: np.ndarray):
         super().__init__(parent)
@@ -198,7 +198,7 @@ class ProcessRows(grain.MapDataset):
         return self._parent[step * self._batch_size + int(self._rows[place])]
 
 
-# What runs in a worker process must be found by name there: hence no closures.
+# Worker processes unpickle these functions by name, so they cannot be closures.
 
 
 def fetch(source: Any, row: int | tuple[int, ...]) -> tuple[int, Any]:

@@ -143,6 +143,19 @@ def load(
     return source
 
 
+def describe_left_out(source: Source) -> str:
+    """What of the data is not read, to follow the number of records; "" for nothing."""
+    parts = []
+    if skipped := getattr(source, "skipped", 0):
+        parts.append(f"{skipped:,} corrupt {'image' if skipped == 1 else 'images'}")
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in getattr(source, "left_out", ()):
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        parts.append(f"{len(names):,} {reason}: {bounded.join_names(names, 3)}")
+    return f" (left out: {'; '.join(parts)})" if parts else ""
+
+
 def _open(data: str) -> Openers:
     if data == "digits":
         return arrays.open_digits()

@@ -88,7 +88,7 @@ def match_labels(source: Any, names: Sequence[str], data: str) -> Any:
     ]:
         raise ValueError(
             f"{data!r} holds {len(unknown)} classes that the run does not know: "
-            f"{_shorten(unknown)}. It knows: {_shorten(names)}. Leave these classes out, or "
+            f"{bounded.join_names(unknown)}. It knows: {bounded.join_names(names)}. Leave these classes out, or "
             "rename them."
         )
     known = {source.labels[label] for label in present}
@@ -98,7 +98,7 @@ def match_labels(source: Any, names: Sequence[str], data: str) -> Any:
             data,
             len(absent),
             len(names),
-            _shorten(absent),
+            bounded.join_names(absent),
         )
     numbers = np.array([number.get(name, -1) for name in source.labels], np.int64)
     return Relabelled(source, numbers, names)
@@ -120,23 +120,3 @@ def read_labels(source: Any) -> np.ndarray:
     if targets is None:
         targets = np.array([source[i]["label"] for i in range(len(source))])
     return targets
-
-
-def describe_left_out(source: Any) -> str:
-    """What of the data is not read, to follow the number of records; "" for nothing."""
-    parts = []
-    if skipped := getattr(source, "skipped", 0):
-        parts.append(f"{skipped:,} corrupt {'image' if skipped == 1 else 'images'}")
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in getattr(source, "left_out", ()):
-        by_reason.setdefault(reason, []).append(name)
-    for reason, names in by_reason.items():
-        parts.append(f"{len(names):,} {reason}: {_shorten(names, 3)}")
-    return f" (left out: {'; '.join(parts)})" if parts else ""
-
-
-def _shorten(names: Sequence[str], most: int = 8) -> str:
-    shown = ", ".join(names[:most])
-    return bounded.printable(shown) + (
-        f", ... ({len(names):,})" if len(names) > most else ""
-    )

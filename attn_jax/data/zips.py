@@ -63,7 +63,9 @@ class ZipImages:
         return data
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256("\n".join(self.names).encode("utf-8", "surrogatepass"))
+        digest = hashlib.sha256(
+            "\n".join(self.names).encode("utf-8", "surrogateescape")
+        )
         digest.update(self.members[:, [2, 4]].astype("<i8").tobytes())
         return digest.hexdigest()[:16]
 

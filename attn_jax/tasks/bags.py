@@ -104,7 +104,7 @@ class Bags(ImageReading):
         return dataclasses.replace(self, class_names=tuple(names))
 
     def assets(self, source: bags.LabelledBags) -> dict[str, str]:
-        """What evaluation elsewhere must know of the training data."""
+        """Files that an evaluation needs: names of both labels and of the instances."""
         names = self.class_names or source.source.labels or ()
         return {
             "bags.json": self.describe(source.labels),
@@ -132,7 +132,7 @@ class Bags(ImageReading):
     def prepare(
         self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
     ) -> dict[str, jax.Array]:
-        """Instances to [-1, 1] float32."""
+        """Instances to float32 in the model's range."""
         del key, train  # nothing random
         return {**batch, "instances": self.to_model_range(batch["instances"])}
 

@@ -131,7 +131,7 @@ class Classify(CroppedImageReading):
         return dataclasses.replace(self, class_names=tuple(names))
 
     def assets(self, source: sources.Source) -> dict[str, str]:
-        """What evaluation elsewhere must know of the training data."""
+        """Files that an evaluation needs: class names and value range."""
         return {"images.json": self.describe(source.labels or ())}
 
     def example(
@@ -139,12 +139,10 @@ class Classify(CroppedImageReading):
     ) -> dict[str, Any]:
         """uint8 image [H, W, C] and label; `rng` None means evaluation: no augmentation.
 
-        With `real_labels`, also which classes [num_classes] fit the image.
+        With `real_labels`, also which classes fit the image, bool [num_classes].
         """
         name = record.get("name", "")
-        if (
-            not 0 <= record["label"] < self.num_classes
-        ):  # would be an example of no class
+        if not 0 <= record["label"] < self.num_classes:
             raise ValueError(
                 f"{name or 'a record'} of {self.data} has the label {record['label']}, but "
                 f"config.task.num_classes={self.num_classes}; labels count from 0."
@@ -166,21 +164,21 @@ class Classify(CroppedImageReading):
     ) -> dict[str, jax.Array]:
         """Images to [-1, 1] float32, labels to target distributions [B, C].
 
-        Training mixes both here, on the global batch, so that neighbours and draws do
-        not depend on how many processes read it; `labels` stay those of the images.
+        Training mixes both here, on the global batch, so that neighbours and draws do not
+        depend on the number of processes. `labels` are not mixed.
         """
         targets = jax.nn.one_hot(batch["labels"], self.num_classes)
         if train and self.label_smoothing:
             targets = optax.smooth_labels(targets, self.label_smoothing)
         pixels = self.to_model_range(batch["images"])
         if train and (self.mixup or self.cutmix):
-            pixels, targets = self.mixed(pixels, targets, key)
+            pixels, targets = self.mix(pixels, targets, key)
         return {**batch, "images": pixels, "targets": targets}
 
-    def mixed(
+    def mix(
         self, pixels: jax.Array, targets: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Images [B, H, W, C] and targets [B, C], each mixed with those one row before.
+        """Mixes images [B, H, W, C] and targets [B, C] with those of the row before.
 
         Source: Zhang 2017 and big_vision, utils.py `get_mixup` (mixup); Yun 2019 and
         timm, data/mixup.py (cutmix, the coin).
@@ -189,10 +187,10 @@ class Classify(CroppedImageReading):
         window = jnp.asarray(self.cutmix > 0)
         if self.mixup and self.cutmix:
             window = jax.random.bernoulli(coin_key)
-        a = beta(beta_key, jnp.where(window, self.cutmix, self.mixup))
-        # What each pixel, and what the target, keeps of its own.
-        pasted = cutmix_keep(window_key, a, (pixels.shape[1], pixels.shape[2]))
-        blended = jnp.maximum(a, 1 - a)  # an image stays the larger part
+        a = draw_beta(beta_key, jnp.where(window, self.cutmix, self.mixup))
+        # The weight of the own image for each pixel, and of the own target.
+        pasted = draw_cutmix_mask(window_key, a, (pixels.shape[1], pixels.shape[2]))
+        blended = jnp.maximum(a, 1 - a)  # the own image has the larger weight
         keep = jnp.where(window, pasted, blended)
         share = jnp.where(window, pasted.mean(), blended)
         keep = keep[None, :, :, None]
@@ -208,12 +206,12 @@ class Classify(CroppedImageReading):
     ) -> dict[str, tuple[jax.Array, jax.Array]]:
         """Cross-entropy in nats and accuracy, padded rows left out.
 
-        `top5_accuracy` where there are more than 5 classes; of equal logits the lower class
-        counts first. `real_accuracy` is the share of images whose first class is one of
-        those that fit; images that none fits do not count.
+        `top5_accuracy` is reported for more than 5 classes; of equal logits the lower class
+        ranks first. `real_accuracy` is the share of images whose predicted class is one of
+        their ReaL labels; images without any do not count.
 
         Raises:
-            ValueError: the head's classes are not the task's.
+            ValueError: the head's size is not `num_classes`.
         """
         logits = outputs["logits"].astype(jnp.float32)
         if logits.shape[-1] != self.num_classes:
@@ -235,7 +233,7 @@ class Classify(CroppedImageReading):
             "accuracy": ((correct * valid).sum(), count),
         }
         if self.num_classes > 5:
-            in_top5 = rank_of(batch["labels"], logits) < 5
+            in_top5 = compute_rank(batch["labels"], logits) < 5
             terms["top5_accuracy"] = ((in_top5 * valid).sum(), count)
         if self.real_labels is not None:
             real = batch["real_labels"]
@@ -245,11 +243,13 @@ class Classify(CroppedImageReading):
         return terms
 
 
-def rank_of(labels: Int[Array, " B"], logits: Float[Array, "B C"]) -> Int[Array, " B"]:
-    """Each label's place, from 0, in the order of `jax.lax.top_k`: ties by lower class.
+def compute_rank(
+    labels: Int[Array, " B"], logits: Float[Array, "B C"]
+) -> Int[Array, " B"]:
+    """Rank of each label, from 0, in the order of `jax.lax.top_k`: ties by lower class.
 
-    Counted, not sorted: a count needs no exchange between devices. A nan is ahead of every
-    number; where the label's own logit is nan, it is last.
+    A count instead of a sort, which would exchange data between devices. NaN ranks before
+    every number; a label whose own logit is NaN ranks last.
     """
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     earlier = jnp.arange(logits.shape[-1])[None] < labels[:, None]
@@ -257,7 +257,7 @@ def rank_of(labels: Int[Array, " B"], logits: Float[Array, "B C"]) -> Int[Array,
     return ahead.sum(axis=-1)
 
 
-def beta(key: jax.Array, alpha: Float[Array, ""]) -> Float[Array, ""]:
+def draw_beta(key: jax.Array, alpha: Float[Array, ""]) -> Float[Array, ""]:
     """A draw of Beta(alpha, alpha), as the ratio of two gammas.
 
     One call draws both: `jax.random.beta` takes two, each of which compiles for seconds.
@@ -266,12 +266,12 @@ def beta(key: jax.Array, alpha: Float[Array, ""]) -> Float[Array, ""]:
     return jax.nn.sigmoid(first - second)
 
 
-def cutmix_keep(
+def draw_cutmix_mask(
     key: jax.Array, kept: Float[Array, ""], size: tuple[int, int]
 ) -> Float[Array, "H W"]:
-    """Ones with a window of zeros, whose area is 1 - `kept` before the border cuts it.
+    """Ones with a window of zeros of area 1 - `kept`, before the border cuts it.
 
-    Its centre is uniform and its aspect the image's.
+    The window's centre is uniform, its aspect ratio is the image's.
     """
     side = jnp.sqrt(1 - kept)
     inside = []

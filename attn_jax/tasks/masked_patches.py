@@ -21,13 +21,13 @@ from attn_jax.data.reading import CroppedImageReading
 class MaskedPatches(CroppedImageReading):
     """Images from any source, half of their patches corrupted; labels are not used.
 
-    Of each image round(`corrupted` * N) patches are corrupted, uniformly without
-    replacement. Whether one is masked, replaced or kept is drawn for each by itself, as
-    BERT does, not dealt out in fixed numbers: these would be off the shares where an image
-    has few patches (of 8, none would ever be replaced).
+    Of each image round(`corrupted` * N) patches are corrupted, drawn uniformly without
+    replacement. Whether a corrupted patch is masked, replaced or kept is drawn independently,
+    as in BERT. Fixed numbers would miss the shares where an image has few patches (of 8, none
+    would ever be replaced).
 
-    The keys come from the step in training and from the example's number in evaluation, so
-    that results depend neither on the batch size nor on the time.
+    In training the keys come from the step, in evaluation from the example's number:
+    evaluations depend neither on the batch size nor on the step.
 
     The fields that say which images are read, and how, are those of
     `attn_jax.data.reading.CroppedImageReading`; crop and flip come before anything is
@@ -106,14 +106,14 @@ class MaskedPatches(CroppedImageReading):
 
     @property
     def classes(self) -> int:
-        """How many mean colours are told apart."""
+        """Number of classes of mean colours."""
         return 2 ** (self.bits * self.channels)
 
     def source(self, split: str) -> sources.Source:
         return self.open(split)
 
     def assets(self, source: sources.Source) -> dict[str, str]:
-        """What evaluation elsewhere must know of the training data."""
+        """Files that an evaluation needs: the value range."""
         del source
         return {"images.json": self.describe()}
 
@@ -126,10 +126,11 @@ class MaskedPatches(CroppedImageReading):
     def prepare(
         self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
     ) -> dict[str, jax.Array]:
-        """Images to [-1, 1] float32; what is done to each patch and what it is, [B, N].
+        """Images to float32 in the model's range; corruption and target of each patch.
 
-        Returns: bool `patch_corrupted` (to be predicted) and `patch_mask` (hidden by the
-        mask token), int32 `patch_source` (whose embedding it has), `patch_targets`.
+        Adds, all [B, N]: bool `patch_corrupted` (to be predicted) and `patch_mask` (its
+        embedding becomes the mask token), int32 `patch_source` (the patch whose embedding
+        it gets) and `patch_targets`.
         """
         if train:
             keys = jax.random.split(key, len(batch["index"]))
@@ -155,7 +156,7 @@ class MaskedPatches(CroppedImageReading):
         mask = corrupted & (draw < self.masked)
         replace = corrupted & ~mask & (draw < self.masked + self.replaced)
         numbers = jnp.arange(self.patches)
-        # At least 1 further and less than N: every other patch alike, never itself.
+        # An offset from 1 to N - 1: uniform over the other patches, never the patch itself.
         away = jax.random.randint(other, (self.patches,), 1, self.patches)
         others = (numbers + away) % self.patches
         return corrupted, mask, jnp.where(replace, others, numbers)

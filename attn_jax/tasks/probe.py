@@ -1,4 +1,4 @@
-"""A probe: what a model's `pooled` features are worth to a simple classifier.
+"""A probe: accuracy of a simple classifier on a model's `pooled` features.
 
 An evaluation, not a training objective: it has no loss. Name it in `config.evals`.
 """
@@ -33,8 +33,8 @@ class Probe(ImageReading):
 
     Attributes:
         shots: training images of each class; () leaves the linear probe out.
-        draws: random sets for each number of shots. In one draw the fewer shots are among
-            the more.
+        draws: random sets for each number of shots. In one draw, smaller sets are subsets
+            of larger ones.
         l2: strength of the ridge regression.
         neighbours: k of the nearest neighbours, 20 is usual; 0 leaves them out. They need
             the features of all training images.
@@ -139,7 +139,7 @@ class Probe(ImageReading):
     def prepare(
         self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
     ) -> dict[str, jax.Array]:
-        """Images to [-1, 1] float32."""
+        """Images to float32 in the model's range."""
         del key, train  # nothing random
         return {**batch, "images": self.to_model_range(batch["images"])}
 
@@ -149,7 +149,7 @@ class Probe(ImageReading):
     def loss(
         self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
     ) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Nothing: all that a probe measures, it measures of the whole set."""
+        """No terms: a probe is scored on the whole set, in `score`."""
         del outputs, batch
         return {}
 
@@ -176,7 +176,7 @@ class Probe(ImageReading):
     ) -> dict[str, float]:
         """`accuracy_N_shot` for each N of `shots`, and `accuracy_knn`.
 
-        nan where a feature is not finite: a run whose model diverged is not stopped here.
+        NaN if a feature is not finite, so that a diverged run is not stopped here.
         """
         order = np.argsort(predictions["index"])
         features = predictions["pooled"][order].astype(np.float64)
