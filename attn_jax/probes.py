@@ -1,4 +1,4 @@
-"""What features are worth: simple classifiers on top of them, in NumPy and float64.
+"""Simple classifiers on features, to measure these: in NumPy and float64.
 
 Axes: N examples, D features, Q queries, C classes. Labels are whole numbers from 0.
 """
@@ -14,7 +14,7 @@ CHUNK = 2**23  # similarities held at a time, 64 MiB
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear:
+class LinearClassifier:
     """A linear classifier of whitened features.
 
     Attributes:
@@ -27,10 +27,10 @@ class Linear:
     weights: Float[np.ndarray, "D+1 C"]
 
     def scores(self, features: Float[np.ndarray, "Q D"]) -> Float[np.ndarray, "Q C"]:
-        return with_bias((features - self.mean) / self.std) @ self.weights
+        return append_bias((features - self.mean) / self.std) @ self.weights
 
     def predict(self, features: Float[np.ndarray, "Q D"]) -> Integer[np.ndarray, " Q"]:
-        """The label of the highest score, the lowest of equal ones."""
+        """The label of the highest score; of equal scores the lowest label."""
         return self.scores(features).argmax(axis=1)
 
 
@@ -39,7 +39,7 @@ def ridge(
     labels: Integer[np.ndarray, " N"],
     l2: Sequence[float],
     num_classes: int,
-) -> list[Linear]:
+) -> list[LinearClassifier]:
     """For each l2 the W that minimises |X W - Y|^2 + l2 |W|^2, in closed form.
 
     X are the features, each less its mean and over its (std + 1e-5), and the constant
@@ -64,7 +64,7 @@ def ridge(
         )
     features = features.astype(np.float64)
     mean, std = features.mean(axis=0), features.std(axis=0) + 1e-5
-    x = with_bias((features - mean) / std)
+    x = append_bias((features - mean) / std)
     y = 2 * np.eye(num_classes)[labels] - 1
     if x.shape[0] >= x.shape[1]:
         eigenvalues, left = np.linalg.eigh(x.T @ x)
@@ -72,10 +72,13 @@ def ridge(
     else:
         eigenvalues, q = np.linalg.eigh(x @ x.T)
         left, right = x.T @ q, q.T @ y
-    return [Linear(mean, std, (left / (eigenvalues + each)) @ right) for each in l2]
+    return [
+        LinearClassifier(mean, std, (left / (eigenvalues + each)) @ right)
+        for each in l2
+    ]
 
 
-def with_bias(features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D+1"]:
+def append_bias(features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D+1"]:
     return np.pad(features, ((0, 0), (0, 1)), constant_values=BIAS)
 
 
@@ -102,7 +105,7 @@ def nearest_neighbours(
             f"{k=} neighbours of {len(labels)} examples; k must be from 1 to their "
             "number. Lower it, or give more examples."
         )
-    examples, queries = normalised(features), normalised(queries)
+    examples, queries = normalize_rows(features), normalize_rows(queries)
     classes = int(labels.max()) + 1
     predicted = []
     rows = max(1, CHUNK // max(len(labels), classes))
@@ -116,8 +119,8 @@ def nearest_neighbours(
     return np.concatenate(predicted) if predicted else np.zeros(0, np.int64)
 
 
-def normalised(features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
-    """Each row over its length; a row of zeros stays one."""
+def normalize_rows(features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
+    """Each row divided by its length; a row of zeros stays zero."""
     features = features.astype(np.float64)
     length = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.maximum(length, 1e-12)

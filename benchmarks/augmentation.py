@@ -24,7 +24,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 sys.path.insert(0, str(report.ROOT))
 
-from attn_jax.data import augment, images
+from attn_jax.data import augment, decoding, images
 
 STAGES = ("decode", "crop to 224", "flip, RandAugment", "all")
 SIZE = 224
@@ -42,7 +42,7 @@ def photos() -> list[bytes]:
 
 
 def ours_decode(data, rng):
-    return images.decode(data, 3)
+    return decoding.decode(data, 3)
 
 
 def ours_crop(image, rng):

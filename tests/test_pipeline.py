@@ -2,6 +2,10 @@
 
 import hashlib
 import itertools
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -340,3 +344,50 @@ def test_a_process_hands_each_device_its_own_of_the_local_rows(monkeypatch):
     placed = pipeline.place(local, placement, 8, rows)
     for name, value in BATCH_OF_EIGHT.items():
         np.testing.assert_array_equal(placed[name], value[[6, 7, 2, 3, 2, 3]])
+
+
+# --- errors ---------------------------------------------------------------------------
+
+
+def test_a_task_whose_example_is_no_dict_is_named():
+    class Odd(Noisy):
+        def example(self, record, rng):
+            return [record["number"]]
+
+    with pytest.raises(
+        ValueError, match="Odd.example returned list; it must return a d"
+    ):
+        pipeline.batch_shapes(Numbers(3), Odd(), 2)
+    with pytest.raises(ValueError, match="Odd.example returned list"):
+        batches((Numbers(SIZE), Odd()), 1)
+
+
+@pytest.mark.parametrize("fingerprint", ["abc", None, lambda: 7, lambda: b"abc"])
+def test_a_source_whose_fingerprint_is_no_text_is_named(fingerprint):
+    source = Numbers(3)
+    source.fingerprint = fingerprint
+    with pytest.raises(ValueError, match="Numbers.fingerprint gives .* returns a str"):
+        pipeline.read_fingerprint(source)
+    assert pipeline.read_fingerprint(Numbers(3)) == "3"
+
+
+def test_worker_processes_start_where_no_flags_were_parsed():
+    """As in a notebook: grain reads a flag that absl.app.run would have parsed."""
+    script = """
+import numpy as np
+from test_pipeline import Noisy, Numbers
+from attn_jax.data import pipeline
+if __name__ == "__main__":
+    found = pipeline.training_batches(
+        Numbers(20), Noisy(), seed=0, batch_size=4, rows=np.arange(4), workers=1)
+    print(sorted(next(found)))
+"""
+    root = pathlib.Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": f"{root.parent}{os.pathsep}{root}"},
+    )
+    assert done.stdout == "['index', 'noise', 'number', 'valid']\n", done.stderr[-2000:]

@@ -149,6 +149,7 @@ def test_a_folder_without_a_run_says_so(tmp_path):
 def test_a_corrupt_image_stops_the_run_and_is_named(tmp_path):
     write_images(tmp_path / "data", damaged="b/5.png")
     data = {"task.data": str(tmp_path / "data"), "task.holdout": 0}
+    data["task.class_names"] = list("abcdefghij")  # of which the folder has two
     config = toy({**data, "duration": "3 steps"})
     with pytest.raises(ValueError, match=r"b/5\.png .*cannot be decoded"):
         train.train(config, str(tmp_path / "run"))
@@ -159,6 +160,7 @@ def test_a_corrupt_image_is_left_out_and_counted_where_the_config_says_so(
 ):
     write_images(tmp_path / "data", damaged="b/5.png")
     data = {"task.data": str(tmp_path / "data"), "task.holdout": 0}
+    data["task.class_names"] = list("abcdefghij")  # of which the folder has two
     config = toy({**data, "task.corrupt": "skip", "duration": "3 steps"})
     state = train.train(config, str(tmp_path / "run"))
     assert int(state.step) == 3

@@ -1,14 +1,16 @@
 """Labelled images in memory: the embedded digits, .npz archives, idx files (MNIST).
 
-Every opener answers {split: function that opens it}, which `sources.load` chooses from.
+Each `open_*` returns {split: function that opens it}; `sources.load` chooses one.
 """
 
 import functools
 import gzip
 import hashlib
+import math
 import pathlib
 import re
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +18,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, Integer, UInt8
 
+from attn_jax.data import bounded
+from attn_jax.data.files import LeftOut
+
+NPZ_NAMES = {  # split: what may follow x_ and y_
+    "train": ("train",),
+    "validation": ("validation", "val", "valid"),
+    "test": ("test",),
+}
 IDX = re.compile(r"(train|t10k|test)-(images|labels)[-.]idx[13]-ubyte(\.gz)?")
 
 
@@ -29,8 +39,10 @@ class Arrays:
         images: UInt8[np.ndarray, "N H W C"],
         labels: Integer[np.ndarray, " N"],
         names: tuple[str, ...] | None = None,
+        left_out: LeftOut = (),
     ):
         self.images, self.targets, self.labels = images.view(), labels, names
+        self.left_out = left_out
         self.images.flags.writeable = False
 
     def __len__(self) -> int:
@@ -64,7 +76,7 @@ def stratified(labels: np.ndarray, held: int) -> tuple[np.ndarray, np.ndarray]:
     return kept, held_out
 
 
-def digits_openers() -> Mapping[str, Callable[[], Arrays]]:
+def open_digits() -> Mapping[str, Callable[[], Arrays]]:
     """{split: opener} of scikit-learn's digits."""
 
     def opener(part: int) -> Callable[[], Arrays]:
@@ -82,32 +94,55 @@ def digits_openers() -> Mapping[str, Callable[[], Arrays]]:
     return {"train": opener(0), "test": opener(1)}
 
 
-def npz_openers(path: pathlib.Path) -> Mapping[str, Callable[[], Arrays]]:
+def open_npz(path: pathlib.Path) -> Mapping[str, Callable[[], Arrays]]:
     """{split: opener} of the keys x_SPLIT, y_SPLIT."""
     try:
-        with np.load(path) as archive:
-            keys = set(archive.files)
-    except Exception as error:  # a zip error, a pickle, a truncated header
+        with zipfile.ZipFile(path) as archive:
+            files = {info.filename: info for info in archive.infolist()}
+    except Exception as error:  # a damaged table raises many kinds
         raise ValueError(f"{path} is no readable .npz file: {error}") from error
-    splits = [s for s in ("train", "validation", "test") if {f"x_{s}", f"y_{s}"} & keys]
+    for name, info in files.items():
+        bounded.check_expansion(info.compress_size, info.file_size, f"{path}:{name}")
+    keys = {name.removesuffix(".npy") for name in files}
+    splits: dict[str, str] = {}
+    for split, names in NPZ_NAMES.items():
+        found = [name for name in names if {f"x_{name}", f"y_{name}"} & keys]
+        if len(found) > 1:
+            raise ValueError(
+                f"{path} holds both x_{found[0]} and x_{found[1]}, two names of one "
+                "split. Remove one."
+            )
+        if found:
+            splits[split] = found[0]
     if not splits:
         raise ValueError(
             f"{path} holds the keys {sorted(keys)}; it must hold x_train, y_train, "
-            "x_test, y_test (and may hold x_validation, y_validation)."
+            "x_test, y_test (and may hold x_validation, y_validation, or x_val, y_val)."
         )
-    return {split: functools.partial(_npz_split, path, split) for split in splits}
+    read = {f"{axis}_{name}" for axis in "xy" for name in splits.values()}
+    left_out = tuple((key, "not a key that we read") for key in sorted(keys - read))
+    return {
+        split: functools.partial(_read_npz, path, files, name, left_out)
+        for split, name in splits.items()
+    }
 
 
-def _npz_split(path: pathlib.Path, split: str) -> Arrays:
-    x, y = f"x_{split}", f"y_{split}"
-    with np.load(path) as archive:
-        for key in (x, y):
-            if key not in archive.files:
-                raise ValueError(f"{path} lacks {key}; a split needs both {x} and {y}.")
-        try:
-            pixels, labels = archive[x], archive[y]
-        except Exception as error:
-            raise ValueError(f"{path}: cannot read {x}, {y}: {error}") from error
+def _read_npz(
+    path: pathlib.Path,
+    files: Mapping[str, zipfile.ZipInfo],
+    name: str,
+    left_out: LeftOut,
+) -> Arrays:
+    x, y = f"x_{name}", f"y_{name}"
+    for key in (x, y):
+        if f"{key}.npy" not in files:
+            raise ValueError(f"{path} lacks {key}; a split needs both {x} and {y}.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pixels, labels = (_read_npy(archive, f"{key}.npy") for key in (x, y))
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: cannot read {x}, {y}: {reason}") from error
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or not pixels.size:
         raise ValueError(
             f"{path}: {x} is {pixels.dtype} {list(pixels.shape)}; images must be uint8 "
@@ -121,7 +156,28 @@ def _npz_split(path: pathlib.Path, split: str) -> Arrays:
             f"{path}: {y} is {labels.dtype} {list(labels.shape)} for {len(pixels)} "
             "images; labels must be one whole number from 0 up for each image."
         )
-    return Arrays(pixels.reshape(*pixels.shape[:3], -1), labels)
+    return Arrays(pixels.reshape(*pixels.shape[:3], -1), labels, left_out=left_out)
+
+
+def _read_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an .npz, once its header promises no more than the file holds."""
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if header is None:
+            raise ValueError(f"{name} has the format version {version}")
+        shape, _, dtype = header(file)
+        promised = math.prod(shape) * dtype.itemsize
+        stored = archive.getinfo(name).file_size - file.tell()
+        if not dtype.hasobject and promised != stored:
+            raise ValueError(
+                f"the header of {name} promises {promised:,} bytes, {stored:,} are there"
+            )
+    with archive.open(name) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def is_idx(name: str) -> bool:
@@ -129,13 +185,18 @@ def is_idx(name: str) -> bool:
     return IDX.fullmatch(name) is not None
 
 
-def idx_openers(folder: pathlib.Path) -> Mapping[str, Callable[[], Arrays]]:
+def open_idx(folder: pathlib.Path) -> Mapping[str, Callable[[], Arrays]]:
     """{split: opener} of the idx files in `folder`; empty if it holds none."""
 
     def open_split(paths: tuple[pathlib.Path, pathlib.Path]) -> Arrays:
-        return Arrays(*_read_idx(*paths))
+        return Arrays(*_read_idx(*paths), left_out=beside)
 
     found = _idx_files(folder)
+    beside = tuple(
+        (name, "beside the idx files")
+        for name in sorted(path.name for path in folder.iterdir())
+        if not is_idx(name)
+    )
     return {split: functools.partial(open_split, found[split]) for split in found}
 
 
@@ -178,26 +239,29 @@ def _read_idx(
 
 
 def _idx_array(path: pathlib.Path, dims: int) -> np.ndarray:
-    data = path.read_bytes()
-    if path.suffix == ".gz":
+    head = 4 + 4 * dims
+    packed = bounded.check_regular(path)
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         try:
-            data = gzip.decompress(data)
+            start = file.read(head)
+            magic = 0x0800 + dims  # 0x08: unsigned bytes
+            if len(start) < head or int.from_bytes(start[:4], "big") != magic:
+                raise ValueError(
+                    f"{path} starts with 0x{start[:4].hex()}; an idx file of uint8 with "
+                    f"{dims} dimensions starts with 0x{magic:08x}. Fetch it again."
+                )
+            shape = struct.unpack(f">{dims}I", start[4:])
+            size = math.prod(shape)
+            bounded.check_expansion(packed, size, path)
+            data = file.read(size + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(
                 f"{path} is no whole gzip file: {error}. Fetch it again."
             ) from error
-    magic = 0x0800 + dims  # 0x08: unsigned bytes
-    head = 4 + 4 * dims
-    if len(data) < head or int.from_bytes(data[:4], "big") != magic:
+    if len(data) != size:
+        held = "more" if len(data) > size else f"{len(data):,}"
         raise ValueError(
-            f"{path} starts with 0x{data[:4].hex()}; an idx file of uint8 with {dims} "
-            f"dimensions starts with 0x{magic:08x}. Fetch it again."
+            f"{path} holds {held} bytes of data, its header {list(shape)} "
+            f"promises {size:,}. Fetch it again."
         )
-    shape = struct.unpack(f">{dims}I", data[4:head])
-    size = int(np.prod(shape, dtype=np.int64))
-    if len(data) - head != size:
-        raise ValueError(
-            f"{path} holds {len(data) - head} bytes of data, its header {list(shape)} "
-            f"promises {size}. Fetch it again."
-        )
-    return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
+    return np.frombuffer(data, np.uint8).reshape(shape)

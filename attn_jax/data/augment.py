@@ -1,9 +1,8 @@
 """RandAugment as big_vision applies it, and random erasing, in NumPy and Pillow.
 
-The 16 operations give the bytes that TensorFlow gives, its oddities included: recipes
-were tuned with them (timm's RandAugment is another one). An operation never changes the
-image that it gets, but may return it. Grey images go through the same operations, as
-one channel of the colour image of equal channels.
+The 16 operations give the same bytes as TensorFlow, oddities included, because recipes
+were tuned with them (timm's RandAugment differs). An operation never changes its input,
+but may return it. A grey image is treated as one channel of a colour image.
 Axes: H height, W width, C channels (1 or 3).
 
 Source: Cubuk 2020; big_vision, pp/archive/autoaugment.py; golden arrays of TF 2.21.
@@ -17,15 +16,16 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-FILL = 128  # what lies outside the image, and under a cutout
+Pixels = UInt8[np.ndarray, "H W C"]
+FILL = 128  # value outside the image and under a cutout
 
 
 def randaugment(
-    image: UInt8[np.ndarray, "H W C"],
+    image: Pixels,
     layers: int,
     magnitude: float,
     rng: np.random.Generator,
-) -> UInt8[np.ndarray, "H W C"]:
+) -> Pixels:
     """`layers` operations in turn, each drawn uniformly from `OPERATIONS` and applied.
 
     Args:
@@ -49,22 +49,23 @@ def randaugment(
 
 
 def random_erase(
-    image: UInt8[np.ndarray, "H W C"],
+    image: Pixels,
     probability: float,
     rng: np.random.Generator,
     area: tuple[float, float] = (0.02, 1 / 3),
     ratio: tuple[float, float] = (0.3, 1 / 0.3),
-) -> UInt8[np.ndarray, "H W C"]:
+) -> Pixels:
     """With `probability`, a window of random area and aspect becomes noise.
 
-    Every value is drawn uniformly from 0..255, the best of the paper's four fillings. After 10 windows that do not fit the image stays as it is.
+    Every value is uniform in 0..255, the best of the paper's four fillings. If 10 windows
+    in a row do not fit, the image stays as it is.
 
     Args:
         area: range of the window's share of the image; timm's (the paper: up to 0.4).
         ratio: range of height / width, drawn log-uniformly.
 
     Raises:
-        ValueError: `probability` is none.
+        ValueError: `probability` is outside 0..1.
 
     Source: Zhong 2017 (arXiv 1708.04896), algorithm 1; timm, data/random_erasing.py.
     """
@@ -90,57 +91,46 @@ def random_erase(
 # --- one value to one value -----------------------------------------------------------
 
 
-def invert(image: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "H W C"]:
+def invert(image: Pixels) -> Pixels:
     """255 - image."""
     return 255 - image
 
 
-def posterize(
-    image: UInt8[np.ndarray, "H W C"], bits: int
-) -> UInt8[np.ndarray, "H W C"]:
+def posterize(image: Pixels, bits: int) -> Pixels:
     """The upper `bits` bits of each value; never less than 1 bit, as in TensorFlow."""
     shift = min(max(8 - bits, 0), 7)
     return image & np.uint8(256 - (1 << shift))
 
 
-def solarize(
-    image: UInt8[np.ndarray, "H W C"], threshold: int
-) -> UInt8[np.ndarray, "H W C"]:
+def solarize(image: Pixels, threshold: int) -> Pixels:
     """Values from `threshold` on are inverted."""
     values = np.arange(256)
     return _look_up(np.where(values < threshold, values, 255 - values), image)
 
 
-def solarize_add(
-    image: UInt8[np.ndarray, "H W C"], addition: int
-) -> UInt8[np.ndarray, "H W C"]:
+def solarize_add(image: Pixels, addition: int) -> Pixels:
     """`addition` is added to values below 128, up to 255."""
     values = np.arange(256)
     added = np.clip(values + addition, 0, 255)
     return _look_up(np.where(values < 128, added, values), image)
 
 
-def brightness(
-    image: UInt8[np.ndarray, "H W C"], factor: float
-) -> UInt8[np.ndarray, "H W C"]:
+def brightness(image: Pixels, factor: float) -> Pixels:
     """0 is black, 1 the image, more is brighter."""
     return _look_up(_blend(np.zeros(256, np.uint8), _VALUES, factor), image)
 
 
-def contrast(
-    image: UInt8[np.ndarray, "H W C"], factor: float
-) -> UInt8[np.ndarray, "H W C"]:
+def contrast(image: Pixels, factor: float) -> Pixels:
     """0 is a flat grey, 1 the image, more is starker.
 
-    The grey is H * W / 256, at most 255: the original divides the sum of a histogram's
-    counts by 256, where the mean intensity was meant. 224 x 224 pixels get 196.
-    (Another stored version of big_vision takes the mean; the golden numbers do not.)
+    The grey is H * W / 256, at most 255 (196 for 224 x 224 pixels): the original divides
+    the sum of a histogram's counts by 256, where the mean intensity was meant.
     """
     grey = min(image.shape[0] * image.shape[1] // 256, 255)
     return _look_up(_blend(np.full(256, grey, np.uint8), _VALUES, factor), image)
 
 
-def autocontrast(image: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "H W C"]:
+def autocontrast(image: Pixels) -> Pixels:
     """Each channel stretched linearly to 0..255; a flat one stays."""
     tables = []
     for c in range(image.shape[2]):
@@ -154,10 +144,10 @@ def autocontrast(image: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "H W C"
     return _look_up_each(tables, _pillow(image), image.shape)
 
 
-def equalize(image: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "H W C"]:
+def equalize(image: Pixels) -> Pixels:
     """Each channel's values respaced so that its histogram becomes flat.
 
-    A channel whose pixels but those of the highest value are fewer than 255 stays.
+    A channel stays if fewer than 255 of its pixels are below its highest value.
     """
     pixels = _pillow(image)  # counts faster than np.bincount, which needs 64-bit values
     tables = []
@@ -176,7 +166,7 @@ def _look_up(table: np.ndarray, image: np.ndarray) -> np.ndarray:
 def _look_up_each(
     tables: list[np.ndarray], pixels: Image.Image, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """A table a channel: Pillow need not take the channels apart and together."""
+    """One table per channel, in one call of Pillow."""
     return np.asarray(pixels.point(np.concatenate(tables).tobytes())).reshape(shape)
 
 
@@ -190,9 +180,7 @@ _VALUES = np.arange(256, dtype=np.uint8)
 # --- a blend with another image -------------------------------------------------------
 
 
-def color(
-    image: UInt8[np.ndarray, "H W C"], factor: float
-) -> UInt8[np.ndarray, "H W C"]:
+def color(image: Pixels, factor: float) -> Pixels:
     """0 is grey, 1 the image, more is more colourful; a grey image stays."""
     if image.shape[2] == 1:
         return image
@@ -208,9 +196,7 @@ def color(
     return out
 
 
-def sharpness(
-    image: UInt8[np.ndarray, "H W C"], factor: float
-) -> UInt8[np.ndarray, "H W C"]:
+def sharpness(image: Pixels, factor: float) -> Pixels:
     """0 is smoothed, 1 the image, more is sharper; the outermost pixels stay."""
     smooth = image.copy()
     smooth[1:-1, 1:-1] = _smooth(image)
@@ -218,14 +204,14 @@ def sharpness(
 
 
 def _smooth(
-    image: UInt8[np.ndarray, "H W C"],
+    image: Pixels,
 ) -> UInt8[np.ndarray, "h w C"]:
     """trunc(sum of 3 x 3 values with weight 1, the middle 5, over 13), borders cut off.
 
-    The original sums float32 products, one rounding a tap (a fused multiply-add). That
-    is the integer quotient except where the sum is a multiple of 13: there it may come
-    out just below. Those pixels, and only those, take the original's path; the flat
-    ones among them (up to the whole image, once `FILL` is in it) through a table.
+    The original sums float32 products with one rounding per tap (a fused multiply-add).
+    This equals the integer quotient unless the sum is a multiple of 13, where it may come
+    out just below. Only those pixels are computed as in the original; for flat windows
+    (possibly the whole image, once it holds `FILL`) a table has the results.
     """
     wide = image.astype(np.uint16)
     total = _over_window(np.add, wide)
@@ -286,9 +272,7 @@ _SMOOTH_FLAT = _fused_mean([_VALUES] * 9)  # what a flat window's value becomes
 # --- pixels moved ---------------------------------------------------------------------
 
 
-def rotate(
-    image: UInt8[np.ndarray, "H W C"], degrees: float
-) -> UInt8[np.ndarray, "H W C"]:
+def rotate(image: Pixels, degrees: float) -> Pixels:
     """Counter-clockwise about the centre, nearest pixel."""
     angle = np.float32(math.radians(degrees))
     cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
@@ -298,37 +282,27 @@ def rotate(
     return _move(image, tuple(map(float, (cos, -sin, x, sin, cos, y))))
 
 
-def shear_x(
-    image: UInt8[np.ndarray, "H W C"], level: float
-) -> UInt8[np.ndarray, "H W C"]:
+def shear_x(image: Pixels, level: float) -> Pixels:
     """Row y moves left by level * y pixels."""
     return _move(image, (1, level, 0, 0, 1, 0))
 
 
-def shear_y(
-    image: UInt8[np.ndarray, "H W C"], level: float
-) -> UInt8[np.ndarray, "H W C"]:
+def shear_y(image: Pixels, level: float) -> Pixels:
     """Column x moves up by level * x pixels."""
     return _move(image, (1, 0, 0, level, 1, 0))
 
 
-def translate_x(
-    image: UInt8[np.ndarray, "H W C"], pixels: float
-) -> UInt8[np.ndarray, "H W C"]:
-    """To the left."""
+def translate_x(image: Pixels, pixels: float) -> Pixels:
+    """Moves the image to the left."""
     return _move(image, (1, 0, pixels, 0, 1, 0))
 
 
-def translate_y(
-    image: UInt8[np.ndarray, "H W C"], pixels: float
-) -> UInt8[np.ndarray, "H W C"]:
-    """Up."""
+def translate_y(image: Pixels, pixels: float) -> Pixels:
+    """Moves the image up."""
     return _move(image, (1, 0, 0, 0, 1, pixels))
 
 
-def cutout(
-    image: UInt8[np.ndarray, "H W C"], row: int, column: int, pad: int
-) -> UInt8[np.ndarray, "H W C"]:
+def cutout(image: Pixels, row: int, column: int, pad: int) -> Pixels:
     """A square of side 2 * `pad` around (row, column), cut at the border, is filled."""
     out = image.copy()
     out[max(row - pad, 0) : row + pad, max(column - pad, 0) : column + pad] = FILL
@@ -344,7 +318,7 @@ def _move(image: np.ndarray, transform: tuple[float, ...]) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)  # one recipe needs 10: five operations, two signs
 def _places(height: int, width: int, transform: tuple[float, ...]) -> np.ndarray:
-    """[H, W]: which of the H * W pixels goes where; H * W itself is outside.
+    """[H, W]: the source of each pixel among the H * W; H * W itself is outside.
 
     Pixel (x, y) comes from (a x + b y + c, d x + e y + f), computed in float32 and
     rounded half away from zero, as in TensorFlow's ImageProjectiveTransform.

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Integer, Num, Shaped
 
 from attn_jax.data.sources import Source
+from attn_jax.data.views import read_labels
 
 
 class LabelledBags:
@@ -49,9 +50,9 @@ class LabelledBags:
         self.source, self.target, self.bags, self.name = source, target, bags, name
         self.mean_size, self.std_size, self.max_size = mean_size, std_size, max_size
         self.seed = seed
-        targets = getattr(source, "targets", None)
-        if targets is None:
-            targets = np.array([source[i]["label"] for i in range(len(source))])
+        targets = read_labels(source)
+        self.skipped = getattr(source, "skipped", 0)
+        self.left_out = getattr(source, "left_out", ())
         self.is_target = targets == target
         others = int((~self.is_target).sum())
         if not self.is_target.any() or others < max_size:

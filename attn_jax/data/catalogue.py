@@ -1,18 +1,23 @@
 """Sets of TensorFlow Datasets, read from prepared files without TensorFlow.
 
-Nothing is downloaded or prepared here: opening a source in each of many processes must
-not start a download in each. Preparing is one command, once; many sets of the catalogue
-need TensorFlow for it (they encode images with it), none needs it for reading.
+Nothing is downloaded or prepared here, since every process of a run opens the source.
+Preparing is a command that is run once. Many sets of the catalogue need TensorFlow for it
+(they encode images with it); none needs it for reading.
 """
 
 import functools
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from attn_jax.data import bounded
 
-def openers(address: str) -> Mapping[str, Callable[[], "CatalogueImages"]]:
+NAME = re.compile(r"\w{1,100}(/[\w.-]{1,100})?(:[\w.*]{1,40})?")
+
+
+def open_prepared(address: str) -> Mapping[str, Callable[[], "CatalogueImages"]]:
     """{split: opener} of "NAME[/CONFIG][:VERSION][@DATA_DIR]".
 
     Without DATA_DIR the set is looked for in $TFDS_DATA_DIR, else where
@@ -23,6 +28,11 @@ def openers(address: str) -> Mapping[str, Callable[[], "CatalogueImages"]]:
             have no image or no label.
     """
     name, _, data_dir = address.partition("@")
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"'tfds:{bounded.printable(name)}' names no set of TensorFlow Datasets; write "
+            "'tfds:NAME', 'tfds:NAME/CONFIG:VERSION' or 'tfds:NAME@DATA_DIR'."
+        )
     data_dir = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR", ""))
     import tensorflow_datasets as tfds  # slow to import
 
@@ -33,12 +43,13 @@ def openers(address: str) -> Mapping[str, Callable[[], "CatalogueImages"]]:
     except tfds.core.registered.DatasetNotFoundError as error:
         raise ValueError(
             f"tfds:{name} is not prepared in {data_dir or '~/tensorflow_datasets'}. "
-            + remedy(name, data_dir)
+            + _describe_preparation(name, data_dir)
         ) from error
     if builder.info.file_format.value not in ("array_record", "parquet"):
         raise ValueError(
             f"tfds:{name} is prepared as {builder.info.file_format.value}, which has "
-            f"no random access. Remove {builder.data_dir}. " + remedy(name, data_dir)
+            f"no random access. Remove {builder.data_dir}. "
+            + _describe_preparation(name, data_dir)
         )
     for feature in ("image", "label"):
         if feature not in builder.info.features:
@@ -54,7 +65,7 @@ def openers(address: str) -> Mapping[str, Callable[[], "CatalogueImages"]]:
     }
 
 
-def remedy(name: str, data_dir: str) -> str:
+def _describe_preparation(name: str, data_dir: str) -> str:
     where = f", data_dir={data_dir!r}" if data_dir else ""
     return (
         "Prepare it once: pip install 'attn_jax[tf]', then python -c "

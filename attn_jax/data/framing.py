@@ -1,4 +1,4 @@
-"""What part of an image a model sees: cropped at random in training, else the middle."""
+"""Crops and resizes an image to the model's input size: random in training, else central."""
 
 from typing import Literal
 
@@ -30,17 +30,25 @@ def frame(
             `size`, where the image has another size.
     """
     if rng is None or crop == "none":
-        framed = centred(image, size, resize)
+        framed = resize_and_crop(image, size, resize)
     elif crop == "inception":
         framed = images.inception_crop(image, size, rng, area=crop_area)
     else:
-        framed = images.shift_crop(centred(image, size, resize), shift_pixels, rng)
+        framed = images.shift_crop(
+            resize_and_crop(image, size, resize), shift_pixels, rng
+        )
     return images.flip(framed, rng) if rng is not None and flip else framed
 
 
-def centred(
+def resize_and_crop(
     image: UInt8[np.ndarray, "H W C"], size: tuple[int, int], resize: int | None
 ) -> UInt8[np.ndarray, "h w C"]:
+    """The image at `size` (height, width), without randomness.
+
+    Args:
+        resize: smaller side in pixels before the central crop; None resizes to `size`,
+            whatever the aspect ratio.
+    """
     if resize is not None:
         return images.central_crop(images.resize_small(image, resize), size)
     return image if image.shape[:2] == size else images.resize_u8(image, size)

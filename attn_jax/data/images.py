@@ -1,81 +1,16 @@
-"""Image operations on the host, in NumPy and Pillow: decode, resize, crop, flip, scale.
+"""Image operations on the host, in NumPy: resize, crop, flip, scale.
 
 The numbers are those of big_vision's preprocessing (`tf.image`, half-pixel centres)
 without TensorFlow. Randomness comes from the `np.random.Generator` that the caller
-passes, so that an image is a function of its record and the generator's seed.
+passes, so an image is a function of its record and the generator's seed.
 Axes: H height, W width, C channels; h, w are sizes after the operation.
 """
 
 import functools
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Array, Float32, Integer, Num, Shaped, UInt8
-from PIL import Image, UnidentifiedImageError
-
-
-def decode(
-    data: bytes | Shaped[np.ndarray, "..."], channels: int, *, name: str = ""
-) -> UInt8[np.ndarray, "H W C"]:
-    """The pixels of an encoded image, or of an array, with 1 or 3 channels.
-
-    Pillow's conversions apply: luma is .299 R + .587 G + .114 B, CMYK and palettes go
-    through RGB, an alpha channel is dropped without blending. 16-bit values keep their
-    high byte. Of an animation it is the first frame. The EXIF orientation is not
-    applied (nor is it by TensorFlow).
-
-    Args:
-        data: a file's content, or uint8 [H, W] or [H, W, 1 | 3].
-        channels: 1 (grey) or 3 (RGB).
-        name: what the error message calls the image, such as its path.
-
-    Raises:
-        ValueError: `channels` is neither; the bytes are no image or are cut short; the
-            array has another dtype or shape.
-    """
-    if channels not in (1, 3):
-        raise ValueError(f"{channels=} must be 1 (grey) or 3 (RGB).")
-    if isinstance(data, np.ndarray):
-        return _with_channels(data, channels, name)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return _pixels(image, channels)
-    except UnidentifiedImageError as error:
-        cause: Exception
-        reason, cause = "its format is none that Pillow knows", error
-    except Exception as error:  # each Pillow plugin raises its own kinds
-        reason, cause = str(error), error
-    raise ValueError(
-        f"{name or 'this image'} ({len(data)} bytes) cannot be decoded: {reason}. "
-        "Replace or remove it, or set config.task.corrupt='skip' to leave such out."
-    ) from cause
-
-
-def _pixels(image: Image.Image, channels: int) -> np.ndarray:
-    if image.mode == "F":
-        raise ValueError("its pixels are floats, whose range is unknown")
-    if image.mode == "I" and image.format == "TIFF":
-        raise ValueError("its pixels are 32-bit integers, whose range is unknown")
-    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip at 255
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if channels == 3:  # Pillow's conversion copies even where there is none
-        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    return np.asarray(image.convert("L"))[:, :, None]
-
-
-def _with_channels(array: np.ndarray, channels: int, name: str) -> np.ndarray:
-    image = array[:, :, None] if array.ndim == 2 else array
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
-        raise ValueError(
-            f"{name or 'this image'} is {array.dtype} {list(array.shape)}; an image "
-            "array must be uint8 [H, W], [H, W, 1] or [H, W, 3]. Convert the data."
-        )
-    if image.shape[2] == channels:
-        return image
-    if channels == 3:
-        return np.repeat(image, 3, axis=2)
-    return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
 
 
 def resize(
@@ -116,9 +51,9 @@ def _resample(
 ) -> np.ndarray:
     """sum_k weights[k] * image[indices[k]] along `axis`, for weights that sum to 1.
 
-    A gather per tap reads little more than the image itself; the product with a dense
-    [h, H] matrix would cost h times as much. Written as first + sum_k weights[k] *
-    (image[k] - first), so that rounding cannot make 254 of a flat 255.
+    One gather per tap reads little more than the image itself; multiplying by a dense
+    [h, H] matrix would cost h times as much. Computed as first + sum_k weights[k] *
+    (image[k] - first), so that rounding cannot turn a flat 255 into 254.
     """
     shape = (-1, 1, 1) if axis == 0 else (1, -1, 1)
     first = image.take(indices[0], axis).astype(np.float32)
@@ -134,7 +69,7 @@ def _resample(
 def _taps(
     old: int, new: int, method: str, antialias: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `old` pixels, times what, make each of `new`: two arrays [taps, new]."""
+    """(indices, weights), both [taps, new]: each new pixel is a weighted sum of old ones."""
     scale = old / new
     if method == "area":
         left = np.arange(new) * scale
@@ -161,9 +96,10 @@ def _taps(
             if not antialias:  # TensorFlow looks the kernel up in steps of 1/1024
                 distance = np.round(distance * 1024) / 1024
             weights = _keys_cubic(distance)
-        if antialias or method == "bicubic":  # nothing lies outside the image ...
+        # Taps outside the image have no weight, but in plain bilinear resizing the edge
+        # is repeated there, which the clip below does.
+        if antialias or method == "bicubic":
             weights = weights * ((pixel >= 0) & (pixel < old))
-        # ... but plain bilinear repeats the edge, which the clip below does.
     else:
         raise ValueError(
             f"{method=} must be 'nearest', 'bilinear', 'bicubic' or 'area'."
@@ -190,7 +126,7 @@ def resize_u8(
     *,
     antialias: bool = False,
 ) -> UInt8[np.ndarray, "h w C"]:
-    """`resize`, clipped to 0..255 and then truncated, not rounded.
+    """`resize`, clipped to 0..255 and truncated to uint8, not rounded.
 
     Source: big_vision, pp/ops_image.py `get_resize`.
     """
@@ -205,7 +141,7 @@ def resize_small(
     *,
     antialias: bool = True,
 ) -> UInt8[np.ndarray, "h w C"]:
-    """`resize_u8` that makes the smaller side `smaller` pixels and keeps the aspect.
+    """Resizes the smaller side to `smaller` pixels and keeps the aspect ratio.
 
     Source: big_vision, pp/ops_image.py `get_resize_small`, whose defaults these are.
     """
@@ -222,7 +158,7 @@ def central_crop(
 ) -> Shaped[np.ndarray, "h w C"]:
     """The middle `size` (height, width) pixels; None takes the largest square.
 
-    An odd margin leaves the extra pixel at the bottom and at the right.
+    Of an odd margin, the extra pixel is at the bottom or right.
 
     Raises:
         ValueError: the image is smaller than `size`.
@@ -258,21 +194,21 @@ def inception_crop(
     Source: Szegedy 2015 section 6; big_vision, pp/ops_image.py `get_inception_crop`.
     """
     height, width = image.shape[:2]
-    top, left, h, w = inception_window(height, width, rng, area, ratio)
+    top, left, h, w = draw_inception_window(height, width, rng, area, ratio)
     return resize_u8(image[top : top + h, left : left + w], size)
 
 
-def inception_window(
+def draw_inception_window(
     height: int,
     width: int,
     rng: np.random.Generator,
     area: tuple[float, float] = (0.05, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of the crop; after 100 vain attempts the whole image.
+    """(top, left, height, width) of a random crop; the whole image after 100 failures.
 
-    Uniform are the aspect and, given the aspect, the window's height (so small areas
-    are favoured). The last offset on either axis is never drawn, as in TensorFlow.
+    The aspect ratio is uniform; given it, so is the window's height, which favours small
+    areas. The last offset on either axis is never drawn, as in TensorFlow.
 
     Source: TensorFlow, sample_distorted_bounding_box_op.cc `GenerateRandomCrop`.
     """
@@ -293,7 +229,7 @@ def inception_window(
         highest = min(highest, height)
         h = int(rng.integers(h, highest + 1)) if h < highest else highest
         w = round(h * aspect)
-        if w * h < least:  # rounding must not fail an attempt: one pixel up, then down
+        if w * h < least:  # rounding may miss the bounds by one pixel
             h, w = h + 1, round((h + 1) * aspect)
         if w * h > most:
             h, w = h - 1, round((h - 1) * aspect)
@@ -307,7 +243,7 @@ def inception_window(
 def shift_crop(
     image: Shaped[np.ndarray, "H W C"], pixels: int, rng: np.random.Generator
 ) -> Shaped[np.ndarray, "H W C"]:
-    """The image moved by up to `pixels` along each axis; zeros fill what it leaves.
+    """The image moved by up to `pixels` along each axis; uncovered pixels are zero.
 
     Raises:
         ValueError: `pixels` is negative.
@@ -332,13 +268,32 @@ def flip(
     return image[:, ::-1] if rng.random() < 0.5 else image
 
 
-def centred(pixels: Integer[Array, "*axes"]) -> Float32[Array, "*axes"]:
-    """Pixels 0..255 in [-1, 1], as every model here takes them; on the device.
+def normalize(
+    pixels: Integer[Array, "*axes C"],
+    mean: float | tuple[float, ...] = 0.5,
+    std: float | tuple[float, ...] = 0.5,
+) -> Float32[Array, "*axes C"]:
+    """(pixels / 255 - mean) / std, as models take images; on the device.
 
-    Source: vision_transformer, input_pipeline.py, but for a last bit: XLA multiplies by
-    1/127.5 where it divides.
+    Args:
+        mean, std: one number, or one for each channel, in units of 0..1. With 0.5 and 0.5,
+            0..255 becomes [-1, 1].
+
+    Source: vision_transformer, input_pipeline.py. The last bit may differ: XLA multiplies
+    by 1/127.5 where the original divides.
     """
-    return (pixels.astype(np.float32) - 127.5) / 127.5
+    return (pixels.astype(np.float32) - _per_channel(mean, pixels.ndim)) / _per_channel(
+        std, pixels.ndim
+    )
+
+
+def _per_channel(value: float | tuple[float, ...], ndim: int) -> float | np.ndarray:
+    """255 times a number, or times an array that broadcasts over the last axis."""
+    if isinstance(value, int | float):
+        return 255 * value
+    return np.float32(255) * np.array(value, np.float32).reshape(
+        (1,) * (ndim - 1) + (-1,)
+    )
 
 
 def value_range(

@@ -1,9 +1,9 @@
 """Batches by number: the only place that shuffles, repeats, batches, shards, prefetches.
 
-Batch k of a run is a pure function of (seed, k): rows kB to (k+1)B of one endless stream
-of shuffled epochs, whatever the number of processes and workers. A resumed
-run needs the step alone. A source may plan its own rows (several ragged records in one);
-else a row is a record.
+Batch k of a run is a pure function of (seed, k): rows kB to (k+1)B of an endless stream of
+shuffled epochs, for any number of processes and workers. To resume, a run needs only its
+step. A source may plan its own rows (several ragged records in one); otherwise a row is a
+record.
 """
 
 import functools
@@ -13,6 +13,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from absl import flags
 from jaxtyping import Int
 
 Batch = dict[str, np.ndarray]
@@ -30,7 +31,7 @@ def training_batches(
     prefetch: int = 4,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """This process's part of every batch from `start_step` on, without end.
+    """Yields this process's part of every batch from `start_step` on, without end.
 
     Args:
         batch_size: rows of the global batch.
@@ -57,9 +58,9 @@ def evaluation_batches(
     prefetch: int = 4,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """This process's part of every row of the source, in order, once.
+    """Yields this process's part of every row of the source, in order, once.
 
-    The last batch is filled up with repeats of the last row, `valid` False.
+    The last batch is padded with repeats of the last row, whose `valid` is False.
     """
     plan = source.rows(0, 0) if hasattr(source, "rows") else None
     size = len(source) if plan is None else len(plan)
@@ -86,6 +87,9 @@ def batched(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     )
     if workers:
+        # Grain reads an absl flag here, which only absl.app.run would have parsed.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(
             num_workers=workers, per_worker_buffer_size=prefetch
         )
@@ -142,6 +146,22 @@ def rows_per_epoch(source: Any) -> int:
     return getattr(source, "rows_per_epoch", None) or len(source)
 
 
+def read_fingerprint(source: Any) -> str:
+    """The fingerprint of the source, by which a resumed run knows its data.
+
+    Raises:
+        ValueError: the source has none, or one that is no text.
+    """
+    method = getattr(source, "fingerprint", None)
+    found = method() if callable(method) else method
+    if not callable(method) or not isinstance(found, str):
+        raise ValueError(
+            f"{type(source).__name__}.fingerprint gives {found!r:.80}; it must be a method "
+            "that returns a str, which differs where the records differ."
+        )
+    return found
+
+
 class PlannedStream:
     """An endless stream of a source's planned rows: position -> record numbers."""
 
@@ -162,7 +182,7 @@ class PlannedStream:
 
 
 class ProcessRows(grain.MapDataset):
-    """Of a stream of examples, those that one process holds of each global batch."""
+    """The examples of a stream that one process holds, batch after batch."""
 
     def __init__(self, parent: grain.MapDataset, batch_size: int, rows: np.ndarray):
         super().__init__(parent)
@@ -178,7 +198,7 @@ class ProcessRows(grain.MapDataset):
         return self._parent[step * self._batch_size + int(self._rows[place])]
 
 
-# What runs in a worker process must be found by name there: hence no closures.
+# Worker processes unpickle these functions by name, so they cannot be closures.
 
 
 def fetch(source: Any, row: int | tuple[int, ...]) -> tuple[int, Any]:
@@ -190,7 +210,7 @@ def fetch(source: Any, row: int | tuple[int, ...]) -> tuple[int, Any]:
 
 def augment(task: Any, numbered: tuple[int, Any], rng: np.random.Generator) -> Batch:
     number, record = numbered
-    return marked(task.example(record, rng), number, True)
+    return add_index(task, task.example(record, rng), number, True)
 
 
 def evaluation_row(
@@ -198,10 +218,20 @@ def evaluation_row(
 ) -> Batch:
     row = min(int(position), size - 1)
     _, record = fetch(source, row if plan is None else tuple(plan[row]))
-    return marked(task.example(record, None), row, position < size)
+    return add_index(task, task.example(record, None), row, position < size)
 
 
-def marked(example: Mapping[str, Any], number: int, valid: bool) -> Batch:
+def add_index(task: Any, example: Any, number: int, valid: bool) -> Batch:
+    """The arrays of an example, with `index` (which record) and `valid` (not padding).
+
+    Raises:
+        ValueError: the task's example is no dict.
+    """
+    if not isinstance(example, Mapping):
+        raise ValueError(
+            f"{type(task).__name__}.example returned {type(example).__name__}; it must "
+            "return a dict {name: array}."
+        )
     arrays: Batch = {name: np.asarray(value) for name, value in example.items()}
-    marks: Batch = {"index": np.array(number, np.int32), "valid": np.array(valid)}
-    return arrays | marks
+    index, is_valid = np.array(number, np.int32), np.array(valid)
+    return arrays | {"index": index, "valid": is_valid}

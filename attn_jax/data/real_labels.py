@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from attn_jax.data import bounded
+
 
 @functools.lru_cache
 def read(path: str, num_classes: int) -> list[list[int]]:
@@ -26,8 +28,9 @@ def read(path: str, num_classes: int) -> list[list[int]]:
     if not file.is_file():
         raise ValueError(f"real_labels={path!r} is no file; {rule}")
     try:
+        bounded.check_image_bytes(bounded.check_regular(file), file)
         table = json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"real_labels={path!r} is no JSON ({error}); {rule}") from None
     rows = table if isinstance(table, list) else [table]
     for number, row in enumerate(rows, start=1):

@@ -55,11 +55,10 @@ TRIES = 10_000
 class Tetrominoes:
     """Images of tetrominoes on black that do not overlap, each record made when read.
 
-    Shape, place (in whole pixels) and colour of every piece are drawn alike; pieces may
-    touch, and share a colour. A scene is a pure function of (seed, split, index, size
-    of canvas and tile, number of pieces), and the splits draw from different streams.
-    On a canvas so small that scenes are few, two splits may still hold the same one by
-    chance.
+    Shape, place (in whole pixels) and colour of every piece are uniform; pieces may touch
+    and share a colour. A scene is a pure function of (seed, split, index, size of canvas
+    and tile, number of pieces), and the splits draw from different streams. On a small
+    canvas there are few scenes, so two splits may contain the same one by chance.
 
     Args:
         canvas: side of the image in pixels; 35 in the original.
@@ -74,8 +73,8 @@ class Tetrominoes:
         ValueError: an unknown split, or pieces that do not fit.
 
     Source: stands in for Tetrominoes of Kabra et al. 2019 (multi_object_datasets),
-    whose look was measured on its preview. It has 17 of the 19 shapes, and which is not
-    said; here are all.
+    whose look was measured on its preview. The original has 17 of the 19 shapes and does
+    not say which; here are all of them.
     """
 
     labels = None
@@ -125,15 +124,15 @@ class Tetrominoes:
         image = np.zeros((self.canvas, self.canvas, 3), np.uint8)
         mask = np.zeros((self.canvas, self.canvas), np.uint8)
         for i, (shape, corner) in enumerate(
-            zip(shapes, self.corners(rng, shapes), strict=True)
+            zip(shapes, self.draw_corners(rng, shapes), strict=True)
         ):
-            area = covered(shape, corner)
+            area = covered_area(shape, corner)
             mask[area][shape] = i + 1
             shading = self.shading[: shape.shape[0], : shape.shape[1]]
             image[area][shape] = shading[shape][:, None] * COLOURS[colours[i]]
         return {"image": image, "mask": mask, "label": 0}
 
-    def corners(
+    def draw_corners(
         self, rng: np.random.Generator, shapes: list[np.ndarray]
     ) -> list[tuple[int, int]]:
         """Upper left corners, uniform over all ways to place these shapes apart."""
@@ -142,7 +141,7 @@ class Tetrominoes:
             corners = [(int(row), int(column)) for row, column in rng.integers(room)]
             free = np.ones((self.canvas, self.canvas), bool)
             for shape, corner in zip(shapes, corners, strict=True):
-                area = free[covered(shape, corner)]
+                area = free[covered_area(shape, corner)]
                 if not area[shape].all():
                     break
                 area[shape] = False
@@ -164,6 +163,6 @@ def pixels(shape: str, tile: int) -> Bool[np.ndarray, "h w"]:
     return tiles.repeat(tile, axis=0).repeat(tile, axis=1)
 
 
-def covered(shape: np.ndarray, corner: tuple[int, int]) -> tuple[slice, slice]:
+def covered_area(shape: np.ndarray, corner: tuple[int, int]) -> tuple[slice, slice]:
     (row, column), (height, width) = corner, shape.shape
     return slice(row, row + height), slice(column, column + width)

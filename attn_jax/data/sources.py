@@ -5,16 +5,16 @@ A source is random access and never shuffles, repeats or batches: that is the du
 """
 
 import concurrent.futures
-import hashlib
-import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from absl import logging
 from jaxtyping import Integer
 
-from attn_jax.data import arrays, catalogue, files, images
+from attn_jax.data import arrays, bounded, catalogue, decoding, files, zips
+from attn_jax.data.views import Subset, read_labels
 
 SPLITS = ("train", "validation", "test")
 
@@ -26,8 +26,11 @@ class Source(Protocol):
     """A random-access collection of records, safe to read from several threads and to
     pickle into worker processes.
 
+    Two attributes are optional: `skipped` counts the corrupt images that were left out,
+    `left_out` lists (name, reason) of files that are not read (`describe_left_out`).
+
     An image record holds `image` (uint8 [H, W, C], or the encoded file as `bytes` for
-    `images.decode`), `label` (int), and `name` (str, for messages) where `image` is
+    `decoding.decode`), `label` (int), and `name` (str, for messages) where `image` is
     encoded. Each access returns the same record, whoever reads it and when.
     """
 
@@ -80,11 +83,11 @@ def load(
         data: one of
             "digits": scikit-learn's 1,797 handwritten digits (8x8), 360 of them the
                 test set; embedded, no file needed;
-            "FILE.npz": x_train, y_train, x_test, y_test (x_validation, y_validation),
+            "FILE.npz": x_train, y_train, x_test, y_test (x_validation, y_validation, or x_val, y_val),
                 images uint8 [N, H, W] or [N, H, W, C];
             "DIR" with idx files (train-images-idx3-ubyte[.gz], ... t10k for the test
                 set), or one of these files;
-            "DIR" or "FILE.zip" with SPLIT/CLASS/IMAGE;
+            "DIR" or "FILE.zip" with SPLIT/CLASS/IMAGE, or deeper below CLASS;
             "tfds:NAME" or "tfds:NAME@DATA_DIR": a prepared set of TensorFlow Datasets.
         split: "train", "validation" or "test".
         holdout: number of training examples that make the validation set where the
@@ -127,7 +130,7 @@ def load(
     if corrupt == "skip":
         source = _without_corrupt(source, data)
     if held_out:
-        rest, held = arrays.stratified(_labels(source), holdout)
+        rest, held = arrays.stratified(read_labels(source), holdout)
         source = Subset(source, held if split == "validation" else rest)
     if examples is not None and split == "train" and examples != len(source):
         if not 0 < examples < len(source):
@@ -135,76 +138,71 @@ def load(
                 f"{examples=}, but {data!r} has {len(source):,} training examples; set "
                 "config.task.examples to at most so many, or to None for all."
             )
-        _, chosen = arrays.stratified(_labels(source), examples)
+        _, chosen = arrays.stratified(read_labels(source), examples)
         source = Subset(source, chosen)
     return source
 
 
+def describe_left_out(source: Source) -> str:
+    """What of the data is not read, to follow the number of records; "" for nothing."""
+    parts = []
+    if skipped := getattr(source, "skipped", 0):
+        parts.append(f"{skipped:,} corrupt {'image' if skipped == 1 else 'images'}")
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in getattr(source, "left_out", ()):
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        parts.append(f"{len(names):,} {reason}: {bounded.join_names(names, 3)}")
+    return f" (left out: {'; '.join(parts)})" if parts else ""
+
+
 def _open(data: str) -> Openers:
     if data == "digits":
-        return arrays.digits_openers()
+        return arrays.open_digits()
     if data.startswith("tfds:"):
-        return catalogue.openers(data.removeprefix("tfds:"))
-    path = pathlib.Path(data).expanduser()
-    if not data or not path.exists():
-        raise ValueError(
-            f"{data!r} does not exist. Set config.task.data to 'digits', to an .npz or "
-            ".zip file, to a folder of images or idx files, or to 'tfds:NAME'."
-        )
-    if path.suffix == ".npz":
-        return arrays.npz_openers(path)
-    if path.suffix == ".zip":
-        return files.zip_openers(path)
+        return catalogue.open_prepared(data.removeprefix("tfds:"))
+    path = _find(data)
+    if path.suffix.lower() == ".npz":
+        bounded.check_regular(path)
+        return arrays.open_npz(path)
+    if path.suffix.lower() == ".zip":
+        bounded.check_regular(path)
+        return zips.open_zip(path)
     folder = path.parent if arrays.is_idx(path.name) else path
     if not folder.is_dir():
         raise ValueError(
             f"{data!r} is no data set: expected an .npz, .zip or idx file, or a folder."
         )
-    return arrays.idx_openers(folder) or files.folder_openers(folder)
+    return arrays.open_idx(folder) or files.open_folder(folder)
 
 
-class Subset:
-    """The records of `source` at `indices`, in that order."""
+def _find(data: str) -> pathlib.Path:
+    """The path that `data` names.
 
-    def __init__(
-        self, source: "Source", indices: Integer[np.ndarray, " N"], skipped: int = 0
-    ):
-        self.source, self.indices = source, indices
-        self.labels = source.labels
-        self.skipped = skipped or getattr(source, "skipped", 0)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.source[int(self.indices[index])]
-
-    @property
-    def targets(self) -> np.ndarray:
-        return _labels(self.source)[self.indices]
-
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256(self.source.fingerprint().encode())
-        digest.update(self.indices.astype("<i8").tobytes())
-        return digest.hexdigest()[:16]
-
-
-def highest_label(source: "Source") -> int | None:
-    """By the names or the list of the labels; None: only the records themselves tell."""
-    if source.labels:
-        return len(source.labels) - 1
-    if isinstance(source, Subset):
-        return highest_label(source.source)
-    targets = getattr(source, "targets", None)
-    return None if targets is None else int(targets.max())
-
-
-def _labels(source: "Source") -> np.ndarray:
-    """The label of every record; read record by record only where none are listed."""
-    targets = getattr(source, "targets", None)
-    if targets is None:
-        targets = np.array([source[i]["label"] for i in range(len(source))])
-    return targets
+    Raises:
+        ValueError: nothing is there.
+    """
+    remedy = (
+        "Set config.task.data to 'digits', to an .npz or .zip file, to a folder of images "
+        "or idx files, or to 'tfds:NAME'."
+    )
+    if not data:
+        raise ValueError(f"config.task.data is empty. {remedy}")
+    try:
+        path = pathlib.Path(data).expanduser()
+        path.stat()
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~nobody
+        if isinstance(error, PermissionError):
+            raise
+        where = ""
+        if not data.startswith(("/", "~")):
+            where = (
+                f" (a relative path, looked for in {pathlib.Path.cwd()}; give it from "
+                "there, or as an absolute path)"
+            )
+        shown = data if len(data) < 200 else data[:200] + "..."
+        raise ValueError(f"{shown!r} does not exist{where}. {remedy}") from None
+    return path
 
 
 def _without_corrupt(source: "Source", data: str) -> "Source":
@@ -214,7 +212,7 @@ def _without_corrupt(source: "Source", data: str) -> "Source":
         try:
             record = source[index]
             if isinstance(record["image"], bytes):
-                images.decode(record["image"], 3, name=record["name"])
+                decoding.decode(record["image"], 3, name=record["name"])
         except ValueError as error:  # a disk that fails is an OSError, and no reason
             return str(error).partition(". ")[0]  # to train on less
         return None

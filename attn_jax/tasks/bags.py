@@ -11,22 +11,25 @@ import numpy as np
 import optax
 
 from attn_jax.data import bags, images, sources
+from attn_jax.data.reading import ImageReading
 
 
-@dataclasses.dataclass(frozen=True)
-class Bags:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bags(ImageReading):
     """Bags of images with one label each, to one logit.
 
     The bags of a split are drawn from that split's images alone, so no image of a
     training bag is in a validation or test bag.
 
+    The fields that say which images are read, and how, are those of
+    `attn_jax.data.reading.ImageReading`, of the single images.
+
     Attributes:
-        data: of the single images, as in `attn_jax.data.sources.load`.
         target: label of the images that make a bag positive.
-        image_size: of the model's input, in pixels, one side; others are resized.
-        channels: 1 or 3.
-        holdout: training images set aside for validation bags where the data has no
-            validation split.
+        class_names: of the labels among which `target` counts. In data with class names,
+            the target is then found by name; None: `target` counts the data's own labels.
+            `bind` sets it.
+        channels: 1 (grey) or 3 (RGB).
         train_bags, validation_bags, test_bags: how many, half of them positive. They
             are fixed: an epoch is a pass over the same bags.
         mean_size, std_size: of the normal distribution of instances in a bag.
@@ -38,11 +41,9 @@ class Bags:
     Source: Ilse et al. 2018 section 4.2; Ramsauer's notebook has the same task.
     """
 
-    data: str
     target: int
-    image_size: int
+    class_names: tuple[str, ...] | None = None
     channels: int = 1
-    holdout: int = 0
     train_bags: int = 500
     validation_bags: int = 200
     test_bags: int = 1000
@@ -57,7 +58,13 @@ class Bags:
         return {"cross_entropy": 1.0}
 
     def source(self, split: str) -> sources.Source:
-        records = sources.load(self.data, split, holdout=self.holdout)
+        """The bags of one split.
+
+        Raises:
+            ValueError: the data is missing or malformed, lacks the target's class or has
+                too few images.
+        """
+        records = self.open(split)
         number = {
             "train": self.train_bags,
             "validation": self.validation_bags,
@@ -67,7 +74,7 @@ class Bags:
         seed = 3 * self.bag_seed + sources.SPLITS.index(split)
         return bags.LabelledBags(
             records,
-            target=self.target,
+            target=self.find_target(records),
             bags=number[split],
             mean_size=self.mean_size,
             std_size=self.std_size,
@@ -76,10 +83,33 @@ class Bags:
             name=f"{self.data} {split} bag",
         )
 
-    def assets(self, source: sources.Source) -> dict[str, str]:
-        """What evaluation elsewhere must know of the training data."""
-        known = {"labels": list(source.labels or ()), "value_range": [-1, 1]}
-        return {"bags.json": json.dumps(known, indent=1)}
+    def find_target(self, records: sources.Source) -> int:
+        """The label of the target class in this data."""
+        names = self.class_names
+        if names is None or not records.labels or self.target >= len(names):
+            return self.target
+        if names[self.target] not in records.labels:
+            raise ValueError(
+                f"{self.data!r} has no class {names[self.target]!r}, which is the target "
+                f"(config.task.target={self.target}); it has: "
+                f"{', '.join(records.labels[:8])}. Use data with this class."
+            )
+        return records.labels.index(names[self.target])
+
+    def bind(self, assets: Mapping[str, str]) -> "Bags":
+        """This task with the class names of a run's training images, from its assets."""
+        names = json.loads(assets.get("instances.json", "{}")).get("labels")
+        if not names or self.class_names is not None:
+            return self
+        return dataclasses.replace(self, class_names=tuple(names))
+
+    def assets(self, source: bags.LabelledBags) -> dict[str, str]:
+        """Files that an evaluation needs: names of both labels and of the instances."""
+        names = self.class_names or source.source.labels or ()
+        return {
+            "bags.json": self.describe(source.labels),
+            "instances.json": json.dumps({"labels": list(names)}, indent=1),
+        }
 
     def example(
         self, record: Mapping[str, Any], rng: np.random.Generator | None
@@ -89,13 +119,9 @@ class Bags:
         Raises:
             ValueError: the bag has no instance, or more than `max_size`.
         """
-        size = (self.image_size, self.image_size)
         pictures = []
         for instance in record["instances"]:
-            name = instance.get("name", "")
-            image = images.decode(instance["image"], self.channels, name=name)
-            if image.shape[:2] != size:
-                image = images.resize_u8(image, size)
+            image = self.read(instance, rng)
             if rng is not None and self.shift_pixels:
                 image = images.shift_crop(image, self.shift_pixels, rng)
             pictures.append(image)
@@ -106,9 +132,9 @@ class Bags:
     def prepare(
         self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
     ) -> dict[str, jax.Array]:
-        """Instances to [-1, 1] float32."""
+        """Instances to float32 in the model's range."""
         del key, train  # nothing random
-        return {**batch, "instances": images.centred(batch["instances"])}
+        return {**batch, "instances": self.to_model_range(batch["instances"])}
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         return {"instances": batch["instances"], "mask": batch["mask"]}

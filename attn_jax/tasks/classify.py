@@ -10,29 +10,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 from jaxtyping import Array, Float, Int
 
-from attn_jax.data import augment, framing, images, real_labels, sources
+from attn_jax.data import augment, real_labels, sources
+from attn_jax.data.reading import CroppedImageReading
+from attn_jax.data.views import highest_label, match_labels
 
 
-@dataclasses.dataclass(frozen=True)
-class Classify:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classify(CroppedImageReading):
     """Images from any source, augmented in training, to logits.
 
+    The fields that say which images are read, and how, are those of
+    `attn_jax.data.reading.CroppedImageReading`.
+
     Attributes:
-        data: "digits" (embedded), a path (.npz, idx, folder, .zip) or "tfds:<name>".
-        num_classes: of the model's head; at least the number of labels in the data.
-        image_size: of the model's input, in pixels: one side or (height, width).
-        channels: 1 or 3.
-        holdout: training examples set aside where the data has no validation split.
-        examples: of the training split, as many of each class as it has in proportion;
-            None: all.
-        corrupt: an image that cannot be decoded stops the run ("error"), or is named,
-            counted and left out when the data is opened ("skip").
-        crop: in training, "inception" takes a random area at a random aspect ratio and
-            resizes it; "shift" pads by `shift_pixels` and crops back; "none" as evaluation.
-        crop_area: bounds of the inception crop's share of the image.
-        flip: mirror half of the training images left to right.
+        num_classes: of the model's head; as many as the data has class names.
+        class_names: of the model's classes, in order. Data with class names is matched to
+            them by name; None numbers the data's own. `bind` sets it.
         randaugment: (layers, magnitude) of RandAugment after crop and flip; 10 is the
             paper's full magnitude. None is off; magnitude 0 is not (`data/augment.py`).
         erase: probability that a window of a training image becomes noise.
@@ -40,36 +36,32 @@ class Classify:
             the batch, with one a ~ Beta(alpha, alpha) a batch (big_vision's p, .2).
         cutmix: alpha > 0 pastes a window of the neighbour instead (timm: 1.0). With
             both, a coin decides for each batch.
-        resize: smaller side in pixels before the central crop; None: no resize but to
-            `image_size`, where the image has another size.
         label_smoothing: probability spread evenly over all classes, in training only.
-        loss: "softmax", or "sigmoid" over each class by itself (as the paper pre-trains).
+        loss_kind: "softmax", or "sigmoid" over each class by itself (as the paper
+            pre-trains).
         real_labels: path of real.json, for an evaluation on ImageNet's validation images:
             all labels that fit each (Beyer et al. 2020). Adds `real_accuracy`.
     """
 
-    data: str
     num_classes: int
-    image_size: int | tuple[int, int]
-    channels: int = 3
-    holdout: int = 0
-    examples: int | None = None
-    corrupt: Literal["error", "skip"] = "error"
-    crop: Literal["none", "inception", "shift"] = "none"
-    crop_area: tuple[float, float] = (0.05, 1.0)
-    shift_pixels: int = 4
-    flip: bool = False
+    class_names: tuple[str, ...] | None = None
     randaugment: tuple[int, int] | None = None
     erase: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
-    resize: int | None = None
     label_smoothing: float = 0.0
     loss_kind: Literal["softmax", "sigmoid"] = "softmax"
     real_labels: str | None = None
 
     def __post_init__(self) -> None:
         """Refuses augmentation that cannot be honoured, before any data is read."""
+        super().__post_init__()
+        names = self.class_names or ()
+        if len(set(names)) != len(names) or len(names) > self.num_classes:
+            raise ValueError(
+                f"config.task.class_names lists {len(names)} names, {len(set(names))} of "
+                f"them different; list up to num_classes={self.num_classes} different ones."
+            )
         pair = self.randaugment
         if pair is not None and (len(pair) != 2 or min(pair) < 0):
             raise ValueError(
@@ -92,59 +84,70 @@ class Classify:
     def coefficients(self) -> dict[str, float]:
         return {"cross_entropy": 1.0}
 
-    @property
-    def size(self) -> tuple[int, int]:
-        return framing.sides(self.image_size)
-
     def source(self, split: str) -> sources.Source:
-        source = sources.load(
-            self.data,
-            split,
-            holdout=self.holdout,
-            examples=self.examples,
-            corrupt=self.corrupt,
-        )
-        highest = sources.highest_label(source)
-        if highest is not None and highest >= self.num_classes:
-            raise ValueError(
-                f"{self.data} has labels from 0 to {highest}, but config.task.num_classes="
-                f"{self.num_classes}; set it and config.model.num_classes to {highest + 1}."
-            )
+        """The records of one split, their labels those of `class_names` if set.
+
+        Raises:
+            ValueError: the data is missing or malformed, or has other classes.
+        """
+        source = self.open(split)
+        if self.class_names is not None:
+            source = match_labels(source, self.class_names, self.data)
+        self.check_classes(source, split)
         if self.real_labels is not None:
             real_labels.read(self.real_labels, self.num_classes)  # errors come early
         return source
 
+    def check_classes(self, source: sources.Source, split: str) -> None:
+        """Raises ValueError where the head has not the classes of the data."""
+        highest = highest_label(source)
+        if highest is None or highest == self.num_classes - 1:
+            return
+        remedy = f"set it and config.model.num_classes to {highest + 1}"
+        if highest >= self.num_classes:
+            raise ValueError(
+                f"{self.data} has labels from 0 to {highest}, but config.task.num_classes="
+                f"{self.num_classes}; {remedy}."
+            )
+        if source.labels and self.class_names is None:
+            shown = ", ".join(source.labels[:5])
+            raise ValueError(
+                f"{self.data} has {highest + 1} classes ({shown}{', ...' * (highest > 4)}), "
+                f"but config.task.num_classes={self.num_classes}; {remedy}, or name all of "
+                "them in config.task.class_names."
+            )
+        if split == "train" and not source.labels:
+            logging.warning(
+                "%s has labels from 0 to %d only, but config.task.num_classes=%d; if these "
+                "are all, %s.",
+                *(self.data, highest, self.num_classes, remedy),
+            )
+
+    def bind(self, assets: Mapping[str, str]) -> "Classify":
+        """This task with the class names of a run's training data, from its assets."""
+        names = json.loads(assets.get("images.json", "{}")).get("labels")
+        if not names or self.class_names is not None:
+            return self
+        return dataclasses.replace(self, class_names=tuple(names))
+
     def assets(self, source: sources.Source) -> dict[str, str]:
-        """What evaluation elsewhere must know of the training data."""
-        known = {"labels": list(source.labels or ()), "value_range": [-1, 1]}
-        return {"images.json": json.dumps(known, indent=1)}
+        """Files that an evaluation needs: class names and value range."""
+        return {"images.json": self.describe(source.labels or ())}
 
     def example(
         self, record: Mapping[str, Any], rng: np.random.Generator | None
     ) -> dict[str, Any]:
         """uint8 image [H, W, C] and label; `rng` None means evaluation: no augmentation.
 
-        With `real_labels`, also which classes [num_classes] fit the image.
+        With `real_labels`, also which classes fit the image, bool [num_classes].
         """
         name = record.get("name", "")
-        if (
-            not 0 <= record["label"] < self.num_classes
-        ):  # would be an example of no class
+        if not 0 <= record["label"] < self.num_classes:
             raise ValueError(
                 f"{name or 'a record'} of {self.data} has the label {record['label']}, but "
                 f"config.task.num_classes={self.num_classes}; labels count from 0."
             )
-        image = images.decode(record["image"], self.channels, name=name)
-        image = framing.frame(
-            image,
-            self.size,
-            rng,
-            crop=self.crop,
-            crop_area=self.crop_area,
-            shift_pixels=self.shift_pixels,
-            flip=self.flip,
-            resize=self.resize,
-        )
+        image = self.read(record, rng)
         if rng is not None and self.randaugment is not None:
             image = augment.randaugment(image, *self.randaugment, rng)
         if rng is not None and self.erase:
@@ -161,21 +164,21 @@ class Classify:
     ) -> dict[str, jax.Array]:
         """Images to [-1, 1] float32, labels to target distributions [B, C].
 
-        Training mixes both here, on the global batch, so that neighbours and draws do
-        not depend on how many processes read it; `labels` stay those of the images.
+        Training mixes both here, on the global batch, so that neighbours and draws do not
+        depend on the number of processes. `labels` are not mixed.
         """
         targets = jax.nn.one_hot(batch["labels"], self.num_classes)
         if train and self.label_smoothing:
             targets = optax.smooth_labels(targets, self.label_smoothing)
-        pixels = images.centred(batch["images"])
+        pixels = self.to_model_range(batch["images"])
         if train and (self.mixup or self.cutmix):
-            pixels, targets = self.mixed(pixels, targets, key)
+            pixels, targets = self.mix(pixels, targets, key)
         return {**batch, "images": pixels, "targets": targets}
 
-    def mixed(
+    def mix(
         self, pixels: jax.Array, targets: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Images [B, H, W, C] and targets [B, C], each mixed with those one row before.
+        """Mixes images [B, H, W, C] and targets [B, C] with those of the row before.
 
         Source: Zhang 2017 and big_vision, utils.py `get_mixup` (mixup); Yun 2019 and
         timm, data/mixup.py (cutmix, the coin).
@@ -184,10 +187,10 @@ class Classify:
         window = jnp.asarray(self.cutmix > 0)
         if self.mixup and self.cutmix:
             window = jax.random.bernoulli(coin_key)
-        a = beta(beta_key, jnp.where(window, self.cutmix, self.mixup))
-        # What each pixel, and what the target, keeps of its own.
-        pasted = cutmix_keep(window_key, a, (pixels.shape[1], pixels.shape[2]))
-        blended = jnp.maximum(a, 1 - a)  # an image stays the larger part
+        a = draw_beta(beta_key, jnp.where(window, self.cutmix, self.mixup))
+        # The weight of the own image for each pixel, and of the own target.
+        pasted = draw_cutmix_mask(window_key, a, (pixels.shape[1], pixels.shape[2]))
+        blended = jnp.maximum(a, 1 - a)  # the own image has the larger weight
         keep = jnp.where(window, pasted, blended)
         share = jnp.where(window, pasted.mean(), blended)
         keep = keep[None, :, :, None]
@@ -203,12 +206,12 @@ class Classify:
     ) -> dict[str, tuple[jax.Array, jax.Array]]:
         """Cross-entropy in nats and accuracy, padded rows left out.
 
-        `top5_accuracy` where there are more than 5 classes; of equal logits the lower class
-        counts first. `real_accuracy` is the share of images whose first class is one of
-        those that fit; images that none fits do not count.
+        `top5_accuracy` is reported for more than 5 classes; of equal logits the lower class
+        ranks first. `real_accuracy` is the share of images whose predicted class is one of
+        their ReaL labels; images without any do not count.
 
         Raises:
-            ValueError: the head's classes are not the task's.
+            ValueError: the head's size is not `num_classes`.
         """
         logits = outputs["logits"].astype(jnp.float32)
         if logits.shape[-1] != self.num_classes:
@@ -230,7 +233,7 @@ class Classify:
             "accuracy": ((correct * valid).sum(), count),
         }
         if self.num_classes > 5:
-            in_top5 = rank_of(batch["labels"], logits) < 5
+            in_top5 = compute_rank(batch["labels"], logits) < 5
             terms["top5_accuracy"] = ((in_top5 * valid).sum(), count)
         if self.real_labels is not None:
             real = batch["real_labels"]
@@ -240,11 +243,13 @@ class Classify:
         return terms
 
 
-def rank_of(labels: Int[Array, " B"], logits: Float[Array, "B C"]) -> Int[Array, " B"]:
-    """Each label's place, from 0, in the order of `jax.lax.top_k`: ties by lower class.
+def compute_rank(
+    labels: Int[Array, " B"], logits: Float[Array, "B C"]
+) -> Int[Array, " B"]:
+    """Rank of each label, from 0, in the order of `jax.lax.top_k`: ties by lower class.
 
-    Counted, not sorted: a count needs no exchange between devices. A nan is ahead of every
-    number; where the label's own logit is nan, it is last.
+    A count instead of a sort, which would exchange data between devices. NaN ranks before
+    every number; a label whose own logit is NaN ranks last.
     """
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     earlier = jnp.arange(logits.shape[-1])[None] < labels[:, None]
@@ -252,7 +257,7 @@ def rank_of(labels: Int[Array, " B"], logits: Float[Array, "B C"]) -> Int[Array,
     return ahead.sum(axis=-1)
 
 
-def beta(key: jax.Array, alpha: Float[Array, ""]) -> Float[Array, ""]:
+def draw_beta(key: jax.Array, alpha: Float[Array, ""]) -> Float[Array, ""]:
     """A draw of Beta(alpha, alpha), as the ratio of two gammas.
 
     One call draws both: `jax.random.beta` takes two, each of which compiles for seconds.
@@ -261,12 +266,12 @@ def beta(key: jax.Array, alpha: Float[Array, ""]) -> Float[Array, ""]:
     return jax.nn.sigmoid(first - second)
 
 
-def cutmix_keep(
+def draw_cutmix_mask(
     key: jax.Array, kept: Float[Array, ""], size: tuple[int, int]
 ) -> Float[Array, "H W"]:
-    """Ones with a window of zeros, whose area is 1 - `kept` before the border cuts it.
+    """Ones with a window of zeros of area 1 - `kept`, before the border cuts it.
 
-    Its centre is uniform and its aspect the image's.
+    The window's centre is uniform, its aspect ratio is the image's.
     """
     side = jnp.sqrt(1 - kept)
     inside = []

@@ -4,9 +4,8 @@ Axes: B batch, H W image, G patches a side, N patches (row by row), C classes.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,31 +13,28 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Int, UInt8
 
-from attn_jax.data import framing, images, sources
+from attn_jax.data import framing, sources
+from attn_jax.data.reading import CroppedImageReading
 
 
-@dataclasses.dataclass(frozen=True)
-class MaskedPatches:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedPatches(CroppedImageReading):
     """Images from any source, half of their patches corrupted; labels are not used.
 
-    Of each image round(`corrupted` * N) patches are corrupted, uniformly without
-    replacement. Whether one is masked, replaced or kept is drawn for each by itself, as
-    BERT does, not dealt out in fixed numbers: these would be off the shares where an image
-    has few patches (of 8, none would ever be replaced).
+    Of each image round(`corrupted` * N) patches are corrupted, drawn uniformly without
+    replacement. Whether a corrupted patch is masked, replaced or kept is drawn independently,
+    as in BERT. Fixed numbers would miss the shares where an image has few patches (of 8, none
+    would ever be replaced).
 
-    The keys come from the step in training and from the example's number in evaluation, so
-    that results depend neither on the batch size nor on the time.
+    In training the keys come from the step, in evaluation from the example's number:
+    evaluations depend neither on the batch size nor on the step.
+
+    The fields that say which images are read, and how, are those of
+    `attn_jax.data.reading.CroppedImageReading`; crop and flip come before anything is
+    hidden.
 
     Attributes:
-        data: "digits" (embedded), a path (.npz, idx, folder, .zip) or "tfds:<name>".
-        image_size: of the model's input, in pixels: one side or (height, width).
-        patch_size: of the model's patches, likewise.
-        channels: 1 or 3.
-        holdout: training examples set aside where the data has no validation split.
-        corrupt: an image that cannot be decoded stops the run ("error"), or is named,
-            counted and left out when the data is opened ("skip").
-        crop, crop_area, shift_pixels, flip, resize: of the image, before anything is
-            hidden; see `attn_jax.data.framing.frame`.
+        patch_size: of the model's patches, in pixels: one side or (height, width).
         corrupted: share of an image's patches that are corrupted and predicted.
         masked: of these, the share whose embedding becomes the mask token.
         replaced: of these, the share whose embedding becomes that of a random other patch
@@ -51,23 +47,14 @@ class MaskedPatches:
     Source: Dosovitskiy et al. 2021, sec. 4.6 and B.1.2. The original was never released.
     """
 
-    data: str
-    image_size: int | tuple[int, int]
     patch_size: int | tuple[int, int]
-    channels: int = 3
-    holdout: int = 0
-    corrupt: Literal["error", "skip"] = "error"
-    crop: Literal["none", "inception", "shift"] = "none"
-    crop_area: tuple[float, float] = (0.05, 1.0)
-    shift_pixels: int = 4
-    flip: bool = False
-    resize: int | None = None
     corrupted: float = 0.5
     masked: float = 0.8
     replaced: float = 0.1
     bits: int = 3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         (h, w), (ph, pw) = self.size, self.patch
         if min(ph, pw) < 1 or h % ph or w % pw:
             raise ValueError(
@@ -103,10 +90,6 @@ class MaskedPatches:
         return {"masked_patch_loss": 1.0}
 
     @property
-    def size(self) -> tuple[int, int]:
-        return framing.sides(self.image_size)
-
-    @property
     def patch(self) -> tuple[int, int]:
         return framing.sides(self.patch_size)
 
@@ -123,43 +106,31 @@ class MaskedPatches:
 
     @property
     def classes(self) -> int:
-        """How many mean colours are told apart."""
+        """Number of classes of mean colours."""
         return 2 ** (self.bits * self.channels)
 
     def source(self, split: str) -> sources.Source:
-        return sources.load(
-            self.data, split, holdout=self.holdout, corrupt=self.corrupt
-        )
+        return self.open(split)
 
     def assets(self, source: sources.Source) -> dict[str, str]:
-        """What evaluation elsewhere must know of the training data."""
+        """Files that an evaluation needs: the value range."""
         del source
-        return {"images.json": json.dumps({"value_range": [-1, 1]}, indent=1)}
+        return {"images.json": self.describe()}
 
     def example(
         self, record: Mapping[str, Any], rng: np.random.Generator | None
     ) -> dict[str, Any]:
         """uint8 `images` [H, W, channels]; `rng` None means evaluation: no augmentation."""
-        name = record.get("name", "")
-        image = framing.frame(
-            images.decode(record["image"], self.channels, name=name),
-            self.size,
-            rng,
-            crop=self.crop,
-            crop_area=self.crop_area,
-            shift_pixels=self.shift_pixels,
-            flip=self.flip,
-            resize=self.resize,
-        )
-        return {"images": image}
+        return {"images": self.read(record, rng)}
 
     def prepare(
         self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
     ) -> dict[str, jax.Array]:
-        """Images to [-1, 1] float32; what is done to each patch and what it is, [B, N].
+        """Images to float32 in the model's range; corruption and target of each patch.
 
-        Returns: bool `patch_corrupted` (to be predicted) and `patch_mask` (hidden by the
-        mask token), int32 `patch_source` (whose embedding it has), `patch_targets`.
+        Adds, all [B, N]: bool `patch_corrupted` (to be predicted) and `patch_mask` (its
+        embedding becomes the mask token), int32 `patch_source` (the patch whose embedding
+        it gets) and `patch_targets`.
         """
         if train:
             keys = jax.random.split(key, len(batch["index"]))
@@ -168,7 +139,7 @@ class MaskedPatches:
         corrupted, mask, source = jax.vmap(self.corruption)(keys)
         return {
             **batch,
-            "images": images.centred(batch["images"]),
+            "images": self.to_model_range(batch["images"]),
             "patch_corrupted": corrupted,
             "patch_mask": mask,
             "patch_source": source,
@@ -185,7 +156,7 @@ class MaskedPatches:
         mask = corrupted & (draw < self.masked)
         replace = corrupted & ~mask & (draw < self.masked + self.replaced)
         numbers = jnp.arange(self.patches)
-        # At least 1 further and less than N: every other patch alike, never itself.
+        # An offset from 1 to N - 1: uniform over the other patches, never the patch itself.
         away = jax.random.randint(other, (self.patches,), 1, self.patches)
         others = (numbers + away) % self.patches
         return corrupted, mask, jnp.where(replace, others, numbers)

@@ -1,4 +1,4 @@
-"""A probe: what a model's `pooled` features are worth to a simple classifier.
+"""A probe: accuracy of a simple classifier on a model's `pooled` features.
 
 An evaluation, not a training objective: it has no loss. Name it in `config.evals`.
 """
@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +15,26 @@ import numpy as np
 from jaxtyping import Integer
 
 from attn_jax import probes
-from attn_jax.data import framing, images, sources
+from attn_jax.data import sources
+from attn_jax.data.reading import ImageReading
+from attn_jax.data.views import Subset
 
 
-@dataclasses.dataclass(frozen=True)
-class Probe:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Probe(ImageReading):
     """Few-shot linear and nearest-neighbour accuracy on any source of labelled images.
 
     `accuracy_N_shot` is the share of the split that a ridge regression on N training
     images of each class gets right, mean over `draws` such sets; `accuracy_knn` that of
     the nearest neighbours among all training images. Nothing is augmented.
 
+    The fields that say which images are read, and how, are those of
+    `attn_jax.data.reading.ImageReading`.
+
     Attributes:
-        data, holdout, corrupt, channels, image_size, resize: of the images, as in
-            `attn_jax.tasks.classify.Classify`.
         shots: training images of each class; () leaves the linear probe out.
-        draws: random sets for each number of shots. In one draw the fewer shots are among
-            the more.
+        draws: random sets for each number of shots. In one draw, smaller sets are subsets
+            of larger ones.
         l2: strength of the ridge regression.
         neighbours: k of the nearest neighbours, 20 is usual; 0 leaves them out. They need
             the features of all training images.
@@ -45,12 +48,6 @@ class Probe:
     images of a shuffled set).
     """
 
-    data: str
-    image_size: int | tuple[int, int]
-    channels: int = 3
-    holdout: int = 0
-    corrupt: Literal["error", "skip"] = "error"
-    resize: int | None = None
     shots: tuple[int, ...] = (1, 5, 10, 25)
     draws: int = 3
     l2: float = 1024.0
@@ -58,6 +55,7 @@ class Probe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if min(self.shots, default=1) < 1 or self.draws < 1 or self.l2 <= 0:
             raise ValueError(
                 f"shots={self.shots} and draws={self.draws} must be 1 or more, "
@@ -73,10 +71,6 @@ class Probe:
     def coefficients(self) -> dict[str, float]:
         return {}
 
-    @property
-    def size(self) -> tuple[int, int]:
-        return framing.sides(self.image_size)
-
     def source(self, split: str) -> "SupportAndQueries":
         """The training images that are learned from, then all records of `split`.
 
@@ -88,16 +82,13 @@ class Probe:
                 "split='train' holds the examples that a probe learns from; set "
                 "config.evals.NAME.split to 'validation' or 'test'."
             )
-        training, queries = (
-            sources.load(self.data, part, holdout=self.holdout, corrupt=self.corrupt)
-            for part in ("train", split)
-        )
+        training, queries = self.open("train"), self.open(split)
         if self.neighbours > len(training):
             raise ValueError(
                 f"neighbours={self.neighbours}, but {self.data!r} has {len(training)} "
                 "training examples; lower config.evals.NAME.task.neighbours."
             )
-        everything = sources.Subset(training, np.arange(len(training)))
+        everything = Subset(training, np.arange(len(training)))
         drawn = {}
         if self.shots:  # else the labels, which may have to be read, are not needed
             targets = everything.targets
@@ -110,7 +101,7 @@ class Probe:
             chosen = everything.indices
         else:
             chosen = np.unique(np.concatenate([*drawn.values()]))
-        support = sources.Subset(training, chosen)
+        support = Subset(training, chosen)
         rows = {key: np.searchsorted(chosen, members) for key, members in drawn.items()}
         return SupportAndQueries(support, queries, rows)
 
@@ -140,18 +131,17 @@ class Probe:
         self, record: Mapping[str, Any], rng: np.random.Generator | None
     ) -> dict[str, Any]:
         """uint8 image [H, W, C] and label, never augmented."""
-        del rng
-        name = record.get("name", "")
-        image = images.decode(record["image"], self.channels, name=name)
-        image = framing.centred(image, self.size, self.resize)
-        return {"images": image, "labels": np.int32(record["label"])}
+        return {
+            "images": self.read(record, rng),
+            "labels": np.int32(record["label"]),
+        }
 
     def prepare(
         self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
     ) -> dict[str, jax.Array]:
-        """Images to [-1, 1] float32."""
+        """Images to float32 in the model's range."""
         del key, train  # nothing random
-        return {**batch, "images": images.centred(batch["images"])}
+        return {**batch, "images": self.to_model_range(batch["images"])}
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         return {"images": batch["images"]}
@@ -159,7 +149,7 @@ class Probe:
     def loss(
         self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
     ) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Nothing: all that a probe measures, it measures of the whole set."""
+        """No terms: a probe is scored on the whole set, in `score`."""
         del outputs, batch
         return {}
 
@@ -186,7 +176,7 @@ class Probe:
     ) -> dict[str, float]:
         """`accuracy_N_shot` for each N of `shots`, and `accuracy_knn`.
 
-        nan where a feature is not finite: a run whose model diverged is not stopped here.
+        NaN if a feature is not finite, so that a diverged run is not stopped here.
         """
         order = np.argsort(predictions["index"])
         features = predictions["pooled"][order].astype(np.float64)
@@ -221,12 +211,14 @@ class SupportAndQueries:
 
     def __init__(
         self,
-        support: sources.Subset,
+        support: Subset,
         queries: sources.Source,
         drawn: Mapping[tuple[int, int], Integer[np.ndarray, " n"]],
     ):
         self.support, self.queries, self.drawn = support, queries, drawn
         self.labels = queries.labels
+        self.skipped = support.skipped + getattr(queries, "skipped", 0)
+        self.left_out = support.left_out + getattr(queries, "left_out", ())
 
     def __len__(self) -> int:
         return len(self.support) + len(self.queries)

@@ -18,14 +18,13 @@ class Reconstruct:
     """Images of several objects to slots and back, by squared error; no labels.
 
     Slots start from noise. In training its keys come from the step, in evaluation from
-    the example's number, so that results depend neither on the batch size nor on the
-    time.
+    the example's number: evaluations depend neither on the batch size nor on the step.
 
     Attributes:
         data: "tetrominoes" (generated, see `attn_jax.data.scenes`).
         image_size: of the canvas, in pixels, one side.
         tile_pixels: side of a tile of a tetromino.
-        num_objects: an image.
+        num_objects: in each image.
         train_images, validation_images, test_images: how many; an epoch is a pass over
             the same images.
         data_seed: of the images; not the run's, so that runs differ in seed on the
@@ -70,7 +69,7 @@ class Reconstruct:
         )
 
     def assets(self, source: sources.Source) -> dict[str, str]:
-        """What evaluation elsewhere must know of the training data."""
+        """Files that an evaluation needs: the value range."""
         del source
         return {"images.json": json.dumps({"value_range": [-1, 1]}, indent=1)}
 
@@ -89,7 +88,7 @@ class Reconstruct:
             keys = jax.random.split(key, len(batch["index"]))
         else:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
-        pixels = images.centred(batch["images"])
+        pixels = images.normalize(batch["images"])
         return {**batch, "images": pixels, "sample_keys": keys}
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

@@ -1,0 +1,169 @@
+"""Image input of a task: which images it reads, and what of them the model sees.
+
+A task inherits one of these two classes for its fields; the objective is the task's own.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Array, Float32, Integer, UInt8
+
+from attn_jax.data import decoding, framing, images, sources, survey
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageReading:
+    """Images of any source at one size, never augmented.
+
+    Attributes:
+        data: "digits" (embedded), a path (.npz, idx, folder, .zip) or "tfds:<name>"; see
+            `attn_jax.data.sources.load`.
+        image_size: of the model's input, in pixels: one side or (height, width).
+        channels: 1 (grey) or 3 (RGB).
+        holdout: training examples set aside where the data has no validation split.
+        examples: of the training split, as many of each class as it has in proportion;
+            None: all.
+        corrupt: an image that cannot be decoded stops the run ("error"), or is named,
+            counted and left out when the data is opened ("skip").
+        resize: smaller side in pixels before the central crop; None: no resize but to
+            `image_size`, where the image has another size.
+        exif_rotation: turn photographs upright by their EXIF orientation.
+        background: RGB colour, 0..255, on which transparent pixels are blended; None
+            drops the transparency.
+        mean, std: of the pixels, in units of 0..1, one number or one for each channel:
+            the model is given (pixels / 255 - mean) / std. 0.5 and 0.5 give [-1, 1].
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    data: str
+    image_size: int | tuple[int, int]
+    channels: int = 3
+    holdout: int = 0
+    examples: int | None = None
+    corrupt: Literal["error", "skip"] = "error"
+    resize: int | None = None
+    exif_rotation: bool = True
+    background: tuple[int, int, int] | None = None
+    mean: float | tuple[float, ...] = 0.5
+    std: float | tuple[float, ...] = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if len(numbers) not in (1, self.channels) or not all(
+                math.isfinite(number) and (number > 0 or name == "mean")
+                for number in numbers
+            ):
+                above = "" if name == "mean" else " above 0"
+                raise ValueError(
+                    f"config.task.{name}={value} must be one finite number{above}, or one "
+                    f"for each of the {self.channels} channels, in units of 0..1; 0.5 is "
+                    "usual, ImageNet's are [0.485, 0.456, 0.406] (mean) and "
+                    "[0.229, 0.224, 0.225] (std)."
+                )
+        if self.background is not None and not all(
+            0 <= value <= 255 for value in self.background
+        ):
+            raise ValueError(
+                f"config.task.background={self.background} must be three numbers from 0 to "
+                "255, such as [255, 255, 255] for white; None drops transparency."
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the model's input in pixels."""
+        return framing.sides(self.image_size)
+
+    def open(self, split: str) -> sources.Source:
+        """The records of one split; warns of what decoding its images would change."""
+        source = sources.load(
+            self.data,
+            split,
+            holdout=self.holdout,
+            examples=self.examples,
+            corrupt=self.corrupt,
+        )
+        survey.warn_of_conversions(
+            source,
+            self.data,
+            channels=self.channels,
+            has_background=self.background is not None,
+        )
+        return source
+
+    def decode(self, record: Mapping[str, Any]) -> UInt8[np.ndarray, "H W C"]:
+        """The pixels of a record at their own size."""
+        return decoding.decode(
+            record["image"],
+            self.channels,
+            name=record.get("name", ""),
+            exif_rotation=self.exif_rotation,
+            background=self.background,
+        )
+
+    def read(
+        self, record: Mapping[str, Any], rng: np.random.Generator | None
+    ) -> UInt8[np.ndarray, "h w C"]:
+        """The pixels of a record at `size`; `rng` is None in evaluation."""
+        del rng  # nothing random
+        return framing.resize_and_crop(self.decode(record), self.size, self.resize)
+
+    def to_model_range(
+        self, pixels: Integer[Array, "*axes C"]
+    ) -> Float32[Array, "*axes C"]:
+        """Pixels 0..255 as the model takes them; on the device."""
+        return images.normalize(pixels, self.mean, self.std)
+
+    def describe(self, labels: Sequence[str] | None = None) -> str:
+        """JSON of what predictions elsewhere must know: class names and value range.
+
+        `mean` and `std` are there where they are not 0.5.
+        """
+        known: dict[str, Any] = {} if labels is None else {"labels": list(labels)}
+        mean, std = np.broadcast_arrays(self.mean, self.std)
+        low, high = ((0 - mean) / std).min(), ((1 - mean) / std).max()
+        known["value_range"] = [-1, 1]
+        if (self.mean, self.std) != (0.5, 0.5):
+            known["value_range"] = [float(low), float(high)]
+            known |= {"mean": self.mean, "std": self.std}
+        return json.dumps(known, indent=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CroppedImageReading(ImageReading):
+    """Images of any source at one size, cropped and mirrored at random in training.
+
+    Attributes:
+        crop: in training, "inception" takes a random area at a random aspect ratio and
+            resizes it; "shift" pads by `shift_pixels` and crops back; "none" as evaluation.
+        crop_area: bounds of the inception crop's share of the image.
+        shift_pixels: largest distance of a "shift" along each axis.
+        flip: mirror half of the training images left to right.
+    """
+
+    crop: Literal["none", "inception", "shift"] = "none"
+    crop_area: tuple[float, float] = (0.05, 1.0)
+    shift_pixels: int = 4
+    flip: bool = False
+
+    def read(
+        self, record: Mapping[str, Any], rng: np.random.Generator | None
+    ) -> UInt8[np.ndarray, "h w C"]:
+        """The pixels of a record at `size`; `rng` None: evaluation, not augmented."""
+        return framing.frame(
+            self.decode(record),
+            self.size,
+            rng,
+            crop=self.crop,
+            crop_area=self.crop_area,
+            shift_pixels=self.shift_pixels,
+            flip=self.flip,
+            resize=self.resize,
+        )

@@ -1,0 +1,152 @@
+"""Labelled images in a zip of SPLIT/CLASS/IMAGE, read without unpacking it."""
+
+import functools
+import hashlib
+import os
+import pathlib
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, Integer
+
+from attn_jax.data import bounded, files
+
+
+class ZipImages:
+    """Records are members of a zip file; `image` is the undecoded member.
+
+    `members` [N, 5] holds what reading one member takes: its offset, its size in the
+    zip, its size, its compression and its CRC. (`zipfile` would read the whole table of
+    contents anew in every thread and worker.)
+    """
+
+    skipped = 0
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        names: list[str],
+        targets: Integer[np.ndarray, " N"],
+        labels: tuple[str, ...],
+        members: Int64[np.ndarray, "N 5"],
+        left_out: files.LeftOut = (),
+    ):
+        self.path, self.names, self.targets, self.labels = path, names, targets, labels
+        self.members, self.left_out = members, left_out
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name = f"{self.path}:{self.names[index]}"
+        image = self._read(self.members[index].tolist(), name)
+        return {"image": image, "label": int(self.targets[index]), "name": name}
+
+    def _read(self, member: list[int], name: str) -> bytes:
+        offset, packed_size, size, compression, crc = member
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            header = file.read(30)  # ends in the lengths of the name and the extra
+            file.seek(sum(struct.unpack("<HH", header[26:])), os.SEEK_CUR)
+            data = file.read(packed_size)
+        if compression == zipfile.ZIP_DEFLATED:
+            data = bounded.inflate(data, size) or b""
+        if len(data) != size or zlib.crc32(data) != crc:
+            raise ValueError(
+                f"{bounded.printable(name)} is damaged inside the zip (wrong checksum). Make the zip "
+                "anew, or set config.task.corrupt='skip' to leave such out."
+            )
+        return data
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(
+            "\n".join(self.names).encode("utf-8", "surrogateescape")
+        )
+        digest.update(self.members[:, [2, 4]].astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
+
+
+def open_zip(path: pathlib.Path) -> Mapping[str, Callable[[], ZipImages]]:
+    """{split: opener} for [FOLDER/]SPLIT/CLASS/.../IMAGE inside a zip."""
+    members = read_contents(path)
+    paths = {name: name for name in members if not name.startswith("__MACOSX/")}
+    tops = {name.split("/")[0] for name in paths if "/" in name}
+    if len(tops) == 1 and not tops & files.FOLDERS.keys():  # one folder around all
+        [top] = tops
+        paths = {name.removeprefix(f"{top}/"): whole for name, whole in paths.items()}
+    tree: dict[str, list[str]] = {}  # {folder: paths below it}
+    beside: set[str] = {"__MACOSX"} if len(paths) < len(members) else set()
+    for name in filter(None, paths):
+        folder, slash, rest = name.partition("/")
+        if folder not in files.FOLDERS:
+            beside.add(folder)
+        elif slash and rest:
+            tree.setdefault(folder, []).append(rest)
+    classes = {
+        folder: {path.split("/")[0] for path in inside if "/" in path}
+        for folder, inside in tree.items()
+    }
+    splits = files.find_splits([f for f in tree if classes[f]], path)
+    if not splits:
+        shown = bounded.printable(", ".join(list(members)[:5])) or "nothing"
+        raise ValueError(f"{path} holds {shown}; {files.LAYOUT}.")
+
+    def open_split(split: str) -> ZipImages:
+        folder, known = splits[split], None
+        if "train" in splits:
+            known = [c for c in classes[splits["train"]] if not c.startswith(".")]
+        listing = files.group_by_class(tree[folder], folder, known, f"{path}:{folder}")
+        names = [paths[name] for name in listing.names]
+        size = path.stat().st_size
+        table = [_check_member(members[name], path, size) for name in names]
+        return ZipImages(
+            path,
+            names,
+            listing.targets,
+            listing.labels,
+            np.array(table, np.int64),
+            listing.left_out + files.describe_beside(beside),
+        )
+
+    return {split: functools.partial(open_split, split) for split in splits}
+
+
+def read_contents(path: pathlib.Path) -> dict[str, zipfile.ZipInfo]:
+    """{name: entry} of a zip's table of contents.
+
+    Raises:
+        ValueError: it is no zip, or a damaged one.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {info.filename: info for info in archive.infolist()}
+    except Exception as error:  # a damaged table raises many kinds
+        raise ValueError(f"{path} is no whole zip file: {error}.") from error
+
+
+def _check_member(
+    info: zipfile.ZipInfo, path: pathlib.Path, zip_size: int
+) -> tuple[int, ...]:
+    name = bounded.printable(f"{path}:{info.filename}")
+    readable = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    if info.flag_bits & 1 or info.compress_type not in readable:
+        raise ValueError(
+            f"{name} is encrypted or packed by method "
+            f"{info.compress_type}; members must be stored or deflated. Zip them anew."
+        )
+    bounded.check_image_bytes(info.file_size, name)
+    if info.header_offset + info.compress_size > zip_size or info.header_offset < 0:
+        raise ValueError(
+            f"{name}: the zip's table of contents leads past its end. Make it anew."
+        )
+    return (
+        info.header_offset,
+        info.compress_size,
+        info.file_size,
+        info.compress_type,
+        info.CRC,
+    )
