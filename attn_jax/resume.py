@@ -7,6 +7,7 @@ from etils import epath
 from attn_jax import config as config_lib
 from attn_jax import schedules, workdir
 from attn_jax.checkpoint import Checkpoints
+from attn_jax.data import pipeline
 from attn_jax.run import Run
 from attn_jax.step import TrainState
 
@@ -24,7 +25,7 @@ def restore_state(
     if restored is None:
         return None
     state, record = restored
-    now = run.source.fingerprint()
+    now = pipeline.read_fingerprint(run.source)
     if record["data"] != now:
         raise ValueError(
             f"the training data is not what the run in {directory} began with "

@@ -23,7 +23,7 @@ from attn_jax import (
     step,
     workdir,
 )
-from attn_jax.data import pipeline
+from attn_jax.data import pipeline, sources
 from attn_jax.evaluation import Evaluation
 
 
@@ -147,7 +147,7 @@ class Run:
         """What a checkpoint says of the run beside its state."""
         return {
             "config": config_lib.plain(self.config),
-            "data": self.source.fingerprint(),
+            "data": pipeline.read_fingerprint(self.source),
             "row": workdir.row_shapes(self.batch_shapes),
         }
 
@@ -170,11 +170,10 @@ class Run:
         if self.mesh.size > 1:
             table = sharding.table(self.param_shapes, self.param_shardings)
             lines += [f"  {line}" for line in table]
-        skipped = getattr(self.source, "skipped", 0)
-        left_out = f" ({skipped:,} corrupt ones left out)" if skipped else ""
         lines.append(
-            f"data: {len(self.source):,} records{left_out}, {self.total_steps:,} steps of "
-            f"{self.config.batch_size} ({self.config.duration})"
+            f"data: {len(self.source):,} records{sources.describe_left_out(self.source)}, "
+            f"{self.total_steps:,} steps of {self.config.batch_size} "
+            f"({self.config.duration})"
         )
         return lines
 

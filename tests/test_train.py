@@ -164,7 +164,7 @@ def test_a_corrupt_image_is_left_out_and_counted_where_the_config_says_so(
     config = toy({**data, "task.corrupt": "skip", "duration": "3 steps"})
     state = train.train(config, str(tmp_path / "run"))
     assert int(state.step) == 3
-    assert "data: 15 records (1 corrupt ones left out)" in capsys.readouterr().out
+    assert "data: 15 records (left out: 1 corrupt image)" in capsys.readouterr().out
 
 
 # --- gradients that are not finite ------------------------------------------------------
