@@ -14,14 +14,16 @@ from attn_jax.convert.hopfield import from_torch, inputs_from_torch
 from attn_jax.data import bags as bag_data
 from attn_jax.data import sources
 from attn_jax.models import hopfield as layers
-from attn_jax.models.hopfield import (
+from attn_jax.models.bags import (
     BagClassifier,
     FeatureEncoder,
+    ImageEncoder,
+    MeanPooling,
+)
+from attn_jax.models.hopfield import (
     Hopfield,
     HopfieldLayer,
     HopfieldPooling,
-    ImageEncoder,
-    MeanPooling,
     energy,
     retrieve,
 )
@@ -752,4 +754,4 @@ def test_a_layer_starts_as_the_original_does():
         # The standard deviation of 4,096 draws: four standard errors.
         assert abs(part["kernel"].std() / 0.02 - 1) < 4 / (2 * 4096) ** 0.5
         assert (part["bias"] == 0).all()
-    assert layers.UPDATES_AT_MOST == 1000  # as the docstrings say
+    assert layers.MAX_UPDATES == 1000  # as the docstrings say

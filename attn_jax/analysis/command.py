@@ -10,11 +10,11 @@ import jax
 import numpy as np
 
 from attn_jax import checkpoint, workdir
-from attn_jax.analysis import bert, hopfield, slot_attention, vit
+from attn_jax.analysis import bags, bert, slot_attention, vit
 from attn_jax.data import pipeline
 from attn_jax.data.files import SUFFIXES, FolderImages
+from attn_jax.models.bags import BagClassifier
 from attn_jax.models.bert import Bert
-from attn_jax.models.hopfield import BagClassifier
 from attn_jax.models.slot_attention import SlotAttentionAutoEncoder
 from attn_jax.models.vit import ViT
 
@@ -68,7 +68,7 @@ def analyze(
         vocabulary = file.read_text(encoding="utf-8").splitlines()
         return bert.draw(module, variables, inputs, vocabulary, folder)
     if isinstance(module, BagClassifier):
-        return hopfield.draw(module, variables, inputs, batch["labels"], folder)
+        return bags.draw(module, variables, inputs, batch["labels"], folder)
     if isinstance(module, SlotAttentionAutoEncoder):
         return slot_attention.draw(module, variables, inputs, folder)
     raise ValueError(

@@ -29,13 +29,13 @@ def get_config(variant: str = "base") -> ConfigDict:
     debug, mean = variant == "debug", variant == "mean"
     c = common.get_config()
     c.model = {
-        "cls": "attn_jax.models.hopfield:BagClassifier",
+        "cls": "attn_jax.models.bags:BagClassifier",
         "encoder": {
-            "cls": "attn_jax.models.hopfield:ImageEncoder",
+            "cls": "attn_jax.models.bags:ImageEncoder",
             "channels": [4, 8] if debug else [16, 32],
             "width": 16 if debug else 64,
         },
-        "pooling": {"cls": "attn_jax.models.hopfield:MeanPooling"}
+        "pooling": {"cls": "attn_jax.models.bags:MeanPooling"}
         if mean
         else {
             "cls": "attn_jax.models.hopfield:HopfieldPooling",

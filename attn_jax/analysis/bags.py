@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from attn_jax.analysis import attention_maps
 from attn_jax.analysis.drawing import figure, save, show_image
-from attn_jax.models.hopfield import BagClassifier, MeanPooling, retrieve
+from attn_jax.models.bags import BagClassifier, MeanPooling
+from attn_jax.models.hopfield import retrieve
 
 BETAS = (0.02, 0.3, 3.0)  # from the mean of all patterns to a single one
 
