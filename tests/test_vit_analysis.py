@@ -312,7 +312,14 @@ def test_every_figure_of_a_vit_is_written_with_its_numbers(name, tmp_path):
     _, shape, grid, prefix = MODELS[name]
     patches = grid[0] * grid[1]
     module, variables, inputs = model(name)
-    files = vit_analysis.draw(module, variables, inputs, tmp_path / "new" / "folder")
+    files = vit_analysis.draw(
+        module,
+        variables,
+        inputs,
+        batch={},
+        assets={},
+        folder=tmp_path / "new" / "folder",
+    )
     wanted = [file for file in EVERY if name != "stem" or file != "filters.png"]
     assert [file.name for file in files] == wanted
     for file in files[:-1]:
