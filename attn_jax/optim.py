@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from attn_jax.bounds import DecayRate, NonNegativeFloat, PositiveFloat
 from attn_jax.paths import first_match, map_named, matching, named_leaves
 from attn_jax.schedules import Section, choose
 
@@ -80,11 +81,11 @@ Rule = Callable[[Selection], optax.GradientTransformation]
 
 def adamw(
     *,
-    learning_rate: float = 1e-3,
-    weight_decay: float = 0.0,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
+    learning_rate: NonNegativeFloat = 1e-3,
+    weight_decay: NonNegativeFloat = 0.0,
+    b1: DecayRate = 0.9,
+    b2: DecayRate = 0.999,
+    eps: PositiveFloat = 1e-8,
     mu_dtype: Literal["float32", "bfloat16"] | None = None,
 ) -> Rule:
     """d = mu / (sqrt(nu) + eps), with bias-corrected moments of the gradient.
@@ -101,11 +102,11 @@ def adamw(
 
 def bert_adamw(
     *,
-    learning_rate: float = 1e-4,
-    weight_decay: float = 0.01,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-6,
+    learning_rate: NonNegativeFloat = 1e-4,
+    weight_decay: NonNegativeFloat = 0.01,
+    b1: DecayRate = 0.9,
+    b2: DecayRate = 0.999,
+    eps: PositiveFloat = 1e-6,
 ) -> Rule:
     """d = mu / (sqrt(nu) + eps) without bias correction: the first steps are larger.
 
@@ -135,11 +136,11 @@ class Moments(NamedTuple):
 
 def lamb(
     *,
-    learning_rate: float = 1e-3,
-    weight_decay: float = 0.01,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-6,
+    learning_rate: NonNegativeFloat = 1e-3,
+    weight_decay: NonNegativeFloat = 0.01,
+    b1: DecayRate = 0.9,
+    b2: DecayRate = 0.999,
+    eps: PositiveFloat = 1e-6,
     stacked: Sequence[str] = (),
 ) -> Rule:
     """r * m * u * |parameter| / |u| with u = d + w * parameter, d as in `adamw`.
@@ -178,9 +179,9 @@ def lamb(
 
 def sgd(
     *,
-    learning_rate: float = 1e-2,
-    weight_decay: float = 0.0,
-    momentum: float = 0.0,
+    learning_rate: NonNegativeFloat = 1e-2,
+    weight_decay: NonNegativeFloat = 0.0,
+    momentum: DecayRate = 0.0,
     nesterov: bool = False,
     momentum_dtype: Literal["float32", "bfloat16"] | None = None,
 ) -> Rule:

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from attn_jax.bounds import Cadence, Duration, Probability
+
 Section: TypeAlias = Mapping[str, Any] | ConfigDict  # a ConfigDict is no Mapping
 
 
@@ -65,12 +67,12 @@ class Curve(NamedTuple):
     cooldown: str = "0 steps"
 
 
-def constant(*, warmup: str = "0 steps") -> Curve:
+def constant(*, warmup: Duration = "0 steps") -> Curve:
     """1 after the warm-up."""
     return Curve(warmup, lambda step, run: 1.0)
 
 
-def linear(*, warmup: str = "0 steps", final: float = 0.0) -> Curve:
+def linear(*, warmup: Duration = "0 steps", final: Probability = 0.0) -> Curve:
     """1 -> final in a line, from the end of the warm-up to the end of the run.
 
     Source: vision_transformer and big_vision, utils.py; their `linear_end` is a rate,
@@ -79,7 +81,7 @@ def linear(*, warmup: str = "0 steps", final: float = 0.0) -> Curve:
     return Curve(warmup, lambda step, run: 1 - (1 - final) * run.progress(step))
 
 
-def cosine(*, warmup: str = "0 steps", final: float = 0.0) -> Curve:
+def cosine(*, warmup: Duration = "0 steps", final: Probability = 0.0) -> Curve:
     """1 -> final along half a cosine, from the end of the warm-up to the end of the run.
 
     Source: Loshchilov 2017 (arXiv:1608.03983) eq. 5, without restarts.
@@ -93,9 +95,9 @@ def cosine(*, warmup: str = "0 steps", final: float = 0.0) -> Curve:
 
 def rsqrt(
     *,
-    warmup: str = "0 steps",
-    timescale: str = "10000 steps",
-    cooldown: str = "0 steps",
+    warmup: Duration = "0 steps",
+    timescale: Cadence = "10000 steps",
+    cooldown: Duration = "0 steps",
 ) -> Curve:
     """1 / sqrt(1 + steps since the warm-up / timescale), at last a line to 0 (cooldown).
 
@@ -109,7 +111,9 @@ def rsqrt(
     return Curve(warmup, decay, cooldown)
 
 
-def exponential(*, warmup: str = "0 steps", half_life: str = "100000 steps") -> Curve:
+def exponential(
+    *, warmup: Duration = "0 steps", half_life: Cadence = "100000 steps"
+) -> Curve:
     """0.5 ** (step / half_life), from step 0 on: also while the warm-up rises.
 
     Source: slot_attention, object_discovery/train.py.
@@ -117,7 +121,7 @@ def exponential(*, warmup: str = "0 steps", half_life: str = "100000 steps") -> 
     return Curve(warmup, lambda step, run: 0.5 ** (step / run.to_steps(half_life)))
 
 
-def bert_linear(*, warmup: str = "0 steps") -> Curve:
+def bert_linear(*, warmup: Duration = "0 steps") -> Curve:
     """step / warmup, then 1 - step / total: a jump down where the warm-up ends.
 
     Unlike `linear` the line starts at step 0. Source: google-research/bert,

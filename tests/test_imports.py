@@ -32,8 +32,9 @@ ALLOWED = {
         "attn_jax.schedules",
         "attn_jax.workdir",
     },
-    "attn_jax/models": {"attn_jax.attention", "flax", "jax"},
+    "attn_jax/models": {"attn_jax.attention", "attn_jax.bounds", "flax", "jax"},
     "attn_jax/tasks": {
+        "attn_jax.bounds",
         "attn_jax.data",
         "attn_jax.metrics",
         "attn_jax.probes",

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from attn_jax.bounds import Pixels, Probability, Width
+
 
 class MeanPooling(nn.Module):
     """The mean of the patterns that take part; zeros if none does."""
@@ -43,9 +45,9 @@ class ImageEncoder(nn.Module):
     Source: after Ilse et al. 2018 (table 8), whose widths are (20, 50) and 500.
     """
 
-    channels: tuple[int, ...]
-    width: int
-    kernel_size: int = 3
+    channels: tuple[Width, ...]
+    width: Width
+    kernel_size: Pixels = 3
     dtype: str = "float32"
 
     @nn.compact
@@ -62,7 +64,7 @@ class ImageEncoder(nn.Module):
 class FeatureEncoder(nn.Module):
     """Encodes a vector: dense layers with ReLU (Ramsauer et al. 2021, app. A.5.2)."""
 
-    widths: tuple[int, ...]
+    widths: tuple[Width, ...]
     dtype: str = "float32"
 
     @nn.compact
@@ -94,7 +96,7 @@ class BagClassifier(nn.Module):
 
     encoder: nn.Module
     pooling: nn.Module
-    dropout: float = 0.0
+    dropout: Probability = 0.0
     dtype: str = "float32"
     remat: bool = False
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from attn_jax.attention import MultiHeadAttention, layer_norm
+from attn_jax.bounds import Depth, NonNegativeFloat, Probability, Width
 
 Activation = Callable[[jax.Array], jax.Array]
 Initializer = nn.initializers.Initializer
@@ -49,20 +50,20 @@ class Bert(nn.Module):
     Source: google-research/bert modeling.py, run_pretraining.py; paper sec. 3.
     """
 
-    vocab_size: int
-    width: int
-    depth: int
-    mlp_width: int
-    num_heads: int
-    max_positions: int = 512
-    num_segments: int = 2
+    vocab_size: Width
+    width: Width
+    depth: Depth
+    mlp_width: Width
+    num_heads: Width
+    max_positions: Width = 512
+    num_segments: Width = 2
     heads: tuple[str, ...] = ("mlm", "nsp")
     pooler: bool = True
     dialect: Literal["google", "hf"] = "google"
     gelu: Literal["tanh", "erf"] | None = None
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    norm_epsilon: float = 1e-12
+    dropout: Probability = 0.1
+    attention_dropout: Probability = 0.1
+    norm_epsilon: NonNegativeFloat = 1e-12
     dtype: str = "float32"
     remat: bool = False
 
@@ -151,13 +152,13 @@ class Block(nn.Module):
     As in the original code, the MLP has no dropout inside.
     """
 
-    num_heads: int
-    mlp_width: int
+    num_heads: Width
+    mlp_width: Width
     activation: Activation
     kernel_init: Initializer
-    dropout: float
-    attention_dropout: float
-    norm_epsilon: float
+    dropout: Probability
+    attention_dropout: Probability
+    norm_epsilon: NonNegativeFloat
     dtype: str
 
     @nn.compact
@@ -193,7 +194,7 @@ class Block(nn.Module):
 class MLP(nn.Module):
     """Dense -> GELU -> Dense."""
 
-    mlp_width: int
+    mlp_width: Width
     activation: Activation
     kernel_init: Initializer
     dtype: str

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from attn_jax.bounds import Depth, Width
+
 
 class ResNetStem(nn.Module):
     """Images -> feature grid: a root with stride 4, then stages of bottlenecks.
@@ -26,8 +28,8 @@ class ResNetStem(nn.Module):
     BiT's norms, the max pool padded like the convolutions, ReLU after the sum.
     """
 
-    stage_sizes: tuple[int, ...] = ()
-    width: int = 64
+    stage_sizes: tuple[Depth, ...] = ()
+    width: Width = 64
     dtype: str = "float32"
 
     @nn.compact
@@ -57,9 +59,9 @@ class ResNet(nn.Module):
     2020), the order inside a bottleneck is that of the hybrid's code.
     """
 
-    num_classes: int
-    stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
-    width: int = 64
+    num_classes: Width
+    stage_sizes: tuple[Depth, ...] = (3, 4, 6, 3)
+    width: Width = 64
     dtype: str = "float32"
 
     @nn.compact
@@ -81,7 +83,7 @@ class Bottleneck(nn.Module):
     The scale of the last norm is initialised to zero, so the branch starts at zero.
     """
 
-    width: int
+    width: Width
     stride: int
     dtype: str
 

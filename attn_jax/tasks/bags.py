@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from attn_jax.bounds import NonNegativeInt, Path, Pixels, Width
 from attn_jax.data import bags, images, sources
 
 
@@ -38,17 +39,17 @@ class Bags:
     Source: Ilse et al. 2018 section 4.2; Ramsauer's notebook has the same task.
     """
 
-    data: str
+    data: Path
     target: int
-    image_size: int
-    channels: int = 1
-    holdout: int = 0
+    image_size: Pixels
+    channels: Width = 1
+    holdout: NonNegativeInt = 0
     train_bags: int = 500
     validation_bags: int = 200
     test_bags: int = 1000
     mean_size: float = 10.0
     std_size: float = 2.0
-    max_size: int = 16
+    max_size: Width = 16
     bag_seed: int = 0
     shift_pixels: int = 0
 

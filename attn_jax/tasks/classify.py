@@ -12,6 +12,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from attn_jax.bounds import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    Path,
+    Pixels,
+    PositiveInt,
+    Probability,
+    Width,
+)
 from attn_jax.data import augment, framing, images, real_labels, sources
 
 
@@ -48,23 +57,23 @@ class Classify:
             all labels that fit each (Beyer et al. 2020). Adds `real_accuracy`.
     """
 
-    data: str
-    num_classes: int
-    image_size: int | tuple[int, int]
-    channels: int = 3
-    holdout: int = 0
-    examples: int | None = None
+    data: Path
+    num_classes: Width
+    image_size: Pixels | tuple[Pixels, Pixels]
+    channels: Width = 3
+    holdout: NonNegativeInt = 0
+    examples: PositiveInt | None = None
     corrupt: Literal["error", "skip"] = "error"
     crop: Literal["none", "inception", "shift"] = "none"
     crop_area: tuple[float, float] = (0.05, 1.0)
-    shift_pixels: int = 4
+    shift_pixels: NonNegativeInt = 4
     flip: bool = False
     randaugment: tuple[int, int] | None = None
-    erase: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    resize: int | None = None
-    label_smoothing: float = 0.0
+    erase: Probability = 0.0
+    mixup: NonNegativeFloat = 0.0
+    cutmix: NonNegativeFloat = 0.0
+    resize: Pixels | None = None
+    label_smoothing: Probability = 0.0
     loss_kind: Literal["softmax", "sigmoid"] = "softmax"
     real_labels: str | None = None
 

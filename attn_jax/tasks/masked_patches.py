@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Int, UInt8
 
+from attn_jax.bounds import NonNegativeInt, Path, Pixels, Probability, Width
 from attn_jax.data import framing, images, sources
 
 
@@ -51,20 +52,20 @@ class MaskedPatches:
     Source: Dosovitskiy et al. 2021, sec. 4.6 and B.1.2. The original was never released.
     """
 
-    data: str
-    image_size: int | tuple[int, int]
-    patch_size: int | tuple[int, int]
-    channels: int = 3
-    holdout: int = 0
+    data: Path
+    image_size: Pixels | tuple[Pixels, Pixels]
+    patch_size: Pixels | tuple[Pixels, Pixels]
+    channels: Width = 3
+    holdout: NonNegativeInt = 0
     corrupt: Literal["error", "skip"] = "error"
     crop: Literal["none", "inception", "shift"] = "none"
     crop_area: tuple[float, float] = (0.05, 1.0)
     shift_pixels: int = 4
     flip: bool = False
-    resize: int | None = None
-    corrupted: float = 0.5
-    masked: float = 0.8
-    replaced: float = 0.1
+    resize: Pixels | None = None
+    corrupted: Probability = 0.5
+    masked: Probability = 0.8
+    replaced: Probability = 0.1
     bits: int = 3
 
     def __post_init__(self) -> None:

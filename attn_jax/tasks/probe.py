@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from attn_jax import probes
+from attn_jax.bounds import NonNegativeInt, Path, Pixels, Width
 from attn_jax.data import framing, images, sources
 
 
@@ -45,16 +46,16 @@ class Probe:
     images of a shuffled set).
     """
 
-    data: str
-    image_size: int | tuple[int, int]
-    channels: int = 3
-    holdout: int = 0
+    data: Path
+    image_size: Pixels | tuple[Pixels, Pixels]
+    channels: Width = 3
+    holdout: NonNegativeInt = 0
     corrupt: Literal["error", "skip"] = "error"
-    resize: int | None = None
+    resize: Pixels | None = None
     shots: tuple[int, ...] = (1, 5, 10, 25)
     draws: int = 3
     l2: float = 1024.0
-    neighbours: int = 0
+    neighbours: NonNegativeInt = 0
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -13,6 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from attn_jax.attention import mix
+from attn_jax.bounds import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    Probability,
+    Width,
+)
 from attn_jax.models.hopfield.equations import (
     MAX_UPDATES,
     associate,
@@ -83,22 +90,22 @@ class Hopfield(nn.Module):
     stops independently of its batch (the code takes the largest change in the batch).
     """
 
-    num_heads: int = 1
-    head_dim: int | None = None
-    value_dim: int | None = None
-    output_width: int | None = None
-    beta: float | tuple[float, ...] | None = None
+    num_heads: Width = 1
+    head_dim: Width | None = None
+    value_dim: Width | None = None
+    output_width: Width | None = None
+    beta: PositiveFloat | tuple[PositiveFloat, ...] | None = None
     trainable_beta: bool = False
-    max_updates: int | tuple[int | None, ...] | None = 0
-    eps: float | tuple[float, ...] | None = 1e-4
+    max_updates: NonNegativeInt | tuple[NonNegativeInt | None, ...] | None = 0
+    eps: NonNegativeFloat | tuple[NonNegativeFloat, ...] | None = 1e-4
     norm_stored: Normalisation = "affine"
     norm_state: Normalisation = "affine"
     norm_projection: Normalisation = "affine"
     norm_association: Normalisation = "off"
-    norm_stored_epsilon: float = 1e-5
-    norm_state_epsilon: float = 1e-5
-    norm_projection_epsilon: float = 1e-5
-    norm_association_epsilon: float = 1e-5
+    norm_stored_epsilon: NonNegativeFloat = 1e-5
+    norm_state_epsilon: NonNegativeFloat = 1e-5
+    norm_projection_epsilon: NonNegativeFloat = 1e-5
+    norm_association_epsilon: NonNegativeFloat = 1e-5
     static_stored: bool = False
     static_state: bool = False
     static_projection: bool = False
@@ -107,7 +114,7 @@ class Hopfield(nn.Module):
     use_bias: bool = True
     out_projection: bool = True
     activation: Literal["relu", "selu", "sigmoid", "tanh"] | None = None
-    dropout: float = 0.0
+    dropout: Probability = 0.0
     dtype: str = "float32"
     remat: bool = False
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from attn_jax.bounds import Width
+
 
 class HopfieldPooling(nn.Module):
     """Pools a bag into one vector: learned states are associated with its instances.
@@ -25,8 +27,8 @@ class HopfieldPooling(nn.Module):
     """
 
     hopfield: nn.Module
-    quantity: int = 1
-    width: int | None = None
+    quantity: Width = 1
+    width: Width | None = None
     trainable: bool = True
     dtype: str = "float32"
 
@@ -74,10 +76,10 @@ class HopfieldLayer(nn.Module):
     """
 
     hopfield: nn.Module
-    quantity: int
-    width: int | None = None
+    quantity: Width
+    width: Width | None = None
     separate_projection: bool = False
-    projection_width: int | None = None
+    projection_width: Width | None = None
     trainable: bool = True
     trainable_projection: bool = True
     dtype: str = "float32"

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from attn_jax.bounds import Depth, GridSide, NonNegativeFloat, Pixels, Width
 from attn_jax.models.slot_attention.grids import Decoder, Encoder
 from attn_jax.models.slot_attention.slots import SlotAttention, glorot
 
@@ -37,18 +38,18 @@ class SlotAttentionAutoEncoder(nn.Module):
     Source: paper sec. 2.2 and supplement; its code's object discovery model.
     """
 
-    num_slots: int
-    iterations: int = 3
-    width: int = 64
-    mlp_width: int = 128
-    epsilon: float = 1e-8
-    encoder_channels: tuple[int, ...] = (64, 64, 64, 64)
-    encoder_kernels: tuple[int, ...] = (5, 5, 5, 5)
-    encoder_strides: tuple[int, ...] = (1, 1, 1, 1)
-    decoder_initial_size: tuple[int, int] = (8, 8)
-    decoder_channels: tuple[int, ...] = (64, 64, 64, 64, 64)
-    decoder_kernels: tuple[int, ...] = (5, 5, 5, 5, 5, 3)
-    decoder_strides: tuple[int, ...] = (2, 2, 2, 2, 1, 1)
+    num_slots: Width
+    iterations: Depth = 3
+    width: Width = 64
+    mlp_width: Width = 128
+    epsilon: NonNegativeFloat = 1e-8
+    encoder_channels: tuple[Width, ...] = (64, 64, 64, 64)
+    encoder_kernels: tuple[Pixels, ...] = (5, 5, 5, 5)
+    encoder_strides: tuple[Pixels, ...] = (1, 1, 1, 1)
+    decoder_initial_size: tuple[GridSide, GridSide] = (8, 8)
+    decoder_channels: tuple[Width, ...] = (64, 64, 64, 64, 64)
+    decoder_kernels: tuple[Pixels, ...] = (5, 5, 5, 5, 5, 3)
+    decoder_strides: tuple[Pixels, ...] = (2, 2, 2, 2, 1, 1)
     dtype: str = "float32"
     remat: bool = False
 
@@ -142,17 +143,17 @@ class SlotAttentionClassifier(nn.Module):
     Source: paper sec. 2.3 and supplement; its code's set prediction model.
     """
 
-    num_slots: int
-    num_outputs: int = 19
-    iterations: int = 3
-    width: int = 64
-    mlp_width: int = 128
-    head_width: int = 64
-    epsilon: float = 1e-8
-    resolution: tuple[int, int] = (128, 128)
-    encoder_channels: tuple[int, ...] = (64, 64, 64, 64)
-    encoder_kernels: tuple[int, ...] = (5, 5, 5, 5)
-    encoder_strides: tuple[int, ...] = (1, 2, 2, 1)
+    num_slots: Width
+    num_outputs: Width = 19
+    iterations: Depth = 3
+    width: Width = 64
+    mlp_width: Width = 128
+    head_width: Width = 64
+    epsilon: NonNegativeFloat = 1e-8
+    resolution: tuple[Pixels, Pixels] = (128, 128)
+    encoder_channels: tuple[Width, ...] = (64, 64, 64, 64)
+    encoder_kernels: tuple[Pixels, ...] = (5, 5, 5, 5)
+    encoder_strides: tuple[Pixels, ...] = (1, 2, 2, 1)
     dtype: str = "float32"
     remat: bool = False
 

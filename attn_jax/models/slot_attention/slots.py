@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from attn_jax.attention import attention_weights, mix
+from attn_jax.bounds import Depth, NonNegativeFloat, Width
 
 glorot = nn.initializers.glorot_uniform()  # of every kernel, as in Keras
 
@@ -48,11 +49,11 @@ class SlotAttention(nn.Module):
     "reset after" form of the GRU in Keras.
     """
 
-    num_slots: int
-    iterations: int = 3
-    width: int = 64
-    mlp_width: int = 128
-    epsilon: float = 1e-8
+    num_slots: Width
+    iterations: Depth = 3
+    width: Width = 64
+    mlp_width: Width = 128
+    epsilon: NonNegativeFloat = 1e-8
     dtype: str = "float32"
 
     @nn.compact
@@ -153,7 +154,7 @@ class GRU(nn.Module):
     kernels of Flax's own cell.
     """
 
-    width: int
+    width: Width
 
     @nn.compact
     def __call__(

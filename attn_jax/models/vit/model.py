@@ -12,6 +12,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from attn_jax.attention import layer_norm
+from attn_jax.bounds import (
+    Classes,
+    Depth,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Pixels,
+    Probability,
+    Width,
+)
 from attn_jax.models.vit.blocks import AttentionPooling, Block, PatchEmbedding
 
 
@@ -73,34 +82,34 @@ class ViT(nn.Module):
     Source: paper sec. 3.1, eq. 1-4; initialisation as in the paper's code.
     """
 
-    num_classes: int
-    patch_size: int | tuple[int, int]
-    width: int
-    depth: int
-    mlp_width: int
-    num_heads: int
+    num_classes: Classes
+    patch_size: Pixels | tuple[Pixels, Pixels]
+    width: Width
+    depth: Depth
+    mlp_width: Width
+    num_heads: Width
     pool: Literal["cls", "gap", "map"] = "cls"
     stem: nn.Module | None = None
     pooling: nn.Module | None = None
     class_token: bool | None = None
-    registers: int = 0
+    registers: NonNegativeInt = 0
     position: Literal["learned", "sincos2d"] = "learned"
-    representation_size: int | None = None
+    representation_size: Width | None = None
     dialect: Literal["google", "big_vision", "hf", "timm"] = "google"
     gelu: Literal["tanh", "erf", "quick"] | None = None
-    norm_epsilon: float | None = None
+    norm_epsilon: NonNegativeFloat | None = None
     position_on: Literal["all", "patches"] | None = None
     norm_after_pool: bool | None = None
     pre_norm: bool = False
     layer_scale: float | None = None
     qkv_bias: bool = True
     qk_norm: bool = False
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    stochastic_depth: float = 0.0
+    dropout: Probability = 0.0
+    attention_dropout: Probability = 0.0
+    stochastic_depth: Probability = 0.0
     head_bias_init: float = 0.0
     mask_token: bool = False
-    patch_outputs: int = 0
+    patch_outputs: Classes = 0
     dtype: str = "float32"
     remat: bool = False
 
