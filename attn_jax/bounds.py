@@ -10,6 +10,8 @@ import dataclasses
 import math
 from typing import Annotated, Any
 
+from attn_jax.patterns import find_fault
+
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
@@ -61,21 +63,32 @@ class DurationText:
         return "more than zero" if self.positive and number == 0 else None
 
 
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """Regexes that match in bounded time."""
+
+    def complaint(self, value: Any) -> str | None:
+        return find_fault(value)
+
+
 PositiveInt = Annotated[int, Bound(1)]
 NonNegativeInt = Annotated[int, Bound(0)]
 # Sizes have an upper limit far above any model in use, so that a damaged or hostile config
 # is refused before anything is traced or allocated.
 Depth = Annotated[
-    int, Bound(1, 512)
+    int, Bound(1, 256)
 ]  # layers, stages or iterations, which are unrolled
 Width = Annotated[int, Bound(1, 2**20)]  # channels, heads, classes or tokens
 Pixels = Annotated[int, Bound(1, 2**13)]  # a side of an image, patch or grid
+BatchSize = Annotated[int, Bound(1, 2**24)]  # examples
 PositiveFloat = Annotated[float, Bound(0, open_low=True)]
 NonNegativeFloat = Annotated[float, Bound(0)]
 Probability = Annotated[float, Bound(0, 1)]
 DecayRate = Annotated[float, Bound(0, 1, open_high=True)]  # of a moving average
 GridSide = Annotated[int, Bound(1, 2**10)]  # of a grid of positions, made by NumPy
+Count = Annotated[int, Bound(0, 2**16)]  # of extra tokens
 Classes = Annotated[int, Bound(0, 2**20)]  # outputs of a head; 0: no head
+Regex = Annotated[str, Pattern()]  # of whole parameter names
 Path = Annotated[str, NonEmpty("'runs/digits'")]
 Duration = Annotated[str, DurationText()]
 Cadence = Annotated[str, DurationText(positive=True)]  # more than zero

@@ -9,6 +9,7 @@ every key that nothing would read.
 import importlib.util
 import json
 import pathlib
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,6 +48,7 @@ __all__ = [
     "check_value",
     "differences",
     "evaluation_task",
+    "explain_forbidden",
     "from_json",
     "load",
     "migrate",
@@ -224,6 +226,16 @@ def differences(old: Section, new: Section) -> tuple[list[str], list[str]]:
             lines = allowed if changeable else forbidden
             lines.append(f"{key}: {ours} -> {theirs}")
     return allowed, forbidden
+
+
+def explain_forbidden(workdir: str, forbidden: Sequence[str]) -> str:
+    """What to do about changes that a resumed run may not have."""
+    source = json.dumps([[str(workdir), "", ""]])
+    return (
+        f"{workdir} holds a run with another config; these keys may not change on resume: "
+        f"{'; '.join(forbidden)}. Change them back, or start a new run from the parameters "
+        f"of this one: another --workdir and {shlex.quote(f'--config.init_from={source}')}."
+    )
 
 
 def lift(old: Section, new: Section) -> dict:

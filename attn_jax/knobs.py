@@ -6,6 +6,7 @@
 from typing import Any, NamedTuple
 
 from attn_jax.bounds import (
+    BatchSize,
     Cadence,
     DecayRate,
     Duration,
@@ -14,6 +15,7 @@ from attn_jax.bounds import (
     Path,
     PositiveFloat,
     PositiveInt,
+    Regex,
 )
 
 
@@ -29,18 +31,20 @@ class Knob(NamedTuple):
 FIXED_KNOBS = {
     "model": Knob(dict),
     "task": Knob(dict),
-    "init_from": Knob(list[tuple[Path, str, str]], '[["runs/digits", "", "head/.*"]]'),
+    "init_from": Knob(
+        list[tuple[Path, str, Regex]], '[["runs/digits", "", "head/.*"]]'
+    ),
     "seed": Knob(NonNegativeInt),
-    "batch_size": Knob(PositiveInt),
+    "batch_size": Knob(BatchSize),
     "micro_batches": Knob(PositiveInt),
     "clip_norm": Knob(PositiveFloat | None),
     "optimizer": Knob(dict),
     "learning_rate_multipliers": Knob(
-        list[tuple[str, PositiveFloat | list[PositiveFloat]]], '[["block_0/.*", 0.5]]'
+        list[tuple[Regex, PositiveFloat | list[PositiveFloat]]], '[["block_0/.*", 0.5]]'
     ),
-    "weight_decay_on": Knob(list[str], '[".*/kernel"]'),
+    "weight_decay_on": Knob(list[Regex], '[".*/kernel"]'),
     "schedule": Knob(dict),
-    "freeze": Knob(list[str], '["embedding/.*"]'),
+    "freeze": Knob(list[Regex], '["embedding/.*"]'),
     "ema_decay": Knob(DecayRate | None),
     "deterministic": Knob(bool),
 }
@@ -49,7 +53,7 @@ FIXED_KNOBS = {
 CHANGEABLE_KNOBS = {
     "mesh": Knob(dict[str, int]),
     "sharding_rules": Knob(
-        list[tuple[str, list[str | None]]], '[["head/kernel", [null, "tensor"]]]'
+        list[tuple[Regex, list[str | None]]], '[["head/kernel", [null, "tensor"]]]'
     ),
     "fsdp_min_elements": Knob(NonNegativeInt),
     "duration": Knob(Duration),
@@ -71,6 +75,6 @@ KNOBS = FIXED_KNOBS | CHANGEABLE_KNOBS
 EVALUATION: dict[str, tuple] = {
     "split": (str, "validation"),
     "every": (Cadence | None, None),
-    "batch_size": (PositiveInt | None, None),
+    "batch_size": (BatchSize | None, None),
     "task": (dict, {}),
 }

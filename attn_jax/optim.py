@@ -9,6 +9,7 @@ m the parameter's multiplier, w the weight decay and s the schedule's factor:
 So weight decay has optax's unit and no multiplier touches it; big_vision's `wd` is r * w.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from attn_jax.bounds import DecayRate, NonNegativeFloat, PositiveFloat
+from attn_jax.bounds import DecayRate, NonNegativeFloat, PositiveFloat, Regex
 from attn_jax.paths import first_match, map_named, matching, named_leaves
 from attn_jax.schedules import Section, choose
 
@@ -64,7 +65,20 @@ def make_optimizer(
     )
 
 
-# --- optimisers -----------------------------------------------------------------------
+def describe_frozen(freeze: Sequence[str], params: Any) -> str:
+    """One line: how many parameters `config.freeze` excludes from training.
+
+    Args:
+        params: the parameters, or their shapes.
+    """
+    leaves = named_leaves(params)
+    sizes = {name: math.prod(leaf.shape) for name, leaf in leaves.items()}
+    frozen = sum(sizes[name] for name in matching(freeze, leaves, key="freeze"))
+    total = sum(sizes.values())
+    return f"frozen: {frozen:,} of {total:,} parameters, by freeze={list(freeze)}"
+
+
+# --- optimizers -----------------------------------------------------------------------
 
 
 class Selection(NamedTuple):
@@ -141,7 +155,7 @@ def lamb(
     b1: DecayRate = 0.9,
     b2: DecayRate = 0.999,
     eps: PositiveFloat = 1e-6,
-    stacked: Sequence[str] = (),
+    stacked: Sequence[Regex] = (),
 ) -> Rule:
     """r * m * u * |parameter| / |u| with u = d + w * parameter, d as in `adamw`.
 

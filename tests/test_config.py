@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -263,18 +264,18 @@ def test_a_value_of_another_type_is_refused(text, message):
     "text, bounds",
     [
         ("seed=-1", "at least 0"),
-        ("batch_size=0", "at least 1"),
+        ("batch_size=0", "from 1 to 16,777,216"),
         ("keep_latest=0", "at least 1"),
         ("ema_decay=1.5", "at least 0 and less than 1"),
         ("ema_decay=1.0", "at least 0 and less than 1"),
-        ("model.depth=-1", "from 1 to 512"),
-        ("model.depth=1000000", "from 1 to 512"),
+        ("model.depth=-1", "from 1 to 256"),
+        ("model.depth=1000000", "from 1 to 256"),
         ("model.num_heads=0", "from 1 to 1,048,576"),
         ("model.patch_size=[4,0]", "from 1 to 8,192"),
         ("model.dropout=1.5", "from 0 to 1"),
         ("model.dropout=-0.5", "from 0 to 1"),
         ("task.label_smoothing=-1", "from 0 to 1"),
-        ("evals.test.batch_size=0", "at least 1"),
+        ("evals.test.batch_size=0", "from 1 to 16,777,216"),
         ("clip_norm=0", "more than 0"),
         ("clip_norm=NaN", "finite"),
         ("clip_norm=1e400", "finite"),
@@ -472,6 +473,16 @@ def test_a_resumed_run_lists_what_changed_and_what_may_not():
     assert "evals.more.split: absent -> test" in allowed
     assert allowed[-1] == "mesh.data: -1 -> 4"
     assert config_lib.differences(old, digits()) == ([], [])
+
+
+def test_a_forbidden_change_says_how_to_train_on_with_it():
+    message = config_lib.explain_forbidden(
+        "runs/my digits", ["optimizer.learning_rate: 0.1 -> 0.2"]
+    )
+    assert "optimizer.learning_rate: 0.1 -> 0.2. Change them back" in message
+    option = shlex.split(message.rstrip("."))[-1].removeprefix("--config.")
+    config = digits(option)  # what is printed works when pasted
+    assert config_lib.plain(config.init_from) == [["runs/my digits", "", ""]]
 
 
 def test_every_knob_either_may_change_or_may_not():

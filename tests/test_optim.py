@@ -348,6 +348,12 @@ def test_frozen_parameters_have_no_slots_and_do_not_move():
     assert len([name for name in slots if name.endswith("b/kernel")]) == 2  # mu and nu
 
 
+def test_the_number_of_frozen_parameters_is_told():
+    params = random_params(**{"a": (3, 5), "b": (7,), "c": (2,)})
+    line = optim.describe_frozen(["[ac]/.*"], params)
+    assert line == "frozen: 17 of 24 parameters, by freeze=['[ac]/.*']"
+
+
 def test_the_gradient_of_a_frozen_parameter_is_not_in_the_clip_norm():
     params = random_params(a=(3, 5), b=(5, 7))
     settings = config(dict(name="sgd"), clip_norm=1.0, freeze=["a/.*"])

@@ -14,9 +14,9 @@ from jaxtyping import Array, Bool, Float, Int
 from attn_jax.attention import layer_norm
 from attn_jax.bounds import (
     Classes,
+    Count,
     Depth,
     NonNegativeFloat,
-    NonNegativeInt,
     Pixels,
     Probability,
     Width,
@@ -92,7 +92,7 @@ class ViT(nn.Module):
     stem: nn.Module | None = None
     pooling: nn.Module | None = None
     class_token: bool | None = None
-    registers: NonNegativeInt = 0
+    registers: Count = 0
     position: Literal["learned", "sincos2d"] = "learned"
     representation_size: Width | None = None
     dialect: Literal["google", "big_vision", "hf", "timm"] = "google"
