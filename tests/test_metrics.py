@@ -4,8 +4,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
+from sklearn.metrics import adjusted_rand_score
 
 from attn_jax import metrics
 
@@ -180,3 +182,37 @@ def test_a_device_has_its_own_peak_or_none(device_kind, peak):
 
 def test_half_the_peak_is_a_utilisation_of_one_half():
     assert metrics.mfu(flops=10.0, seconds=2.0, peak=10.0) == 0.5
+
+
+# --- adjusted Rand index --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ids_out_of_range_are_a_cluster_of_the_rand_index(seed):
+    """As scikit-learn on the same labels; where those ids vanish it is off by over 0.05."""
+    rng = np.random.default_rng(seed)
+    true = rng.integers(0, 4, (3, 61)).astype(np.int32)
+    # Half of the pixels agree, so that the index is far from 0.
+    predicted = np.where(rng.random((3, 61)) < 0.5, true, rng.integers(0, 4, (3, 61)))
+    predicted = predicted.astype(np.int32)
+    where = rng.random((3, 61)) < 0.8
+    theirs = [
+        adjusted_rand_score(t[w], p[w])
+        for t, p, w in zip(true, predicted, where, strict=True)
+    ]
+    for outside in (
+        3,
+        4,
+        -1,
+        2**30,
+        -(2**30),
+    ):  # id 3 is renamed, and only 0 to 2 known
+        ours = metrics.adjusted_rand_index(
+            jnp.where(true == 3, outside, true),
+            jnp.where(predicted == 3, outside, predicted),
+            num_true=3,
+            num_predicted=3,
+            where=jnp.asarray(where),
+        )
+        # float32 sums of exact counts.
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6)
