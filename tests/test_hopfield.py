@@ -454,6 +454,68 @@ def test_what_does_not_fit_is_refused(fields, message):
         jax.eval_shape(Hopfield(**fields).init, jax.random.key(0), *inputs())
 
 
+@pytest.mark.parametrize(
+    "beta", [[0.5, 2.0], np.array([0.5, 2.0]), jnp.array([0.5, 2])]
+)
+def test_one_beta_per_head_may_be_a_tuple_a_list_or_an_array(beta):
+    module = Hopfield(num_heads=2, beta=beta, trainable_beta=True)
+    assert module.beta == (0.5, 2.0)
+    hash(module)
+    params = module.init(jax.random.key(0), *inputs())["params"]
+    np.testing.assert_allclose(params["log_beta"], np.log([0.5, 2.0]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(beta=-1.0), r"beta=-1.0 must be positive and finite"),
+        (dict(beta=0.0), "beta=0.0 must be positive"),
+        (dict(beta=[1.0, -2.0]), r"beta=\(1.0, -2.0\) must be positive"),
+        (dict(beta=[1.0, float("nan")]), "beta=.* must be positive and finite"),
+        (dict(beta=np.array([1.0, 2.0, 3.0])), "beta=.* has 3 entries for num_heads=2"),
+        (dict(max_updates=-1), "max_updates=-1 must be 0 or more"),
+        (dict(max_updates=[2, -1]), r"max_updates=\(2, -1\) must be 0 or more"),
+        (dict(max_updates=1, eps=-1e-3), "eps=-0.001 must be 0 or more"),
+        (dict(max_updates=1, eps=[1e-3]), "eps=.* has 1 entries for num_heads=2"),
+    ],
+)
+def test_a_setting_of_a_head_is_checked_by_name(fields, message):
+    pooling = HopfieldPooling(Hopfield(num_heads=2, **fields))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(pooling.init, jax.random.key(0), inputs()[0])
+
+
+# Without the shape checks of the test run, as users call them.
+@pytest.mark.parametrize("function", [retrieve.__wrapped__, energy.__wrapped__])
+@pytest.mark.parametrize(
+    ("stored", "state", "options", "message"),
+    [
+        ((5, 3), (3,), {}, r"state has the shape \(3,\); .*Pass state\[None\]"),
+        ((3,), (2, 3), {}, r"stored has the shape \(3,\); .*Pass stored\[None\]"),
+        (
+            (5, 3),
+            (2, 4),
+            {},
+            r"stored \(5, 3\) and state \(2, 4\) must agree in the width",
+        ),
+        ((2, 5, 3), (2, 3), {}, "must agree .* in all leading dimensions"),
+        ((5, 3), (2, 3), dict(beta=0.0), "beta=0.0 must be positive"),
+        ((5, 3), (2, 3), dict(beta=jnp.array(-1.0)), "beta=-1.0 must be positive"),
+        (
+            (5, 3),
+            (2, 3),
+            dict(beta=jnp.ones(2)),
+            r"beta of shape \(2,\) must be a single",
+        ),
+        ((5, 3), (2, 3), dict(stored_mask=jnp.ones(4, bool)), r"stored_mask .* \(5,\)"),
+    ],
+)
+def test_patterns_that_do_not_fit_are_named(function, stored, state, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        function(jnp.ones(stored), jnp.ones(state), **(dict(beta=1.0) | options))
+    assert "\n" not in str(error.value)
+
+
 def test_updates_without_a_fixed_number_cannot_be_trained():
     module = Hopfield(max_updates=None)
     init = functools.partial(module.init, train=True)

@@ -4,12 +4,14 @@ Axes: B batch, Q states, K stored patterns, N heads, C channels per head, P chan
 a value per head, D width.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from attn_jax.attention import mix
@@ -94,10 +96,12 @@ class Hopfield(nn.Module):
     head_dim: Width | None = None
     value_dim: Width | None = None
     output_width: Width | None = None
-    beta: PositiveFloat | tuple[PositiveFloat, ...] | None = None
+    beta: PositiveFloat | Sequence[PositiveFloat] | np.ndarray | Array | None = None
     trainable_beta: bool = False
-    max_updates: NonNegativeInt | tuple[NonNegativeInt | None, ...] | None = 0
-    eps: NonNegativeFloat | tuple[NonNegativeFloat, ...] | None = 1e-4
+    max_updates: NonNegativeInt | Sequence[NonNegativeInt | None] | None = 0
+    eps: NonNegativeFloat | Sequence[NonNegativeFloat] | np.ndarray | Array | None = (
+        1e-4
+    )
     norm_stored: Normalisation = "affine"
     norm_state: Normalisation = "affine"
     norm_projection: Normalisation = "affine"
@@ -117,6 +121,14 @@ class Hopfield(nn.Module):
     dropout: Probability = 0.0
     dtype: str = "float32"
     remat: bool = False
+
+    def __post_init__(self) -> None:
+        for field in ("beta", "max_updates", "eps"):
+            value = getattr(self, field)
+            if isinstance(value, Sequence | np.ndarray | jax.Array):
+                value = tuple(np.asarray(value, dtype=object).reshape(-1).tolist())
+                object.__setattr__(self, field, value)  # a module's fields are hashable
+        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -209,6 +221,8 @@ class Hopfield(nn.Module):
                 f"max_updates={self.max_updates!r} cannot be trained: a loop without a "
                 "fixed length has no gradient. Set max_updates to a number."
             )
+        if any(limit is not None and limit < 0 for limit in limits):
+            raise ValueError(f"max_updates={self.max_updates!r} must be 0 or more.")
         if limits == (0,) * self.num_heads:
             return weights
         known = [MAX_UPDATES if limit is None else limit for limit in limits]
@@ -217,8 +231,10 @@ class Hopfield(nn.Module):
             raise ValueError("max_updates=None never ends without eps; set eps.")
         eps = None
         if self.eps is not None:
-            eps = jnp.array(self.per_head("eps", self.eps), weights.dtype)
-            eps = eps.reshape(1, -1)
+            distances = self.per_head("eps", self.eps)
+            if not all(distance >= 0 for distance in distances):
+                raise ValueError(f"eps={self.eps!r} must be 0 or more.")
+            eps = jnp.array(distances, weights.dtype).reshape(1, -1)
 
         def update(carry: tuple, step: jax.Array) -> tuple:
             query, weights, active = carry  # active: [B, N]
@@ -243,9 +259,12 @@ class Hopfield(nn.Module):
     def scale(self, channels: int) -> float | jax.Array:
         """beta as a float if it is fixed and shared by all heads, else as [N, 1]."""
         beta = channels**-0.5 if self.beta is None else self.beta
+        heads = self.per_head("beta", beta)
+        if not all(0 < value < math.inf for value in heads):
+            raise ValueError(f"{beta=} must be positive and finite for every head.")
         if not self.trainable_beta and isinstance(beta, float):
             return beta
-        values = jnp.array(self.per_head("beta", beta))
+        values = jnp.array(heads)
         if self.trainable_beta:
             log_beta = self.param("log_beta", lambda key: jnp.log(values))
             values = jnp.exp(log_beta)
@@ -253,14 +272,14 @@ class Hopfield(nn.Module):
 
     def per_head(self, field: str, value: Any) -> tuple:
         """The setting as a tuple with one entry per head."""
-        if not isinstance(value, tuple | list):
+        if not isinstance(value, tuple):
             return (value,) * self.num_heads
         if len(value) != self.num_heads:
             raise ValueError(
                 f"{field}={value!r} has {len(value)} entries for num_heads="
                 f"{self.num_heads}; give one for each head, or a single number."
             )
-        return tuple(value)
+        return value
 
     def association_width(self, stored: jax.Array, state: jax.Array) -> int:
         channels, width = self.head_dim, state.shape[-1]

@@ -3,6 +3,7 @@
 Axes: B batch, Q states, K stored patterns, N heads, C channels per head, D width.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,10 +40,12 @@ def retrieve(
             result is zero.
 
     Raises:
-        ValueError: `steps` is negative, or None without `eps`.
+        ValueError: `steps` is negative, or None without `eps`; beta is not positive; shapes
+            do not fit.
 
     Source: paper eq. 3; the stopping rule is that of appendix A.6.2.
     """
+    check_arguments("retrieve", stored, state, beta, stored_mask)
     if steps is None and eps is None:
         raise ValueError("steps=None never ends without eps; give eps, such as 1e-4.")
     if steps is not None and steps < 0:
@@ -84,8 +87,12 @@ def energy(
     lse(beta, z) = ln(sum exp(beta z)) / beta. K is the number of patterns that take part
     and M the largest of their norms. Non-negative; infinite if no pattern takes part.
 
+    Raises:
+        ValueError: beta is not positive; shapes do not fit.
+
     Source: paper eq. 2, with the constants of its section 2.
     """
+    check_arguments("energy", stored, state, beta, stored_mask)
     dtype = jnp.promote_types(jnp.result_type(stored, state), jnp.float32)
     stored, state = stored.astype(dtype), state.astype(dtype)
     if stored_mask is None:
@@ -100,6 +107,36 @@ def energy(
     # Without any pattern, lse and the constant are infinite and their difference NaN.
     total = kinetic - lse + constant[..., None]
     return jnp.where(stored_mask.any(axis=-1)[..., None], total, jnp.inf)
+
+
+def check_arguments(
+    function: str,
+    stored: jax.Array,
+    state: jax.Array,
+    beta: float | jax.Array,
+    stored_mask: jax.Array | None,
+) -> None:
+    """Raises ValueError if the arguments of `retrieve` or `energy` do not fit."""
+    for name, array in (("stored", stored), ("state", state)):
+        if array.ndim < 2:
+            raise ValueError(
+                f"{name} has the shape {array.shape}; {function} takes a batch of vectors "
+                f"[..., number, width]. Pass {name}[None] for a single vector."
+            )
+    if stored.shape[-1] != state.shape[-1] or stored.shape[:-2] != state.shape[:-2]:
+        raise ValueError(
+            f"stored {stored.shape} and state {state.shape} must agree in the width and in "
+            "all leading dimensions: [..., K, D] and [..., Q, D]."
+        )
+    if stored_mask is not None and stored_mask.shape != stored.shape[:-1]:
+        raise ValueError(
+            f"stored_mask has the shape {stored_mask.shape}; give one entry per stored "
+            f"pattern, {stored.shape[:-1]}."
+        )
+    if jnp.ndim(beta) != 0:
+        raise ValueError(f"beta of shape {jnp.shape(beta)} must be a single number.")
+    if not isinstance(beta, jax.core.Tracer) and not 0 < float(beta) < math.inf:
+        raise ValueError(f"beta={float(beta)} must be positive and finite.")
 
 
 def associate(
