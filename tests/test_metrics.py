@@ -1,5 +1,6 @@
 """Counts against products worked out by hand; all sizes are different primes."""
 
+import functools
 import math
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 from sklearn.metrics import adjusted_rand_score
+from slot_models import GOLDEN, load
 
 from attn_jax import metrics
 
@@ -216,3 +218,52 @@ def test_ids_out_of_range_are_a_cluster_of_the_rand_index(seed):
         )
         # float32 sums of exact counts.
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6)
+
+
+ARI = load(GOLDEN / "ari.npz")
+
+
+@functools.partial(jax.jit, static_argnames=("num_true", "num_predicted"))
+def rand_index(true, predicted, num_true, num_predicted, where=None):
+    return metrics.adjusted_rand_index(
+        true, predicted, num_true=num_true, num_predicted=num_predicted, where=where
+    )
+
+
+@pytest.mark.parametrize(
+    "case", ["random", "noisy_blobs", "padded", "large", "special"]
+)
+def test_the_rand_index_is_exact(case):
+    golden = {
+        name.removeprefix(f"{case}/"): value
+        for name, value in ARI.items()
+        if name.startswith(f"{case}/")
+    }
+    true, predicted = golden["true_ids"], golden["pred_ids"]
+    sizes = int(golden["num_true"]), int(golden["num_pred"])
+    takes_part = np.ones_like(true, bool)
+    if "padding_mask" in golden:
+        takes_part = golden["padding_mask"].astype(bool)
+    # The golden set's own; float32 sums of exact counts, none of which cancel.
+    close = dict(rtol=0, atol=5e-6)
+    ours = rand_index(true, predicted, *sizes, takes_part)
+    np.testing.assert_allclose(ours, golden["exact_ari"], **close)
+    ours = rand_index(true, predicted, *sizes, takes_part & (true != 0))
+    np.testing.assert_allclose(ours, golden["exact_fg_ari"], **close)
+
+
+@pytest.mark.parametrize(
+    ("true", "predicted", "expected"),
+    [
+        ([0, 0, 0, 0], [1, 1, 1, 1], 1.0),  # one cluster in both: 0 / 0
+        ([0, 1, 2, 3], [3, 1, 0, 2], 1.0),  # a pixel each in both: 0 / 0
+        ([2], [1], 1.0),
+        ([0, 0, 1, 1], [1, 1, 0, 0], 1.0),
+        ([0, 0, 0, 0], [0, 1, 2, 3], 0.0),
+        ([0, 0, 1, 1], [0, 1, 0, 1], -0.5),  # R 0, E 2/3, M 2
+    ],
+)
+def test_the_rand_index_of_small_partitions(true, predicted, expected):
+    found = rand_index(np.array([true]), np.array([predicted]), 4, 4)
+    # The last is a quotient of small whole numbers; the others are exact.
+    np.testing.assert_allclose(found, [expected], rtol=0, atol=1e-7)
