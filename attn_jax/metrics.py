@@ -1,8 +1,8 @@
-"""Arithmetic of what a run reports: sums into means, operations into utilisation.
+"""Metrics as sums and counts, the adjusted Rand index, and counted operations.
 
-A metric is a pair (sum, count), so that its mean is exact however examples were cut into
-batches and micro-batches. Operations are counted from the traced program, because XLA's
-own `cost_analysis` counts the body of a scan once, whatever its length.
+A metric is a pair (sum, count), so that its mean does not depend on the division into
+batches and micro-batches. Operations are counted in the traced program, because XLA's
+`cost_analysis` counts the body of a scan once, whatever its length.
 """
 
 import math
@@ -54,7 +54,7 @@ def add(left: Sums, right: Sums) -> dict[str, tuple[Any, Any]]:
 
 
 def ratio(sums: Sums) -> dict[str, float]:
-    """sum / count of every metric, on the host; nan where nothing was counted."""
+    """sum / count of every metric, on the host; nan if the count is 0."""
     return {
         name: float(total) / float(count) if float(count) else math.nan
         for name, (total, count) in sums.items()
@@ -71,12 +71,14 @@ def adjusted_rand_index(
 ) -> Float[Array, " B"]:
     """How far two partitions of the same pixels agree: 1 fully, 0 as much as by chance.
 
-    Over all pairs of pixels, (R - E) / (M - E): R pairs that are together in both, E as
-    many as chance would give, M the mean of the pairs together in either. Where both
-    partitions are trivial (one cluster, or one pixel each) this is 0 / 0, and 1 here.
+    Over all pairs of pixels, (R - E) / (M - E): R is the number of pairs that are together
+    in both partitions, E its expectation by chance, M the mean of the pairs together in
+    each. If both partitions are trivial (one cluster, or one pixel each) this is 0 / 0, and
+    1 here.
 
     Args:
-        true, predicted: ids from 0 up to the numbers of clusters.
+        true, predicted: ids from 0 up to the numbers of clusters. All ids outside that
+            range are one further cluster.
         where: the pixels that take part. FG-ARI leaves out the true background:
             `where=true != 0`; predicted clusters all count.
 
@@ -84,17 +86,25 @@ def adjusted_rand_index(
     multi_object_datasets, which is nan for one object perfectly found.
     """
     batch = true.shape[0]
-    member = jax.nn.one_hot(true.reshape(batch, -1), num_true)
+
+    def membership(ids: jax.Array, number: int) -> jax.Array:
+        inside = (ids >= 0) & (ids < number)  # one_hot makes the others vanish
+        ids = jnp.where(inside, ids, number).reshape(batch, -1)
+        return jax.nn.one_hot(ids, number + 1)
+
+    member = membership(true, num_true)
     if where is not None:
         member = member * where.reshape(batch, -1, 1)
-    found = jax.nn.one_hot(predicted.reshape(batch, -1), num_predicted)
+    found = membership(predicted, num_predicted)
     both = jnp.einsum("BST,BSP->BTP", member, found)  # exact up to 2^24 pixels
     pixels = both.sum(axis=(1, 2))
     pairs = jnp.maximum(pixels * (pixels - 1), 1)
 
     def apart(sizes: jax.Array) -> jax.Array:
-        """Share of pairs in different clusters; a sum without cancellation in float32,
-        unlike 1 - the share of pairs together."""
+        """Share of pairs in different clusters.
+
+        A sum without cancellation in float32, unlike 1 - the share of pairs together.
+        """
         sizes = sizes.reshape(batch, -1)
         return (sizes * (pixels[:, None] - sizes)).sum(axis=1) / pairs
 
@@ -115,7 +125,7 @@ def peak_flops(device_kind: str) -> float | None:
 def mfu(flops: float, seconds: float, peak: float) -> float:
     """flops / (seconds * peak): the share of the peak that a program used, 0 to 1.
 
-    `flops` and `peak` must speak of the same devices: both of one, or both of all. The
+    `flops` and `peak` must count the same devices: both one, or both all. The
     peak is that of bfloat16, also for a program that computes in float32.
 
     Source: Chowdhery 2022 (PaLM), appendix B, where the operations of rematerialisation

@@ -1,14 +1,15 @@
-"""The update: clip -> optimiser -> rates and decay -> schedule, out of optax's pieces.
+"""The update: clip -> optimizer -> rates and decay -> schedule, built with optax.
 
-`OPTIMIZERS` is what a config may name; a function's keyword arguments are the keys of its
-config section. With d the optimiser's direction, r the learning rate,
-m the parameter's multiplier, w the weight decay and s the schedule's factor:
+`OPTIMIZERS` lists the optimizers that a config may name; the keyword arguments of a function
+are the keys of its config section. With the optimizer's direction d, the learning rate r,
+the parameter's multiplier m, the weight decay w and the schedule's factor s:
 
     update = -s(step) * (r * m * d + r * w * parameter)        w only on decayed paths
 
-So weight decay has optax's unit and no multiplier touches it; big_vision's `wd` is r * w.
+Weight decay has optax's unit and is not multiplied by m; big_vision's `wd` is r * w.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from attn_jax.bounds import DecayRate, NonNegativeFloat, PositiveFloat, Regex
 from attn_jax.paths import first_match, map_named, matching, named_leaves
 from attn_jax.schedules import Section, choose
 
@@ -26,11 +28,11 @@ Factor = float | Sequence[float]
 def make_optimizer(
     config: Section, params: Any, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """Gradients -> what is added to the parameters.
+    """The transformation from gradients to updates of the parameters.
 
     Args:
         config: reads `optimizer` ({"name": one of OPTIMIZERS, **its arguments}),
-            `clip_norm` (of all gradients together; None: no clipping), the regexes
+            `clip_norm` (global norm; None: no clipping), the regexes
             `weight_decay_on` and `freeze`, and `learning_rate_multipliers` ([regex, factor]
             pairs, first match wins; a list of factors runs along a stacked layer axis).
         params: the parameters, or their shapes.
@@ -44,7 +46,7 @@ def make_optimizer(
     selection = Selection(
         names=tuple(leaves),
         decayed=matching(config["weight_decay_on"], leaves, key="weight_decay_on"),
-        multipliers=multipliers_of(config["learning_rate_multipliers"], leaves),
+        multipliers=select_multipliers(config["learning_rate_multipliers"], leaves),
     )
     frozen = matching(config["freeze"], leaves, key="freeze")
     rule = choose(OPTIMIZERS, config["optimizer"], "optimizer")
@@ -56,42 +58,55 @@ def make_optimizer(
     )
     if not frozen:
         return update
-    # A group sees only its own parameters: no slots for frozen ones, no share in the norm.
+    # Frozen parameters have no optimizer state and no share in the global norm.
     return optax.partition(
         {"trained": update, "frozen": optax.set_to_zero()},
         map_named(lambda name, _: "frozen" if name in frozen else "trained", params),
     )
 
 
-# --- optimisers -----------------------------------------------------------------------
+def describe_frozen(freeze: Sequence[str], params: Any) -> str:
+    """One line: how many parameters `config.freeze` excludes from training.
+
+    Args:
+        params: the parameters, or their shapes.
+    """
+    leaves = named_leaves(params)
+    sizes = {name: math.prod(leaf.shape) for name, leaf in leaves.items()}
+    frozen = sum(sizes[name] for name in matching(freeze, leaves, key="freeze"))
+    total = sum(sizes.values())
+    return f"frozen: {frozen:,} of {total:,} parameters, by freeze={list(freeze)}"
+
+
+# --- optimizers -----------------------------------------------------------------------
 
 
 class Selection(NamedTuple):
-    """What the config selects by path; see `make_optimizer`."""
+    """The parameters that the config selects by name; see `make_optimizer`."""
 
     names: tuple[str, ...]
     decayed: set[str]
     multipliers: Mapping[str, Factor]
 
 
-# What an optimiser is before the paths are known: clipped gradients -> r m d + r w p.
+# An optimizer that still needs the parameter paths: clipped gradients -> r m d + r w p.
 Rule = Callable[[Selection], optax.GradientTransformation]
 
 
 def adamw(
     *,
-    learning_rate: float = 1e-3,
-    weight_decay: float = 0.0,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
+    learning_rate: NonNegativeFloat = 1e-3,
+    weight_decay: NonNegativeFloat = 0.0,
+    b1: DecayRate = 0.9,
+    b2: DecayRate = 0.999,
+    eps: PositiveFloat = 1e-8,
     mu_dtype: Literal["float32", "bfloat16"] | None = None,
 ) -> Rule:
     """d = mu / (sqrt(nu) + eps), with bias-corrected moments of the gradient.
 
     Args:
-        mu_dtype: in which mu is stored; None: the parameter's. bfloat16 saves 2 bytes of
-            the 8 that the slots of a parameter take.
+        mu_dtype: dtype of the stored mu. None: the parameter's. bfloat16 saves 2 of the 8
+            bytes of optimizer state per parameter.
 
     Source: Loshchilov 2019 (arXiv:1711.05101) alg. 2; big_vision optax.py, make.
     """
@@ -101,13 +116,13 @@ def adamw(
 
 def bert_adamw(
     *,
-    learning_rate: float = 1e-4,
-    weight_decay: float = 0.01,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-6,
+    learning_rate: NonNegativeFloat = 1e-4,
+    weight_decay: NonNegativeFloat = 0.01,
+    b1: DecayRate = 0.9,
+    b2: DecayRate = 0.999,
+    eps: PositiveFloat = 1e-6,
 ) -> Rule:
-    """d = mu / (sqrt(nu) + eps) without bias correction: the first steps are larger.
+    """d = mu / (sqrt(nu) + eps) without bias correction, so the first steps are larger.
 
     Source: google-research/bert, optimization.py, AdamWeightDecayOptimizer.
     """
@@ -135,24 +150,24 @@ class Moments(NamedTuple):
 
 def lamb(
     *,
-    learning_rate: float = 1e-3,
-    weight_decay: float = 0.01,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-6,
-    stacked: Sequence[str] = (),
+    learning_rate: NonNegativeFloat = 1e-3,
+    weight_decay: NonNegativeFloat = 0.01,
+    b1: DecayRate = 0.9,
+    b2: DecayRate = 0.999,
+    eps: PositiveFloat = 1e-6,
+    stacked: Sequence[Regex] = (),
 ) -> Rule:
     """r * m * u * |parameter| / |u| with u = d + w * parameter, d as in `adamw`.
 
-    The ratio is taken per tensor; it scales the decay, hence so does a multiplier. It is 1
-    where a norm is 0, and for parameters without decay.
+    The ratio is computed per tensor. It scales the decay as well, and so does a multiplier.
+    It is 1 if a norm is 0, and for parameters without decay.
 
     Args:
-        stacked: regexes of parameters whose leading axis is the layer (`nn.scan`); each of
-            their layers has its own ratio, as if it were a tensor of its own.
+        stacked: regexes of parameters with a leading layer axis (`nn.scan`). The ratio is
+            then computed per layer.
 
-    Source: You 2020 (arXiv:1904.00962) alg. 2, phi the identity; the parameters without a
-    ratio are the TensorFlow implementation's.
+    Source: You 2020 (arXiv:1904.00962) alg. 2 with phi = identity; which parameters
+    have no ratio follows the TensorFlow implementation.
     """
     ratio = optax.scale_by_trust_ratio()
 
@@ -166,11 +181,11 @@ def lamb(
         layered = matching(stacked, selection.names, key="optimizer.stacked")
         return optax.chain(
             optax.scale_by_adam(b1, b2, eps),
-            optax.add_decayed_weights(weight_decay, only(decayed)),
-            optax.masked(ratio, only(decayed - layered)),
-            optax.masked(per_layer, only(decayed & layered)),
+            optax.add_decayed_weights(weight_decay, mask_names(decayed)),
+            optax.masked(ratio, mask_names(decayed - layered)),
+            optax.masked(per_layer, mask_names(decayed & layered)),
             optax.scale(learning_rate),
-            multiply(selection.multipliers),
+            scale_by_name(selection.multipliers),
         )
 
     return rule
@@ -178,25 +193,25 @@ def lamb(
 
 def sgd(
     *,
-    learning_rate: float = 1e-2,
-    weight_decay: float = 0.0,
-    momentum: float = 0.0,
+    learning_rate: NonNegativeFloat = 1e-2,
+    weight_decay: NonNegativeFloat = 0.0,
+    momentum: DecayRate = 0.0,
     nesterov: bool = False,
     momentum_dtype: Literal["float32", "bfloat16"] | None = None,
 ) -> Rule:
     """d = t with t = gradient + momentum * t; Nesterov: d = gradient + momentum * t.
 
     Args:
-        momentum: 0 keeps no slots.
-        momentum_dtype: in which t is stored; None: the parameter's. big_vision rounds
-            momentum * t to it as well, XLA under jit does not unless
+        momentum: 0 keeps no state.
+        momentum_dtype: dtype of the stored t. None: the parameter's. big_vision also
+            rounds momentum * t to it; XLA under jit does so only if
             xla_allow_excess_precision is off (3e-5 in a parameter after 6 steps).
 
     Source: big_vision optax.py, momentum_hp.
     """
     if not momentum and (nesterov or momentum_dtype):
         raise ValueError(
-            f"config.optimizer: {nesterov=} and {momentum_dtype=} mean nothing with "
+            f"config.optimizer: {nesterov=} and {momentum_dtype=} have no effect with "
             f"{momentum=}; set a momentum such as 0.9, or leave them out."
         )
     trace = optax.trace(momentum, nesterov, momentum_dtype)
@@ -219,23 +234,23 @@ OPTIMIZERS: dict[str, Callable[..., Rule]] = {
 def decoupled(
     direction: optax.GradientTransformation, learning_rate: float, weight_decay: float
 ) -> Rule:
-    """r * m * d + r * w * parameter: d never sees the decay."""
+    """r * m * d + r * w * parameter: the decay does not enter d."""
     return lambda selection: optax.chain(
         direction,
         optax.scale(learning_rate),
-        multiply(selection.multipliers),
+        scale_by_name(selection.multipliers),
         optax.add_decayed_weights(
-            learning_rate * weight_decay, only(selection.decayed)
+            learning_rate * weight_decay, mask_names(selection.decayed)
         ),
     )
 
 
-def only(names: set[str]) -> Callable[[Any], Any]:
-    """An optax mask by name; unlike a tree of booleans it also fits a part of the tree."""
+def mask_names(names: set[str]) -> Callable[[Any], Any]:
+    """An optax mask by name; unlike a tree of booleans it also fits a subtree."""
     return lambda tree: map_named(lambda name, _: name in names, tree)
 
 
-def multiply(multipliers: Mapping[str, Factor]) -> optax.GradientTransformation:
+def scale_by_name(multipliers: Mapping[str, Factor]) -> optax.GradientTransformation:
     def scaled(name, update):
         if name not in multipliers:
             return update
@@ -247,7 +262,7 @@ def multiply(multipliers: Mapping[str, Factor]) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, _: map_named(scaled, updates))
 
 
-def multipliers_of(
+def select_multipliers(
     rules: Iterable[Sequence], leaves: Mapping[str, Any]
 ) -> Mapping[str, Factor]:
     key = "learning_rate_multipliers"
@@ -258,6 +273,6 @@ def multipliers_of(
             raise ValueError(
                 f"config.{key}: {factor} for {name} of shape {shape} must be a positive "
                 "number, or one for each entry of the leading (layer) axis; a parameter "
-                "that shall not move belongs in config.freeze."
+                "that must not change belongs in config.freeze."
             )
     return multipliers

@@ -1,7 +1,7 @@
-"""Parameters by name: a tree as {"block_0/mlp/kernel": leaf}, and regexes over those names.
+"""Parameters by name: a tree as {"block_0/mlp/kernel": leaf}, and regexes over names.
 
-Weight decay, learning-rate multipliers, freezing, sharding rules and checkpoint
-loading all select parameters this way; a regex must match the whole name.
+Weight decay, learning-rate multipliers, freezing, sharding rules and checkpoint loading
+select parameters this way. A regex must match the whole name.
 """
 
 import re
@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+
+from attn_jax.patterns import find_fault
 
 
 def name_of(path: Sequence[Any]) -> str:
@@ -29,17 +31,18 @@ def map_named(function: Any, tree: Any) -> Any:
 
 
 def matching(patterns: Iterable[str], names: Iterable[str], *, key: str) -> set[str]:
-    """The names that at least one pattern matches in full.
+    """The names that at least one regex matches in full.
 
     Raises:
-        ValueError: a pattern matches nothing or is none; `key` is the config key to mend.
+        ValueError: a pattern is no safe regex or matches nothing. `key` is the config key
+            that the message names.
     """
     names, found = list(names), set()
     for pattern in patterns:
-        whole = compiled(pattern, key)
+        whole = compile_pattern(pattern, key)
         matched = {name for name in names if whole.fullmatch(name)}
         if not matched:
-            raise ValueError(unmatched(pattern, names, key))
+            raise unmatched(pattern, names, key)
         found |= matched
     return found
 
@@ -47,46 +50,52 @@ def matching(patterns: Iterable[str], names: Iterable[str], *, key: str) -> set[
 def first_match(
     rules: Sequence[Sequence], names: Iterable[str], *, key: str
 ) -> Mapping[str, Any]:
-    """{name: value of the first rule whose regex matches it}; unmatched names are absent.
+    """{name: value of the first rule whose regex matches it}, without unmatched names.
 
     Raises:
-        ValueError: a regex matches no name at all.
+        ValueError: a pattern is no safe regex or matches nothing.
     """
     names = list(names)
     values: dict[str, Any] = {}
     for pattern, value in rules:
-        whole = compiled(pattern, key)
+        whole = compile_pattern(pattern, key)
         matched = [name for name in names if whole.fullmatch(name)]
         if not matched:
-            raise ValueError(unmatched(pattern, names, key))
+            raise unmatched(pattern, names, key)
         for name in matched:
             values.setdefault(name, value)
     return values
 
 
-def compiled(pattern: str, key: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ValueError(
-            f"config.{key}: {pattern!r} is no regular expression: {error}. Correct it."
-        ) from error
+def compile_pattern(pattern: str, key: str) -> re.Pattern[str]:
+    """The compiled regex.
+
+    Raises:
+        ValueError: it is none, or one that can take exponential time.
+    """
+    if fault := find_fault(pattern):
+        raise ValueError(f"config.{key}: {shorten(pattern)} must be {fault}.")
+    return re.compile(pattern)
 
 
-def unmatched(pattern: str, names: Sequence[str], key: str) -> str:
+def shorten(pattern: str) -> str:
+    return repr(pattern if len(pattern) <= 200 else pattern[:200] + "...")
+
+
+def unmatched(pattern: str, names: Sequence[str], key: str) -> ValueError:
     shown = ", ".join(names[:3])
-    return (
-        f"config.{key}: the regex {pattern!r} matches no parameter; it must match a whole "
-        f"path such as {shown}. Correct or remove it."
+    return ValueError(
+        f"config.{key}: the regex {shorten(pattern)} matches no parameter; it must match a "
+        f"whole path such as {shown}. Correct or remove it."
     )
 
 
 def pick(tree: Any, names: Iterable[str]) -> dict[str, Any]:
-    """The leaves of these names, in tree order."""
+    """The leaves with these names, in tree order."""
     names = set(names)
     return {name: leaf for name, leaf in named_leaves(tree).items() if name in names}
 
 
 def overlay(tree: Any, leaves: Mapping[str, Any]) -> Any:
-    """The tree with these leaves in place of its own."""
+    """The tree with its leaves of these names replaced."""
     return map_named(lambda name, leaf: leaves.get(name, leaf), tree)

@@ -1,7 +1,7 @@
-"""The schedule: by which factor of its peak the learning rate is used at a step.
+"""Learning-rate schedules as factors of the peak rate.
 
-`SCHEDULES` is what a config may name; a function's keyword arguments are the keys of its
-config section, durations with their unit ("500 steps", "5 epochs").
+`SCHEDULES` lists the schedules that a config may name; the keyword arguments of a function
+are the keys of its config section. Durations have a unit ("500 steps", "5 epochs").
 """
 
 from collections.abc import Callable, Mapping
@@ -11,20 +11,22 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from attn_jax.bounds import Cadence, Duration, Probability
+
 Section: TypeAlias = Mapping[str, Any] | ConfigDict  # a ConfigDict is no Mapping
 
 
 def make_schedule(
     section: Section, *, total_steps: int, to_steps: Callable[[str], int]
 ) -> optax.Schedule:
-    """step -> factor in [0, 1] of the learning rate; 0 at step 0 if there is a warm-up.
+    """step -> factor in [0, 1] of the learning rate; starts at 0 if there is a warm-up.
 
     Args:
         section: {"name": one of SCHEDULES, **its arguments}.
-        to_steps: steps of a duration such as "500 steps" or "5 epochs".
+        to_steps: converts a duration such as "500 steps" or "5 epochs" to steps.
 
     Raises:
-        ValueError: an unknown name, or a warm-up longer than the run.
+        ValueError: the name is unknown, or the warm-up is longer than the run.
     """
     curve = choose(SCHEDULES, section, "schedule")
     warmup, cooldown = to_steps(curve.warmup), to_steps(curve.cooldown)
@@ -46,7 +48,7 @@ def make_schedule(
 
 
 class Run(NamedTuple):
-    """A run as its schedule sees it, in steps."""
+    """The lengths of a run, in steps."""
 
     warmup: int
     total: int
@@ -65,21 +67,21 @@ class Curve(NamedTuple):
     cooldown: str = "0 steps"
 
 
-def constant(*, warmup: str = "0 steps") -> Curve:
+def constant(*, warmup: Duration = "0 steps") -> Curve:
     """1 after the warm-up."""
     return Curve(warmup, lambda step, run: 1.0)
 
 
-def linear(*, warmup: str = "0 steps", final: float = 0.0) -> Curve:
-    """1 -> final in a line, from the end of the warm-up to the end of the run.
+def linear(*, warmup: Duration = "0 steps", final: Probability = 0.0) -> Curve:
+    """1 -> final linearly, from the end of the warm-up to the end of the run.
 
     Source: vision_transformer and big_vision, utils.py; their `linear_end` is a rate,
-    `final` a fraction of the peak.
+    `final` is a fraction of the peak.
     """
     return Curve(warmup, lambda step, run: 1 - (1 - final) * run.progress(step))
 
 
-def cosine(*, warmup: str = "0 steps", final: float = 0.0) -> Curve:
+def cosine(*, warmup: Duration = "0 steps", final: Probability = 0.0) -> Curve:
     """1 -> final along half a cosine, from the end of the warm-up to the end of the run.
 
     Source: Loshchilov 2017 (arXiv:1608.03983) eq. 5, without restarts.
@@ -93,11 +95,11 @@ def cosine(*, warmup: str = "0 steps", final: float = 0.0) -> Curve:
 
 def rsqrt(
     *,
-    warmup: str = "0 steps",
-    timescale: str = "10000 steps",
-    cooldown: str = "0 steps",
+    warmup: Duration = "0 steps",
+    timescale: Cadence = "10000 steps",
+    cooldown: Duration = "0 steps",
 ) -> Curve:
-    """1 / sqrt(1 + steps since the warm-up / timescale), at last a line to 0 (cooldown).
+    """1 / sqrt(1 + steps since the warm-up / timescale), then linearly to 0 (cooldown).
 
     Source: Zhai 2022 (arXiv:2106.04560) sec. 3.5; big_vision utils.py with shift 0.
     """
@@ -109,18 +111,20 @@ def rsqrt(
     return Curve(warmup, decay, cooldown)
 
 
-def exponential(*, warmup: str = "0 steps", half_life: str = "100000 steps") -> Curve:
-    """0.5 ** (step / half_life), from step 0 on: also while the warm-up rises.
+def exponential(
+    *, warmup: Duration = "0 steps", half_life: Cadence = "100000 steps"
+) -> Curve:
+    """0.5 ** (step / half_life), starting at step 0, i.e. also during the warm-up.
 
     Source: slot_attention, object_discovery/train.py.
     """
     return Curve(warmup, lambda step, run: 0.5 ** (step / run.to_steps(half_life)))
 
 
-def bert_linear(*, warmup: str = "0 steps") -> Curve:
-    """step / warmup, then 1 - step / total: a jump down where the warm-up ends.
+def bert_linear(*, warmup: Duration = "0 steps") -> Curve:
+    """step / warmup, then 1 - step / total; drops at the end of the warm-up.
 
-    Unlike `linear` the line starts at step 0. Source: google-research/bert,
+    Unlike in `linear` the line starts at step 0. Source: google-research/bert,
     optimization.py, create_optimizer.
     """
 
@@ -142,10 +146,10 @@ SCHEDULES: dict[str, Callable[..., Curve]] = {
 
 
 def choose(known: Mapping[str, Callable], section: Section, key: str) -> Any:
-    """Calls the function that a section names with the rest of the section.
+    """Calls the function that a section names with the other keys as arguments.
 
     Raises:
-        ValueError: there is no such function.
+        ValueError: the name is unknown.
     """
     name = section["name"]
     if name not in known:

@@ -1,4 +1,4 @@
-"""Which device holds what: mesh, parameter rules, placement. Models know nothing of it.
+"""Device mesh, parameter shardings and placement, independent of the models.
 
 Mesh axes: `data` replicates parameters and splits the batch, `fsdp` splits both, `tensor`
 splits layers.
@@ -23,10 +23,10 @@ def make_mesh(
     sizes: Mapping[str, int] | ConfigDict,  # a ConfigDict is no Mapping
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """A mesh of the given axis sizes; an axis of -1 takes the devices that are left.
+    """A mesh with the given axis sizes; an axis of -1 takes all remaining devices.
 
     Raises:
-        ValueError: unknown axis, or sizes whose product is not the number of devices.
+        ValueError: an axis is unknown, or the product is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     if unknown := sorted(set(sizes) - set(AXES)):
@@ -51,7 +51,7 @@ def make_mesh(
     try:
         return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
     except NotImplementedError:
-        # A torus whose physical axes must be split to fit; make_mesh tries it on v5e only.
+        # A physical axis of the torus must be split; make_mesh only tries that on v5e.
         grid = mesh_utils.create_device_mesh(
             shape, devices=devices, allow_split_physical_axes=True
         )
@@ -63,7 +63,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first dimension over `data` and `fsdp`."""
+    """Splits the first dimension over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
@@ -72,7 +72,7 @@ def batch_shards(mesh: Mesh) -> int:
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
-    """Raises ValueError where devices and micro-batches do not divide the batch."""
+    """Raises ValueError if devices and micro-batches do not divide the batch."""
     for key, value in [("batch_size", batch_size), ("micro_batches", micro_batches)]:
         if value < 1:
             raise ValueError(f"config.{key}={value} must be at least 1.")
@@ -94,23 +94,26 @@ def param_shardings(
 
     Args:
         rules: [[path regex, [mesh axis or None for each dimension]], ...], first match wins.
-        fsdp_min_elements: a parameter without a rule has its largest divisible dimension
-            split over `fsdp` if it has at least so many elements; else it is replicated.
+        fsdp_min_elements: a parameter without a rule and with at least this many elements
+            is split over `fsdp` along its largest divisible dimension; others are
+            replicated.
 
     Raises:
-        ValueError: a rule that matches nothing, or that cannot be honoured.
+        ValueError: a rule matches nothing or does not fit a parameter's shape.
     """
     chosen = paths.first_match(rules, paths.named_leaves(params), key="sharding_rules")
 
     def sharding(name: str, leaf: Any) -> NamedSharding:
         if name in chosen:
-            return NamedSharding(mesh, ruled(mesh, name, leaf.shape, chosen[name]))
-        return NamedSharding(mesh, fallback(mesh, leaf.shape, fsdp_min_elements))
+            return NamedSharding(
+                mesh, spec_by_rule(mesh, name, leaf.shape, chosen[name])
+            )
+        return NamedSharding(mesh, default_spec(mesh, leaf.shape, fsdp_min_elements))
 
     return paths.map_named(sharding, params)
 
 
-def ruled(
+def spec_by_rule(
     mesh: Mesh, name: str, shape: Sequence[int], axes: Sequence[str | None]
 ) -> PartitionSpec:
     if len(axes) != len(shape):
@@ -130,7 +133,7 @@ def ruled(
     return PartitionSpec(*axes)
 
 
-def fallback(mesh: Mesh, shape: Sequence[int], min_elements: int) -> PartitionSpec:
+def default_spec(mesh: Mesh, shape: Sequence[int], min_elements: int) -> PartitionSpec:
     size = mesh.shape["fsdp"]
     divisible = [i for i, dim in enumerate(shape) if dim % size == 0]
     if size == 1 or math.prod(shape) < min_elements or not divisible:
@@ -140,10 +143,10 @@ def fallback(mesh: Mesh, shape: Sequence[int], min_elements: int) -> PartitionSp
 
 
 def state_shardings(mesh: Mesh, state: Any, params: Any, shardings: Any) -> Any:
-    """Shardings of a whole training state: what mirrors a parameter lies like it.
+    """Shardings of a training state: leaves that mirror a parameter are sharded like it.
 
     A leaf mirrors a parameter if its path ends with the parameter's and the shapes agree
-    (Adam's moments, the average); all else (counters, factored moments) is replicated.
+    (Adam's moments, the average). Others (counters, factored moments) are replicated.
     """
     layout = {
         name: (leaf.shape, sharding)
@@ -175,7 +178,7 @@ def placed(shapes: Any, shardings: Any) -> Any:
 
 
 def table(params: Any, shardings: Any) -> list[str]:
-    """The layout in short: one line for each way in which parameters are split."""
+    """One line per partitioning, with the number of parameters that have it."""
     groups: dict[str, list[tuple[str, int]]] = {}
     leaves = zip(
         paths.named_leaves(params).items(), jax.tree.leaves(shardings), strict=True

@@ -1,82 +1,81 @@
-"""Values of a config: read from text, made plain, checked by type and by bounds."""
+"""Values of a config: parsed from text, made plain, checked against an annotation."""
 
 import ast
 import difflib
 import inspect
 import json
 import math
+import reprlib
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any
 
 import flax.linen as nn
 from ml_collections import ConfigDict
 
-# Bounds of numbers, by the name they have in any section: (lowest, highest).
-BOUNDS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(
-        ("width", "depth", "mlp_width", "num_heads", "patch_size", "image_size"),
-        (1, math.inf),
-    ),
-    **dict.fromkeys(("dropout", "attention_dropout", "stochastic_depth"), (0, 1)),
-    **dict.fromkeys(("label_smoothing", "ema_decay"), (0, 1)),
-    **dict.fromkeys(("batch_size", "micro_batches", "keep_latest"), (1, math.inf)),
-    **dict.fromkeys(("data_threads", "data_prefetch"), (1, math.inf)),
-    **dict.fromkeys(
-        ("seed", "data_workers", "max_skipped", "registers"), (0, math.inf)
-    ),
-}
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+# What any real config stays far below. They bound the work on a stranger's file.
+MAX_DEPTH = 20
+MAX_VALUES = 10_000
+MAX_TEXT = 10_000
+MAX_INT = 2**63
+
+
+# --- checks ---------------------------------------------------------------------------
 
 
 def check_value(key: str, value: Any, annotation: Any, inside: str = "") -> Any:
-    """The value of a field, ints made floats where those are asked for.
+    """The value of a field, with ints converted where floats are annotated.
 
     Raises:
-        ValueError: it is of another type, or out of the bounds of what has this name.
+        ValueError: the value has another type or violates the annotation's rule.
     """
     value = checked(value, annotation, inside + key)
-    check_bounds(key, value, inside + key)
     if key == "dtype" and value not in DTYPES:
-        raise ValueError(f"{inside}{key}={value!r}: {suggest(value, DTYPES)}")
+        raise ValueError(f"{inside}{key}={show(value)}: {suggest(value, DTYPES)}")
     return value
 
 
-def check_bounds(key: str, value: Any, where: str) -> None:
-    """Raises ValueError where a number, or one in a list, is out of its name's bounds."""
-    low, high = BOUNDS.get(key, (-math.inf, math.inf))
-    for number in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(number, int | float) and not low <= number <= high:
-            bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-            raise ValueError(f"{where}={value!r} must be {bounds}.")
+def checked(value: Any, annotation: Any, where: str, example: str = "") -> Any:
+    """The value, with ints converted where floats are annotated.
 
-
-def checked(value: Any, annotation: Any, where: str) -> Any:
-    """The value, its ints made floats where those are asked for.
+    Args:
+        example: shown if the type does not fit; default: the example of a rule.
 
     Raises:
-        ValueError: the value is not of the annotated type.
+        ValueError: the value has another type or violates the annotation's rule.
     """
+    example = example or next(find_examples(annotation), "")
+    hint = f" For example: {example}" if example else ""
     for candidate in (value, as_floats(value)):
         if fits(candidate, annotation):
-            return candidate
-    name = getattr(annotation, "__name__", None) or str(annotation)
-    if typing.get_origin(annotation) is not None:
-        name = str(annotation).replace("typing.", "")
-    raise ValueError(f"{where}={value!r} must be of type {name}.")
+            rule = find_complaint(candidate, annotation)
+            if rule is None:
+                return candidate
+            raise ValueError(f"{where}={show(value)} must be {rule}.")
+    if typing.get_origin(annotation) is dict and isinstance(value, Mapping):
+        for key, item in value.items():  # name the entry, not the whole section
+            checked(item, typing.get_args(annotation)[1], f"{where}.{key}", example)
+    raise ValueError(
+        f"{where}={show(value)} must be of type {describe(annotation)}.{hint}"
+    )
 
 
 def fits(value: Any, annotation: Any) -> bool:
+    """Whether the value has the annotated type; rules of `attn_jax.bounds` aside."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any or annotation is inspect.Parameter.empty:
         return True
     if annotation is None or annotation is type(None):
         return value is None
+    if origin is Annotated:
+        return fits(value, args[0])
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, arg) for arg in args)
     if origin is typing.Literal:
-        return value in args
+        return any(type(value) is type(arg) and value == arg for arg in args)
     if origin is tuple or annotation in (tuple, list) or origin in (list, Sequence):
         if not isinstance(value, list | tuple):
             return False
@@ -84,7 +83,9 @@ def fits(value: Any, annotation: Any) -> bool:
             return not args or all(fits(item, args[0]) for item in value)
         return len(value) == len(args) and all(map(fits, value, args))
     if origin in (dict, Mapping) or annotation is dict:
-        return isinstance(value, Mapping)
+        return isinstance(value, Mapping) and all(
+            fits(item, args[1]) for item in (value.values() if args else ())
+        )
     if isinstance(annotation, type):
         if issubclass(annotation, nn.Module):
             return isinstance(value, Mapping) and "cls" in value
@@ -92,6 +93,86 @@ def fits(value: Any, annotation: Any) -> bool:
             return type(value) is annotation  # bool is no number here
         return isinstance(value, annotation)
     return True
+
+
+def find_complaint(value: Any, annotation: Any) -> str | None:
+    """What a value of the annotated type must be; None if it obeys every rule."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if isinstance(value, float) and not math.isfinite(value):
+        return "finite"
+    if type(value) is int and abs(value) >= MAX_INT:
+        return "an integer of at most 64 bits"
+    if origin is Annotated:
+        rules = (rule.complaint(value) for rule in args[1:])
+        return next(filter(None, rules), None) or find_complaint(value, args[0])
+    if origin in (typing.Union, types.UnionType):
+        found = [find_complaint(value, arg) for arg in args if fits(value, arg)]
+        return None if None in found else next(iter(found), None)
+    if isinstance(value, list | tuple):
+        each = (
+            args if origin is tuple and Ellipsis not in args else args[:1] * len(value)
+        )
+        each = each or (Any,) * len(value)
+        return next(filter(None, map(find_complaint, value, each)), None)
+    if isinstance(value, Mapping) and len(args) == 2:  # else a section of its own rules
+        found = [find_complaint(item, args[1]) for item in value.values()]
+        return next(filter(None, found), None)
+    return None
+
+
+def find_examples(annotation: Any) -> Iterator[str]:
+    for rule in getattr(annotation, "__metadata__", ()):
+        if hasattr(rule, "example"):
+            yield rule.example
+    for arg in typing.get_args(annotation):
+        yield from find_examples(arg)
+
+
+def describe(annotation: Any) -> str:
+    """The type as it is written, without rules."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return describe(args[0])
+    if annotation is type(None):
+        return "None"
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(map(describe, args))
+    if origin in (tuple, list, dict, Sequence, Mapping):
+        return f"{origin.__name__}[{', '.join(map(describe, args))}]"
+    if annotation is Ellipsis:
+        return "..."
+    if origin is not None:
+        return str(annotation).replace("typing.", "")
+    return getattr(annotation, "__name__", None) or str(annotation)
+
+
+def check_structure(config: Any) -> None:
+    """Raises ValueError if a config is deeper, longer or larger than any real one."""
+    level, count, depth = [("config", config)], 0, 0
+    while level:
+        count, depth = count + len(level), depth + 1
+        if count > MAX_VALUES:
+            raise ValueError(f"the config has more than {MAX_VALUES:,} values.")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"the config is nested more than {MAX_DEPTH} levels deep.")
+        below: list[tuple[str, Any]] = []
+        for where, value in level:
+            if isinstance(value, str) and len(value) > MAX_TEXT:
+                raise ValueError(
+                    f"{where} has {len(value):,} characters; a text has at most "
+                    f"{MAX_TEXT:,}."
+                )
+            if isinstance(value, Mapping | ConfigDict):
+                if not all(isinstance(key, str) for key in value):
+                    raise ValueError(f"{where}: every key must be a text.")
+                below += [(f"{where}.{key[:40]}", item) for key, item in value.items()]
+                below += [(f"a key of {where}", key) for key in value if len(key) > 40]
+            elif isinstance(value, list | tuple):
+                below += [(where, item) for item in value]
+        level = below
+
+
+# --- conversions ----------------------------------------------------------------------
 
 
 def parse(text: str) -> Any:
@@ -103,10 +184,12 @@ def parse(text: str) -> Any:
     for read in (json.loads, ast.literal_eval):
         try:
             return plain(read(text))
-        except (ValueError, SyntaxError):
-            pass
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            pass  # the last two: nested too deeply for the parser
     if text.lstrip().startswith(("{", "[")):
-        raise ValueError(f"{text!r} is neither JSON nor a Python literal; correct it.")
+        raise ValueError(
+            f"{show(text)} is neither JSON nor a Python literal; correct it."
+        )
     return text
 
 
@@ -130,19 +213,40 @@ def plain(value: Any) -> Any:
 
 
 def as_tuple(value: Any) -> Any:
-    """Lists as tuples, which a module's fields must be to be hashable."""
+    """Lists as tuples: the fields of a module must be hashable."""
     return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value
 
 
 def as_floats(value: Any) -> Any:
-    """Ints as floats, also those in lists."""
+    """Ints as floats, also those in lists; ints beyond the range of a float stay."""
     if isinstance(value, list | tuple):
         return [as_floats(item) for item in value]
-    return float(value) if type(value) is int else value
+    if type(value) is int and abs(value) < MAX_INT:
+        return float(value)
+    return value
+
+
+# --- messages -------------------------------------------------------------------------
+
+
+class _ShortRepr(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxtuple, self.maxdict = 4, 12, 12, 12
+        self.maxstring = self.maxother = 200
+
+    def repr_int(self, x: int, level: int) -> str:
+        # repr() itself refuses integers of more than 4,300 digits.
+        return repr(x) if abs(x) < 10**40 else f"<integer of {x.bit_length()} bits>"
+
+
+def show(value: Any) -> str:
+    """repr() of at most a few lines, for messages."""
+    return _ShortRepr().repr(value)
 
 
 def suggest(word: Any, known: Iterable[str]) -> str:
     known = list(known)
-    close = difflib.get_close_matches(str(word), known, n=1)
+    close = difflib.get_close_matches(str(word)[:100], known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}Known: {', '.join(map(repr, known))}."

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from attn_jax import checkpoint, config, evaluation, paths, sharding
+from attn_jax import checkpoint, config, evaluation, limits, paths, sharding
 from attn_jax.data import pipeline
 from attn_jax.step import init_params
 
@@ -40,15 +40,7 @@ def load_config(workdir: epath.PathLike) -> dict[str, Any] | None:
     file = epath.Path(workdir) / "config.json"
     if not file.exists():
         return None
-    try:
-        settings = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(
-            f"{file} is damaged: {error}. Start again in a new --workdir."
-        ) from error
-    if not isinstance(settings, dict) or "task" not in settings:
-        raise ValueError(f"{file} is no run's config.json; name a run's --workdir.")
-    return settings
+    return config.from_json(file.read_text(), str(file))
 
 
 def save_assets(workdir: epath.PathLike, assets: Mapping[str, str]) -> None:
@@ -217,6 +209,7 @@ def open_run(
 
     # The shapes of a training row stand in the record: no data is needed to restore.
     expected = parameters_of(module, task, record["row"])
+    limits.check_size(expected)
     check_parameters(expected, saved, at)
     target = {"params": paths.overlay(expected, like("params/"))}
     average = like("average/")

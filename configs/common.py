@@ -1,8 +1,9 @@
-"""Every knob that train.py reads, with its unit and why it stands as it does.
+"""Every top-level key of a config, with its unit and the reason for its default.
 
 A recipe starts from `get_config()` and changes what its experiment needs. The dictionary is
-locked, so a misspelt knob fails in the recipe itself. A duration is a string with
-its unit: "500 steps", "10 epochs" (of the training split) or "1000000 examples".
+locked, so a misspelt key fails in the recipe itself. A duration is a text with a unit:
+"500 steps", "10 epochs" (of the training split) or "1000000 examples". Types and bounds
+are in attn_jax/knobs.py.
 """
 
 from ml_collections import ConfigDict
@@ -19,30 +20,35 @@ def get_config() -> ConfigDict:
 
     # How long.
     c.seed = 0  # of initialisation, data order, augmentation, dropout
-    c.batch_size = 128  # examples a step over all devices; divisible by data x fsdp
-    c.micro_batches = 1  # parts a step is split into to save memory; same result
+    c.batch_size = 128  # examples per step over all devices; divisible by data x fsdp
+    c.micro_batches = 1  # parts of a batch that are computed in turn, to save memory
     c.duration = "10 epochs"  # of the whole run
 
     # The update, in the order in which it is computed.
-    c.clip_norm = placeholder(float)  # global gradient norm, without frozen ones
+    c.clip_norm = placeholder(
+        float
+    )  # of the global gradient norm, without frozen parameters
     c.optimizer = {"name": "adamw"}  # attn_jax.optim.OPTIMIZERS, with its arguments
     c.learning_rate_multipliers = []  # [[path regex, factor], ...], first match wins
     c.weight_decay_on = [".*/kernel"]  # path regexes: matrices, not biases and norms
-    c.schedule = {"name": "cosine", "warmup": "0 steps"}  # optim.SCHEDULES, likewise
-    c.freeze = []  # path regexes: no update, no optimiser slots, no average
+    c.schedule = {
+        "name": "cosine",
+        "warmup": "0 steps",
+    }  # attn_jax.schedules.SCHEDULES, likewise
+    c.freeze = []  # path regexes: no update, no optimizer state, no average
     c.ema_decay = placeholder(float)  # per step; evaluations then use the EMA
-    c.max_skipped = 10  # non-finite gradients in a row before the run gives up
+    c.max_skipped = 10  # non-finite gradients in a row before the run ends
 
-    # Where: mesh axes in devices; -1 takes all that are left.
+    # Where: mesh axes in devices; -1 takes all that remain.
     c.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
     c.sharding_rules = []  # [[path regex, [mesh axis or None per dimension]], ...]
     c.fsdp_min_elements = 65_536  # smaller parameters are replicated: cheaper
     c.deterministic = False  # on GPU ask XLA for bit-identical reruns (slower)
 
-    # Input: none of these changes what a batch holds.
+    # Input: none of these changes the contents of a batch.
     c.data_workers = 0  # processes; 0 reads in threads, best for small images
     c.data_threads = 4  # reader threads (of each worker)
-    c.data_prefetch = 4  # batches ready ahead of the step
+    c.data_prefetch = 4  # batches prepared ahead of the step
 
     # Evaluations: {name: {"split", "every", "batch_size", "task": {field: value}}}. A task
     # field not named is the training task's. `every` None: only by `evaluate`.

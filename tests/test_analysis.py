@@ -1,8 +1,11 @@
 """Attention as arrays and as figures, of all four architectures."""
 
+import inspect
 import json
 import pathlib
+import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +15,8 @@ from PIL import Image
 import train
 from attn_jax import config as config_lib
 from attn_jax.__main__ import main
-from attn_jax.analysis import attention_maps
-from attn_jax.models import bert, hopfield, slot_attention, vit
+from attn_jax.analysis import attention_maps, figures
+from attn_jax.models import bags, bert, hopfield, resnet, slot_attention, vit
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -70,9 +73,47 @@ def test_maps_of_slot_attention_come_by_iteration_and_sum_over_slots():
 
 
 def test_a_module_that_attends_to_nothing_is_named():
-    module = hopfield.MeanPooling()
+    module = bags.MeanPooling()
     with pytest.raises(ValueError, match="MeanPooling sows no `attention`"):
         attention_maps(module, {}, stored=jnp.ones((1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (vit.ViT(3, 2, 4, 1, 4, 2), "vit"),
+        (bert.Bert(9, 8, 1, 8, 2), "bert"),
+        (bags.BagClassifier(nn.Dense(3), bags.MeanPooling()), "bags"),
+        (slot_attention.SlotAttentionAutoEncoder(3), "slot_attention"),
+    ],
+)
+def test_figures_are_in_the_file_named_like_the_model_and_drawn_by_one_call(
+    module, name
+):
+    drawing = figures.find_drawing(module)
+    assert drawing.__name__ == f"attn_jax.analysis.{name}"
+    assert list(inspect.signature(drawing.draw).parameters) == [
+        *("module", "variables", "inputs"),
+        *("batch", "assets", "folder"),
+    ]
+
+
+def test_a_fifth_architecture_needs_only_a_file(tmp_path, monkeypatch):
+    (tmp_path / "perceiver.py").write_text("draw = 'drawn'")
+    monkeypatch.setattr("attn_jax.analysis.__path__", [str(tmp_path)])
+    perceiver = type("Perceiver", (nn.Module,), {})
+    perceiver.__module__ = "attn_jax.models.perceiver.model"
+    with monkeypatch.context() as context:
+        context.delitem(sys.modules, "attn_jax.analysis.perceiver", raising=False)
+        assert figures.find_drawing(perceiver()).draw == "drawn"
+    del sys.modules["attn_jax.analysis.perceiver"]
+
+
+@pytest.mark.parametrize("module", [resnet.ResNet(3), nn.Dense(3)])
+def test_a_model_without_a_file_of_figures_says_what_to_use_instead(module):
+    name = type(module).__name__
+    with pytest.raises(ValueError, match=f"{name} has no figure yet.*attention_maps"):
+        figures.find_drawing(module)
 
 
 OF_A_VIT = [

@@ -8,25 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from variables import perturb
 
 from attn_jax.attention import MultiHeadAttention
 from attn_jax.convert.hopfield import from_torch, inputs_from_torch
-from attn_jax.data import bags as bag_data
-from attn_jax.data import sources
 from attn_jax.models import hopfield as layers
 from attn_jax.models.hopfield import (
-    BagClassifier,
-    FeatureEncoder,
     Hopfield,
     HopfieldLayer,
     HopfieldPooling,
-    ImageEncoder,
-    MeanPooling,
-    energy,
-    retrieve,
 )
-from attn_jax.models.vit import ViT
-from attn_jax.tasks.bags import Bags
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -40,7 +31,6 @@ CASES = sorted(
 # moves no output by more than 2e-5, and an independent float32 run stayed within 6e-6.
 CLOSE = dict(atol=3e-5, rtol=1e-4)
 OFF = dict(norm_stored="off", norm_state="off", norm_projection="off")
-DIGITS = dict(data="digits", target=9, image_size=8, holdout=237)
 
 
 def golden(name):
@@ -155,138 +145,6 @@ def test_one_beta_per_head_is_not_the_tiling_of_the_original():
     assert np.abs(output - case["wrong_output_tensor_scaling"]).max() > 0.1
 
 
-# --- the equations --------------------------------------------------------------------
-
-
-@functools.partial(jax.jit, static_argnames="steps")
-def traced(x, xi, beta, steps):
-    """States and energies before each of `steps` updates, and the state after them."""
-
-    def one(xi, _):
-        return retrieve(x, xi, beta=beta), (xi, energy(x, xi, beta=beta))
-
-    states, energies = jax.lax.scan(one, xi, length=steps)[1]
-    return states, energies, retrieve(x, xi, beta=beta, steps=steps - 1)
-
-
-@pytest.mark.parametrize("number", range(12))
-def test_states_and_energies_are_those_of_the_equations(number):
-    case = golden("theory_general")
-    x, beta, states, energies = (
-        case[f"{number}/{key}"] for key in ("X", "beta", "states", "energies")
-    )
-    with jax.enable_x64(True):
-        ours = traced(jnp.asarray(x), jnp.asarray(states[:1]), jnp.asarray(beta), 6)
-        ours, our_energies, last = (np.asarray(array) for array in ours)
-    # The golden set's own, in float64: 1e-10 relative, of small values 1e-12.
-    close = dict(rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(ours[:, 0], states, **close)
-    np.testing.assert_allclose(last[0], states[5], **close)
-    np.testing.assert_allclose(our_energies[:, 0], energies, **close)
-
-
-@pytest.mark.parametrize("number", range(6))
-def test_a_well_separated_pattern_is_retrieved(number):
-    case = {
-        key.split("/", 1)[1]: value
-        for key, value in golden("theory_separated").items()
-        if key.startswith(f"{number}/")
-    }
-    x, beta = case["X"], float(case["beta"])
-    close = dict(rtol=1e-10, atol=1e-10)
-    with jax.enable_x64(True):
-        from_x = functools.partial(retrieve, jnp.asarray(x), beta=beta)
-        xi = jnp.asarray(case["xi"][None])
-        once = np.asarray(from_x(xi))[0]
-        settled = np.asarray(from_x(xi, steps=None, eps=1e-14))[0]
-    np.testing.assert_allclose(once, case["update"], **close)
-    np.testing.assert_allclose(settled, case["fixed_point"], **close)
-    pattern = x[case["index"]]
-    assert np.linalg.norm(once - pattern) <= case["T9_bound"]  # theorem 5
-    # Theorem 4; the fixed point itself is known to about 1e-15.
-    distance = np.linalg.norm(once - case["fixed_point"])
-    assert distance <= case["T8_rhs"] + 1e-13
-
-
-@pytest.mark.parametrize("beta", [0.01, 1.0, 100.0])
-def test_energy_falls_by_at_least_half_the_squared_step_and_states_stay_bounded(beta):
-    rng = np.random.default_rng(0)
-    with jax.enable_x64(True):
-        x = jnp.array(rng.normal(size=(50, 9, 5)))
-        xi = jnp.array(3 * rng.normal(size=(50, 4, 5)))
-        states, energies, _ = traced(x, xi, jnp.array(beta), 6)
-        x, states, energies = (np.asarray(array) for array in (x, states, energies))
-    largest = np.linalg.norm(x, axis=-1).max(axis=-1)
-    rounding = 1e-9 * (1 + largest.max() ** 2)  # of sums of that size, divided by beta
-    fall = energies[:-1] - energies[1:]
-    step = ((states[1:] - states[:-1]) ** 2).sum(axis=-1)
-    assert (fall >= step / 2 - rounding).all()  # theorem 1, made quantitative
-    assert (energies >= -rounding).all()  # lemma A1
-    bound = np.minimum(2 * largest**2, np.log(9) / beta + largest**2 / 2)
-    assert (
-        energies[1:] <= bound[:, None] + rounding
-    ).all()  # the same, after an update
-    norms = np.linalg.norm(states[1:], axis=-1)
-    assert (norms <= largest[:, None] + rounding).all()
-
-
-def test_masked_patterns_change_neither_retrieval_nor_energy():
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(2, 6, 4)), jnp.float32)
-    xi = jnp.asarray(rng.normal(size=(2, 3, 4)), jnp.float32)
-    mask = jnp.asarray(np.arange(6) < np.array([[4], [2]]))
-    for steps in (1, 3):
-        ours = retrieve(x, xi, beta=2.0, steps=steps, stored_mask=mask)
-        for i, size in enumerate((4, 2)):
-            alone = retrieve(x[i, :size], xi[i], beta=2.0, steps=steps)
-            # A longer sum of float32 with exact zeros: a rounding or two.
-            np.testing.assert_allclose(ours[i], alone, atol=1e-6)
-    ours = energy(x, xi, beta=2.0, stored_mask=mask)
-    for i, size in enumerate((4, 2)):
-        alone = energy(x[i, :size], xi[i], beta=2.0)
-        np.testing.assert_allclose(ours[i], alone, rtol=1e-6)
-
-
-def test_where_no_pattern_takes_part_zeros_are_retrieved_and_energy_is_infinite():
-    x, none = jnp.ones((1, 3, 2)), jnp.zeros((1, 3), bool)
-    assert (retrieve(x, x, beta=1.0, stored_mask=none) == 0).all()
-    assert (energy(x, x, beta=1.0, stored_mask=none) == np.inf).all()
-
-
-def test_no_state_moves_differently_in_company_than_alone():
-    rng = np.random.default_rng(0)
-    x, xi = rng.normal(size=(8, 5)), 2 * rng.normal(size=(6, 5))
-    settle = functools.partial(retrieve, beta=1.5, steps=None, eps=0.05)
-    with jax.enable_x64(True):
-        x, xi = jnp.asarray(x), jnp.asarray(xi)
-        together = settle(x, xi)
-        alone = [settle(x, xi[i : i + 1])[0] for i in range(6)]
-        onward = settle(x, xi, steps=100, eps=None)
-    # Another shape may sum in another order; where a state
-    # stopped is off by up to 0.05.
-    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-13)
-    assert np.abs(together - onward).max() > 1e-3
-
-
-def test_retrieve_with_a_fixed_number_of_steps_has_a_gradient():
-    x = jax.random.normal(jax.random.key(0), (5, 4))
-
-    def total(xi, eps):
-        return retrieve(x, xi, beta=0.7, steps=3, eps=eps).sum()
-
-    free = jax.grad(total)(x[:2], None)
-    assert np.abs(free).max() > 1e-3
-    # No step is as small as 1e-30, so nothing stops: the same operations but
-    # for selects.
-    np.testing.assert_allclose(jax.grad(total)(x[:2], 1e-30), free, atol=1e-6)
-
-
-@pytest.mark.parametrize("arguments", [dict(steps=None), dict(steps=-1)])
-def test_retrieve_refuses_what_never_ends_or_never_starts(arguments):
-    with pytest.raises(ValueError, match="steps"):
-        retrieve(jnp.ones((1, 2)), jnp.ones((1, 2)), beta=1.0, **arguments)
-
-
 # --- the layers -----------------------------------------------------------------------
 
 
@@ -300,13 +158,7 @@ def inputs(batch=2, states=3, patterns=5, width=6, seed=0):
 def started(module, *arguments, seed=0):
     """Parameters far from their start, where 0.02 would make all of them look alike."""
     variables = jax.jit(module.init)(jax.random.key(seed), *arguments)
-    leaves, treedef = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    moved = [
-        x + 0.5 * jax.random.normal(k, x.shape)
-        for x, k in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, moved)
+    return perturb(variables, scale=0.5, seed=seed)
 
 
 def test_one_association_is_the_attention_of_a_transformer():
@@ -452,6 +304,37 @@ def test_what_does_not_fit_is_refused(fields, message):
         jax.eval_shape(Hopfield(**fields).init, jax.random.key(0), *inputs())
 
 
+@pytest.mark.parametrize(
+    "beta", [[0.5, 2.0], np.array([0.5, 2.0]), jnp.array([0.5, 2])]
+)
+def test_one_beta_per_head_may_be_a_tuple_a_list_or_an_array(beta):
+    module = Hopfield(num_heads=2, beta=beta, trainable_beta=True)
+    assert module.beta == (0.5, 2.0)
+    hash(module)
+    params = module.init(jax.random.key(0), *inputs())["params"]
+    np.testing.assert_allclose(params["log_beta"], np.log([0.5, 2.0]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(beta=-1.0), r"beta=-1.0 must be positive and finite"),
+        (dict(beta=0.0), "beta=0.0 must be positive"),
+        (dict(beta=[1.0, -2.0]), r"beta=\(1.0, -2.0\) must be positive"),
+        (dict(beta=[1.0, float("nan")]), "beta=.* must be positive and finite"),
+        (dict(beta=np.array([1.0, 2.0, 3.0])), "beta=.* has 3 entries for num_heads=2"),
+        (dict(max_updates=-1), "max_updates=-1 must be 0 or more"),
+        (dict(max_updates=[2, -1]), r"max_updates=\(2, -1\) must be 0 or more"),
+        (dict(max_updates=1, eps=-1e-3), "eps=-0.001 must be 0 or more"),
+        (dict(max_updates=1, eps=[1e-3]), "eps=.* has 1 entries for num_heads=2"),
+    ],
+)
+def test_a_setting_of_a_head_is_checked_by_name(fields, message):
+    pooling = HopfieldPooling(Hopfield(num_heads=2, **fields))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(pooling.init, jax.random.key(0), inputs()[0])
+
+
 def test_updates_without_a_fixed_number_cannot_be_trained():
     module = Hopfield(max_updates=None)
     init = functools.partial(module.init, train=True)
@@ -501,201 +384,50 @@ def test_a_layer_of_one_pattern_is_constant_and_of_two_is_not():
         assert (spread < 1e-6) == constant  # a softmax over one entry is 1
 
 
-# --- models of bags -------------------------------------------------------------------
+# --- the converter's errors -----------------------------------------------------------
 
 
-def classifier(pooling):
-    return BagClassifier(FeatureEncoder((8, 6)), pooling)
+def test_what_cannot_be_converted_is_refused_by_name():
+    kind, config, weights = official(golden("pooling_q1"))
+    name = "hopfield.association_core.out_proj.bias"
+    missing = {key: value for key, value in weights.items() if key != name}
+    for changed, message in [
+        ((f"{kind}X", config, weights), "kind='HopfieldPoolingX'"),
+        (("HopfieldEncoderLayer", config, weights), "kind='HopfieldEncoderLayer'"),
+        ((kind, {**config, "width": 3}, weights), "'width' is no argument"),
+        ((kind, config, missing), f"{name} is missing"),
+        ((kind, config, {**weights, "more": name}), "more: nothing in this"),
+        ((kind, {**config, "quantity": 2}, weights), r"pooling_weights has the shape"),
+        ((kind, {**config, "hidden_size": 5}, weights), "in_proj_weight has the shape"),
+        ((kind, {**config, "num_heads": 3, "hidden_size": None}, weights), "divisible"),
+        (
+            (kind, {**config, "association_activation": "erf"}, weights),
+            "association_activation='erf'",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            from_torch(*changed)
+    with pytest.raises(ValueError, match="takes one input or 2"):
+        inputs_from_torch(kind, config, (weights[name],) * 3)
 
 
-@pytest.mark.parametrize(
-    "pooling",
-    [MeanPooling(), HopfieldPooling(Hopfield(num_heads=2, max_updates=1), quantity=2)],
-)
-def test_padding_and_the_order_of_instances_change_no_bag(pooling):
-    instances, _ = inputs()
-    mask = jnp.asarray(np.arange(5) < np.array([[3], [5]]))
-    model = classifier(pooling)
-    variables = started(model, instances, mask)
-    apply = jax.jit(model.apply)
-    expected = apply(variables, instances, mask)["logits"]
-    assert expected.shape == (2,)
-    order = jnp.array([4, 2, 0, 3, 1])
-    shuffled = apply(variables, instances[:, order], mask[:, order])["logits"]
-    np.testing.assert_allclose(shuffled, expected, atol=1e-5)  # sums in another order
-    # Another value at padding: multiplied by an exact zero.
-    other = jnp.where(mask[:, :, None], instances, 9)
-    np.testing.assert_array_equal(apply(variables, other, mask)["logits"], expected)
+def test_bias_patterns_that_the_original_never_uses_are_left_out():
+    kind, config, weights = official(golden("hopfield_plain"))
+    dead = {f"association_core.bias_{x}": np.ones((1, 1, 12)) for x in "kv"}
+    _, expected = from_torch(kind, config, weights)
+    config = {**config, "concat_bias_pattern": True}
+    _, ours = from_torch(kind, config, {**weights, **dead})
+    jax.tree.map(np.testing.assert_array_equal, ours, expected)
 
 
-def test_the_head_multiplies_what_is_called_pooled():
-    instances, mask = jnp.ones((2, 3, 8, 8, 1)), jnp.ones((2, 3), bool)
-    pooling = HopfieldPooling(Hopfield(num_heads=2))
-    model = BagClassifier(ImageEncoder((4, 4), 6), pooling, remat=True)
-    variables = started(model, instances, mask)
-    outputs = jax.jit(model.apply)(variables, instances, mask)
-    head = variables["params"]["head"]
-    expected = outputs["pooled"] @ head["kernel"] + head["bias"].reshape(1, -1)
-    np.testing.assert_allclose(outputs["logits"], expected[:, 0], atol=1e-5)
-    same = jax.jit(model.clone(remat=False).apply)(variables, instances, mask)
-    np.testing.assert_allclose(same["logits"], outputs["logits"], atol=1e-5)
-
-
-def test_a_vit_pools_with_any_module():
-    fields = dict(
-        num_classes=3, patch_size=2, width=8, depth=1, mlp_width=8, num_heads=2
-    )
-    images = jax.random.normal(jax.random.key(0), (2, 4, 4, 1))
-    plain = ViT(pool="gap", **fields)
-    variables = started(plain, images)
-    expected = jax.jit(plain.apply)(variables, images)["logits"]
-    mean = ViT(pool="gap", pooling=MeanPooling(), **fields)
-    ours = jax.jit(mean.apply)(variables, images)["logits"]
-    np.testing.assert_allclose(ours, expected, atol=1e-6)  # a sum divided, for a mean
-
-    pooling = HopfieldPooling(Hopfield(num_heads=2, output_width=5), quantity=2)
-    model = ViT(pool="gap", pooling=pooling, **fields)
-    variables = started(model, images)
-    outputs = jax.jit(model.apply)(variables, images)
-    assert outputs["tokens"].shape == (2, 4, 8)
-    assert outputs["pooled"].shape == (2, 10)
-    alone, _ = run(
-        pooling, {"params": variables["params"]["pooling"]}, outputs["tokens"]
-    )
-    np.testing.assert_allclose(outputs["pooled"], alone, atol=1e-6)
-
-
-# --- bags of digits -------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def splits():
-    task = Bags(**DIGITS)
-    return {split: task.source(split) for split in sources.SPLITS}
-
-
-def test_bags_are_as_many_as_asked_for_and_half_of_them_positive(splits):
-    for split, number in {"train": 500, "validation": 200, "test": 1000}.items():
-        source = splits[split]
-        assert len(source) == number
-        labels = [source[i]["label"] for i in range(number)]
-        assert sum(labels) == number // 2
-
-
-def test_a_bag_is_positive_exactly_if_the_target_is_among_its_instances(splits):
-    for source in splits.values():
-        for i in range(len(source)):
-            bag = source[i]
-            found = any(instance["label"] == 9 for instance in bag["instances"])
-            assert found == (bag["label"] == 1), bag["name"]
-
-
-def test_bag_sizes_are_normal_and_say_nothing_about_the_label(splits):
-    sizes = np.array([len(splits["test"].members(i)) for i in range(1000)])
-    assert sizes.min() >= 1 and sizes.max() <= 16
-    # Means of 1,000 and standard deviations: four standard errors of N(10, 2).
-    assert abs(sizes.mean() - 10) < 4 * 2 / 1000**0.5
-    assert abs(sizes.std() - 2) < 4 * 2 / 2000**0.5
-    difference = sizes[::2].mean() - sizes[1::2].mean()
-    assert abs(difference) < 4 * 2 * (2 / 500) ** 0.5
-    clipped = bag_data.LabelledBags(
-        sources.load("digits", "train"),
-        target=9,
-        bags=50,
-        mean_size=2.0,
-        std_size=5.0,
-        max_size=4,
-        seed=0,
-    )
-    assert {len(clipped.members(i)) for i in range(50)} == {1, 2, 3, 4}
-
-
-def test_no_image_is_in_bags_of_two_splits_and_none_twice_in_a_bag(splits):
-    held, seen = {}, {}
-    for split, source in splits.items():
-        base = source.source
-        held[split] = set(getattr(base, "indices", []))
-        seen[split] = {base[i]["image"].tobytes() for i in range(len(base))}
-        for i in range(50):
-            members = source.members(i)
-            assert len(set(members.tolist())) == len(members)
-    # Validation images are cut out of the training split; the test images are others.
-    assert not held["train"] & held["validation"]
-    assert len(held["train"]) == 1200 and len(held["validation"]) == 237
-    assert not seen["test"] & (seen["train"] | seen["validation"])
-
-
-def test_a_bag_depends_on_its_seed_and_number_alone(splits):
-    again = Bags(**DIGITS).source("train")
-    for i in (7, 0, 499, 7):
-        np.testing.assert_array_equal(
-            again.members(i), splits["train"].members(i), str(i)
-        )
-    assert again.fingerprint() == splits["train"].fingerprint()
-    other = Bags(**DIGITS, bag_seed=1).source("train")
-    assert other.fingerprint() != again.fingerprint()
-    assert any(not np.array_equal(other.members(i), again.members(i)) for i in range(5))
-    prints = {source.fingerprint() for source in splits.values()}
-    assert len(prints) == 3
-
-
-def test_an_example_is_padded_and_its_mask_says_where(splits):
-    task, record = Bags(**DIGITS, shift_pixels=1), splits["train"][3]
-    example = task.example(record, None)
-    size = len(record["instances"])
-    assert example["instances"].shape == (16, 8, 8, 1)
-    assert example["mask"].tolist() == [True] * size + [False] * (16 - size)
-    assert not example["instances"][size:].any()
-    first = record["instances"][0]["image"]
-    np.testing.assert_array_equal(example["instances"][0], first)
-    moved = task.example(record, np.random.default_rng(0))
-    assert (moved["instances"] != example["instances"]).any()
-    np.testing.assert_array_equal(moved["mask"], example["mask"])
-
-
-@pytest.mark.parametrize("size", [0, 17])
-def test_an_empty_or_too_large_bag_is_refused_by_name(splits, size):
-    instance = splits["train"][0]["instances"][0]
-    record = {"instances": [instance] * size, "label": 0, "name": "bag 13"}
-    with pytest.raises(ValueError, match=f"bag 13 holds {size} instances"):
-        Bags(**DIGITS).example(record, None)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        (dict(target=10), "0 records have the label 10"),
-        (dict(max_size=400, holdout=1000), "need at least 1 and 400"),
-        (dict(train_bags=0), "at least 1"),
-    ],
-)
-def test_bags_that_cannot_be_drawn_are_refused(fields, message):
-    with pytest.raises(ValueError, match=message):
-        Bags(**{**DIGITS, **fields}).source("train")
-
-
-def test_padded_rows_count_neither_in_the_loss_nor_in_the_accuracy():
-    task = Bags(**DIGITS)
-    outputs = {"logits": jnp.array([2.0, -1.0, 5.0])}
-    batch = {"labels": jnp.array([1, 1, 0]), "valid": jnp.array([True, True, False])}
-    terms = task.loss(outputs, batch)
-    expected = np.log1p(np.exp(-2.0)) + np.log1p(np.exp(1.0))
-    assert float(terms["cross_entropy"][0]) == pytest.approx(expected, rel=1e-6)
-    assert float(terms["accuracy"][0]) == 1
-    assert {float(count) for _, count in terms.values()} == {2}
-
-
-def test_the_score_is_the_chance_to_rank_a_positive_first(splits):
-    task, labels = Bags(**DIGITS), np.array([0, 0, 1, 1])
-
-    def auc(*logits):
-        predictions = {"logits": np.array(logits), "labels": labels}
-        return task.score(predictions, splits["test"])["auc"]
-
-    assert auc(-2.0, -1.0, 0.5, 3.0) == 1
-    assert auc(0.0, 2.0, 1.0, 3.0) == 0.75
-    assert auc(1.0, 1.0, 1.0, 1.0) == 0.5
-    assert np.isnan(bag_data.area_under_roc(np.ones(3, int), np.ones(3)))
+def test_the_converted_tree_is_the_one_that_the_module_makes():
+    for name in CASES:
+        case = golden(name)
+        module, variables = from_torch(*official(case))
+        made = jax.eval_shape(module.init, jax.random.key(0), **call_arguments(case))
+        made = made.get("params", {})
+        shapes = jax.tree.map(np.shape, variables.get("params", {}))
+        assert shapes == jax.tree.map(lambda leaf: leaf.shape, made), name
 
 
 def test_a_layer_starts_as_the_original_does():
@@ -706,4 +438,4 @@ def test_a_layer_starts_as_the_original_does():
         # The standard deviation of 4,096 draws: four standard errors.
         assert abs(part["kernel"].std() / 0.02 - 1) < 4 / (2 * 4096) ** 0.5
         assert (part["bias"] == 0).all()
-    assert layers.UPDATES_AT_MOST == 1000  # as the docstrings say
+    assert layers.MAX_UPDATES == 1000  # as the docstrings say

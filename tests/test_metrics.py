@@ -1,11 +1,15 @@
 """Counts against products worked out by hand; all sizes are different primes."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
+from sklearn.metrics import adjusted_rand_score
+from slot_models import GOLDEN, load
 
 from attn_jax import metrics
 
@@ -180,3 +184,86 @@ def test_a_device_has_its_own_peak_or_none(device_kind, peak):
 
 def test_half_the_peak_is_a_utilisation_of_one_half():
     assert metrics.mfu(flops=10.0, seconds=2.0, peak=10.0) == 0.5
+
+
+# --- adjusted Rand index --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ids_out_of_range_are_a_cluster_of_the_rand_index(seed):
+    """As scikit-learn on the same labels; where those ids vanish it is off by over 0.05."""
+    rng = np.random.default_rng(seed)
+    true = rng.integers(0, 4, (3, 61)).astype(np.int32)
+    # Half of the pixels agree, so that the index is far from 0.
+    predicted = np.where(rng.random((3, 61)) < 0.5, true, rng.integers(0, 4, (3, 61)))
+    predicted = predicted.astype(np.int32)
+    where = rng.random((3, 61)) < 0.8
+    theirs = [
+        adjusted_rand_score(t[w], p[w])
+        for t, p, w in zip(true, predicted, where, strict=True)
+    ]
+    for outside in (
+        3,
+        4,
+        -1,
+        2**30,
+        -(2**30),
+    ):  # id 3 is renamed, and only 0 to 2 known
+        ours = metrics.adjusted_rand_index(
+            jnp.where(true == 3, outside, true),
+            jnp.where(predicted == 3, outside, predicted),
+            num_true=3,
+            num_predicted=3,
+            where=jnp.asarray(where),
+        )
+        # float32 sums of exact counts.
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6)
+
+
+ARI = load(GOLDEN / "ari.npz")
+
+
+@functools.partial(jax.jit, static_argnames=("num_true", "num_predicted"))
+def rand_index(true, predicted, num_true, num_predicted, where=None):
+    return metrics.adjusted_rand_index(
+        true, predicted, num_true=num_true, num_predicted=num_predicted, where=where
+    )
+
+
+@pytest.mark.parametrize(
+    "case", ["random", "noisy_blobs", "padded", "large", "special"]
+)
+def test_the_rand_index_is_exact(case):
+    golden = {
+        name.removeprefix(f"{case}/"): value
+        for name, value in ARI.items()
+        if name.startswith(f"{case}/")
+    }
+    true, predicted = golden["true_ids"], golden["pred_ids"]
+    sizes = int(golden["num_true"]), int(golden["num_pred"])
+    takes_part = np.ones_like(true, bool)
+    if "padding_mask" in golden:
+        takes_part = golden["padding_mask"].astype(bool)
+    # The golden set's own; float32 sums of exact counts, none of which cancel.
+    close = dict(rtol=0, atol=5e-6)
+    ours = rand_index(true, predicted, *sizes, takes_part)
+    np.testing.assert_allclose(ours, golden["exact_ari"], **close)
+    ours = rand_index(true, predicted, *sizes, takes_part & (true != 0))
+    np.testing.assert_allclose(ours, golden["exact_fg_ari"], **close)
+
+
+@pytest.mark.parametrize(
+    ("true", "predicted", "expected"),
+    [
+        ([0, 0, 0, 0], [1, 1, 1, 1], 1.0),  # one cluster in both: 0 / 0
+        ([0, 1, 2, 3], [3, 1, 0, 2], 1.0),  # a pixel each in both: 0 / 0
+        ([2], [1], 1.0),
+        ([0, 0, 1, 1], [1, 1, 0, 0], 1.0),
+        ([0, 0, 0, 0], [0, 1, 2, 3], 0.0),
+        ([0, 0, 1, 1], [0, 1, 0, 1], -0.5),  # R 0, E 2/3, M 2
+    ],
+)
+def test_the_rand_index_of_small_partitions(true, predicted, expected):
+    found = rand_index(np.array([true]), np.array([predicted]), 4, 4)
+    # The last is a quotient of small whole numbers; the others are exact.
+    np.testing.assert_allclose(found, [expected], rtol=0, atol=1e-7)

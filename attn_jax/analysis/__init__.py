@@ -1,4 +1,4 @@
-"""What a trained model attends to: maps as arrays here, figures in the files beside."""
+"""What a trained model attends to: maps as arrays here, figures in this folder's files."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,17 +12,17 @@ from jaxtyping import Float
 def attention_maps(
     module: nn.Module, variables: Mapping[str, Any], **inputs: Any
 ) -> dict[str, Float[np.ndarray, "B N Q K"]]:
-    """{layer path: attention weights [B, heads, Q, K]} of one forward pass, in order.
+    """{layer path: attention weights [B, heads, Q, K]} of one forward pass, in layer order.
 
-    A layer that attends several times in a pass, as Slot Attention does, gives
-    `PATH/iteration_0`, `PATH/iteration_1`, ...; there queries are slots, and the weights
-    are normalised over them.
+    A layer that attends repeatedly in one pass, such as Slot Attention, gives
+    `PATH/iteration_0`, `PATH/iteration_1`, ...; its queries are slots, and its weights are
+    normalised over them.
 
     Args:
-        inputs: what the module is called with, such as `images=`; see a task's `inputs`.
+        inputs: arguments of the module's call, such as `images=`; see `inputs` of a task.
 
     Raises:
-        ValueError: nothing in the module attends.
+        ValueError: no layer of the module sows attention weights.
     """
 
     @jax.jit
@@ -44,12 +44,12 @@ def attention_maps(
     walk(seen, ())
     if not maps:
         raise ValueError(
-            f"{type(module).__name__} sows no `attention`, so there is nothing to look at."
+            f"{type(module).__name__} sows no `attention`, so there are no maps."
         )
-    return dict(sorted(maps.items(), key=lambda item: natural(item[0])))
+    return dict(sorted(maps.items(), key=lambda item: natural_key(item[0])))
 
 
-def natural(path: str) -> list:
+def natural_key(path: str) -> list:
     """Sort key under which block_10 follows block_9."""
     parts = path.replace("/", "_").split("_")
     return [(part.isdigit(), int(part) if part.isdigit() else part) for part in parts]

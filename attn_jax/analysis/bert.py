@@ -1,4 +1,4 @@
-"""What BERT reads: attention over a sentence, and what it puts for a masked word."""
+"""Attention of BERT over a sentence, and its predictions for masked words."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -18,16 +18,21 @@ def draw(
     module: Bert,
     variables: Mapping[str, Any],
     inputs: Mapping[str, Any],
-    vocabulary: Sequence[str],
+    *,
+    batch: Mapping[str, Any],
+    assets: Mapping[str, str],
     folder: pathlib.Path,
 ) -> list[pathlib.Path]:
-    """Writes attention.png (every head over the shortest row) and, with an MLM head,
-    filled_masks.png (the five likeliest words at each asked position).
+    """Writes attention.png and, with an MLM head, filled_masks.png.
+
+    attention.png: every head over the row with the fewest tokens; filled_masks.png: the
+    five most likely words at each masked position.
 
     Args:
-        inputs: of one row or more; the one with the fewest tokens is drawn.
-        vocabulary: the word piece of each id.
+        assets: holds "vocab.txt", one word piece per line in the order of the ids.
     """
+    del batch
+    vocabulary = assets["vocab.txt"].splitlines()
     first = int(inputs["mask"].sum(axis=1).argmin()) if "mask" in inputs else 0
     row = {name: array[first : first + 1] for name, array in inputs.items()}
     length = int(row["mask"].sum()) if "mask" in row else row["token_ids"].shape[1]

@@ -1,4 +1,4 @@
-"""The few strokes that all figures share; nothing here needs a display."""
+"""What all figures share, drawn without a display."""
 
 import pathlib
 from typing import Any
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 def figure(
     rows: int, columns: int, cell: tuple[float, float] = (1.6, 1.6)
 ) -> tuple[Figure, np.ndarray]:
-    """(figure, axes [rows, columns]) with cells of so many inches and no ticks."""
+    """(figure, axes [rows, columns]) without ticks; `cell` is (width, height) in inches."""
     page = Figure(figsize=(cell[0] * columns, cell[1] * rows), layout="constrained")
     FigureCanvasAgg(page)
     axes = page.subplots(rows, columns, squeeze=False)
@@ -23,14 +23,14 @@ def figure(
 
 
 def chart(inches: tuple[float, float]) -> tuple[Figure, Any]:
-    """(figure, one axes with ticks) of so many inches (width, height)."""
+    """(figure, one axes with ticks) of (width, height) in inches."""
     page = Figure(figsize=inches, layout="constrained")
     FigureCanvasAgg(page)
     return page, page.subplots()
 
 
 def show_image(axes: Any, image: Float[np.ndarray, "H W C"], title: str = "") -> None:
-    """An image in [-1, 1], grey where it has one channel."""
+    """Draws an image in [-1, 1], in grey if it has one channel."""
     pixels = np.clip((image + 1) / 2, 0, 1)
     axes.imshow(
         pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, "gray", vmin=0, vmax=1

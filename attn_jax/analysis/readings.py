@@ -1,4 +1,4 @@
-"""What attention and filters say as numbers: NumPy alone, in the dtype of the input.
+"""Measurements of attention weights and filters; NumPy only, in the dtype of the input.
 
 Axes: B images, L blocks, N heads, T tokens, Q queries, K keys, G = Gh * Gw patches, D width,
 C components, c channels. Patches are the last G tokens, row by row; `prefix` counts the
@@ -20,22 +20,23 @@ def mean_attention_distance(
     prefix: int = 0,
     renormalize: bool = False,
 ) -> Float[np.ndarray, "B N"]:
-    """How far a patch looks, in pixels: sum over keys of weight times distance between
-    patch centres, mean over queries. Of each image and head; means over images are the
-    caller's.
+    """Mean attention distance of each image and head, in pixels.
+
+    The sum over keys of weight times distance between patch centres, averaged over the
+    patches as queries.
 
     Args:
         grid: patches (down, across).
         patch_size: pixels from one patch to the next, one number or (down, across).
-        renormalize: attention among the patches is scaled to sum to 1 first. Without,
-            what a patch pays to the prefix counts as distance 0. (A query that pays the
-            patches nothing has distance 0 in both.)
+        renormalize: scale the attention among patches to sum to 1 first. Otherwise,
+            attention to the prefix counts as distance 0. (A query without any attention
+            to patches has distance 0 in both cases.)
 
     Raises:
         ValueError: prefix and grid do not add up to the tokens.
 
-    Source: ViT paper sec. 4.5 and fig. 11; renormalised or not is left open there, and the
-    public reimplementations do not.
+    Source: ViT paper sec. 4.5 and fig. 11. The paper leaves renormalisation open; public
+    reimplementations do not renormalise.
     """
     check_tokens(weights.shape[-1], grid, prefix)
     down, across = patch_size if isinstance(patch_size, tuple) else (patch_size,) * 2
@@ -54,9 +55,9 @@ def mean_attention_distance(
 def attention_entropy(
     weights: Float[np.ndarray, "B N Q K"],
 ) -> Float[np.ndarray, "B N"]:
-    """Entropy of a query's attention over all keys, in nats, mean over queries.
+    """Entropy of the attention over keys in nats, averaged over queries.
 
-    0 is one key, log K all keys alike.
+    0 for attention to one key, log K for uniform attention.
     """
     logs = np.log(np.where(weights > 0, weights, 1))  # 0 log 0 = 0
     return -(weights * logs).sum(axis=-1).mean(axis=-1)
@@ -65,14 +66,14 @@ def attention_entropy(
 def attention_rollout(
     maps: Sequence[Float[np.ndarray, "B N Q K"]] | Float[np.ndarray, "L B N Q K"],
 ) -> Float[np.ndarray, "L B K K"]:
-    """How much of each input token is in each token after block 1, 2, ..., L.
+    """Attention rollout: the share of each input token in each token after every block.
 
-    R_l = normalised(mean over heads of A_l + I) R_(l-1), R_0 = I: the identity stands for
-    the residual branch. Rows are the tokens after the block, columns the input's; each row
-    sums to 1.
+    R_l = normalised(mean over heads of A_l + I) R_(l-1), R_0 = I, where the identity
+    represents the residual branch. Rows are tokens after the block, columns input tokens;
+    each row sums to 1.
 
     Raises:
-        ValueError: no map, or a map whose queries are not its keys (a pooling probe's).
+        ValueError: there is no map, or one is not self-attention (a pooling probe's).
 
     Source: Abnar and Zuidema 2020; ViT paper D.8.
     """
@@ -99,11 +100,11 @@ def rollout_map(
     *,
     prefix: int = 0,
 ) -> Float[np.ndarray, "B Gh Gw"]:
-    """How much of each patch is in what the head reads.
+    """The share of each patch in the input of the head.
 
     Args:
         rollout: after the last block.
-        readout: the share of each token in what the head reads: 1 at the class token,
+        readout: the weight of each token in the input of the head: 1 at the class token,
             1/T each for a mean, or the weights of a pooling probe.
         grid: patches (down, across).
 
@@ -129,13 +130,13 @@ def position_similarity(
 
 
 class FilterComponents(NamedTuple):
-    """Principal components of patch filters, the one of most variance first."""
+    """Principal components of patch filters, in order of decreasing variance."""
 
     mean: Float[np.ndarray, "Ph Pw c"]
     components: Float[np.ndarray, "C Ph Pw c"]  # of unit norm
     explained_variance: Float[np.ndarray, " C"]  # of the D filters, D - 1 below
     explained_variance_ratio: Float[np.ndarray, " C"]  # of the total variance
-    minmax: Float[np.ndarray, "C Ph Pw c"]  # each component in [0, 1], to be looked at
+    minmax: Float[np.ndarray, "C Ph Pw c"]  # each component scaled to [0, 1]
 
 
 def patch_filter_pca(
@@ -143,8 +144,8 @@ def patch_filter_pca(
 ) -> FilterComponents:
     """PCA of the D filters of a patch embedding, the mean filter removed.
 
-    A component's sign is free; here its entry of largest size is positive. D filters span
-    at most D - 1 components, so there may be fewer than asked for.
+    The sign of a component is arbitrary; here its largest entry in magnitude is positive.
+    D filters have at most D - 1 components, so there may be fewer than requested.
 
     Source: ViT paper sec. 4.5 and fig. 7 (left).
     """
@@ -171,7 +172,7 @@ def patch_filter_pca(
 
 
 def check_tokens(tokens: int, grid: tuple[int, int], prefix: int) -> None:
-    """Raises ValueError where prefix and grid do not add up to the tokens."""
+    """Raises ValueError if prefix and grid do not add up to the tokens."""
     if prefix + grid[0] * grid[1] != tokens:
         raise ValueError(
             f"{tokens} tokens, but {prefix=} and {grid=} make "

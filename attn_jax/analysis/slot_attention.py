@@ -1,25 +1,38 @@
-"""How slots take an image apart: what each holds after every iteration."""
+"""How slots decompose an image: what each holds after every iteration."""
 
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
 from attn_jax.analysis.drawing import figure, save, show_image
+from attn_jax.analysis.figures import no_figure
 from attn_jax.models.slot_attention import SlotAttentionAutoEncoder
 
 
 def draw(
-    module: SlotAttentionAutoEncoder,
+    module: nn.Module,
     variables: Mapping[str, Any],
     inputs: Mapping[str, Any],
+    *,
+    batch: Mapping[str, Any],
+    assets: Mapping[str, str],
     folder: pathlib.Path,
 ) -> list[pathlib.Path]:
-    """Writes slots.png (each image, its reconstruction and its slots) and iterations.png
-    (the first image, decoded from the slots of every iteration, though only the last was
-    trained: paper fig. 4)."""
+    """Writes slots.png and iterations.png.
+
+    slots.png: each image, its reconstruction and its slots; iterations.png: the first
+    image decoded after every iteration, although only the last was trained (paper fig. 4).
+
+    Raises:
+        ValueError: the model is not the autoencoder.
+    """
+    del batch, assets
+    if not isinstance(module, SlotAttentionAutoEncoder):
+        raise no_figure(module)
     outputs: Any = module.apply(variables, **inputs, every_iteration=True)
     images = np.asarray(inputs["images"])
     return [
@@ -31,7 +44,7 @@ def draw(
 
 
 def on_white(outputs: Mapping[str, Any], row: int) -> np.ndarray:
-    """What each slot adds to one image, on white: [K, H, W, 3] in [-1, 1]."""
+    """The contribution of each slot on a white background, [K, H, W, 3] in [-1, 1]."""
     parts = np.asarray(outputs["slot_reconstructions"][row])
     masks = np.asarray(outputs["masks"][row])[..., None]
     return parts * masks + (1 - masks)
@@ -59,7 +72,7 @@ def draw_iterations(
     outputs: Mapping[str, Any],
     path: pathlib.Path,
 ) -> pathlib.Path:
-    """One row an iteration: the decoded image, each slot's attention, each slot's part."""
+    """One row per iteration: decoded image, attention and contribution of each slot."""
     attention = np.asarray(outputs["attention_per_iteration"][:, 0])  # [T, K, N]
     slots = outputs["slots_per_iteration"][1:, :1]  # [T, 1, K, D]
     T, K, N = attention.shape

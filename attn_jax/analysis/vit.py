@@ -1,4 +1,4 @@
-"""Where a Vision Transformer looks: attention over the patches of an image.
+"""Attention of a Vision Transformer over the patches of an image.
 
 Axes: B images, H W pixels, L blocks, N heads, T tokens, G = Gh * Gw patches; the patches are
 the last G tokens.
@@ -17,6 +17,8 @@ from attn_jax.analysis.drawing import chart, figure, save, show_image
 from attn_jax.data import images as image_lib
 from attn_jax.models.vit import PatchEmbedding, ViT, sincos2d
 
+IMAGE_FILES = True  # `analyze --images` works
+
 Maps = Mapping[str, Float[np.ndarray, "B N Q K"]]
 Arrays = Mapping[str, np.ndarray]
 
@@ -25,18 +27,22 @@ def draw(
     module: ViT,
     variables: Mapping[str, Any],
     inputs: Mapping[str, Any],
+    *,
+    batch: Mapping[str, Any],
+    assets: Mapping[str, str],
     folder: pathlib.Path,
 ) -> list[pathlib.Path]:
     """Writes the figures, and analysis.npz with the numbers behind them (see `measure`).
 
-    attention.png: each image, and how much attention each block pays to it;
-    heads.png: the same of each head of the last block, and of a pooling, for one image;
-    rollout.png: each image, and what of it reaches the head through all blocks;
-    distance.png: how far each head of each block looks;
-    position.png: which patches have similar position embeddings (where there are any);
-    filters.png: principal components of the patch filters (where they read pixels).
+    attention.png: each image with the attention of each block to its patches;
+    heads.png: for one image, each head of the last block and of a pooling;
+    rollout.png: each image with the attention rollout through all blocks;
+    distance.png: mean attention distance of each head of each block;
+    position.png: similarity of the position embeddings, if there are any;
+    filters.png: principal components of the patch filters, if they read pixels.
     """
-    # Whole images, even where the task hides patches in training.
+    del batch, assets
+    # Whole images, also if the task masks patches in training.
     inputs = {"images": inputs["images"]}
     maps = attention_maps(module, variables, **inputs)
     arrays = measure(module, variables, inputs, maps)
@@ -50,7 +56,7 @@ def draw(
         files.append(draw_position(arrays, folder / "position.png"))
     if "pca_components" in arrays:
         files.append(draw_filters(arrays, folder / "filters.png"))
-    # Any: to a type checker a name could be that of savez's own option.
+    # Any: a type checker cannot rule out the name of an option of savez.
     named: dict[str, Any] = dict(arrays)
     np.savez(folder / "analysis.npz", **named)
     return [*files, folder / "analysis.npz"]
@@ -59,10 +65,10 @@ def draw(
 def measure(
     module: ViT, variables: Mapping[str, Any], inputs: Mapping[str, Any], maps: Maps
 ) -> dict[str, np.ndarray]:
-    """All readings, by their names in analysis.npz; lengths in pixels of the model's input.
+    """All measurements under their names in analysis.npz; lengths in input pixels.
 
     `images` [B, H, W, c]; `grid` [2], patches down and across; `attention_to_patches`
-    [L, B, N, Gh, Gw], per head, see `over_patches`; `pooling_to_patches` [B, N, Gh, Gw]
+    [L, B, N, Gh, Gw], per head, see `average_over_queries`; `pooling_to_patches` [B, N, Gh, Gw]
     where a pooling attends; `mean_attention_distance` and
     `mean_attention_distance_renormalized` [L, N], `.._per_image` [B, L, N];
     `uniform_attention_distance` [], of a head that sees all tokens alike;
@@ -71,7 +77,7 @@ def measure(
     """
     images = np.asarray(inputs["images"])
     grid = grid_of(module, variables, inputs)
-    # Not patch_size: a stem has shrunk the image before the patches are cut.
+    # Not patch_size: a stem reduces the image before patches are taken.
     pixels = (images.shape[1] / grid[0], images.shape[2] / grid[1])
     blocks = [weights for path, weights in maps.items() if is_block(path)]
     tokens = blocks[0].shape[-1]
@@ -87,8 +93,10 @@ def measure(
     entropy = np.stack([readings.attention_entropy(w) for w in blocks])
     uniform = np.full((1, 1, tokens, tokens), 1 / tokens, near.dtype)
     rollout = readings.attention_rollout(blocks)
-    read = readout(module, maps, tokens, grid)
-    over = {path: over_patches(module, path, w, grid) for path, w in maps.items()}
+    read = readout_shares(module, maps, tokens, grid)
+    over = {
+        path: average_over_queries(module, path, w, grid) for path, w in maps.items()
+    }
     arrays = {
         "images": images,
         "grid": np.array(grid),
@@ -110,7 +118,10 @@ def measure(
     if table is not None:
         arrays["posemb_similarity"] = readings.position_similarity(table)
     kernel = np.asarray(params["embedding"]["kernel"])
-    if module.stem is None and kernel.shape[2] in (1, 3):  # else no colours to look at
+    if module.stem is None and kernel.shape[2] in (
+        1,
+        3,
+    ):  # other channels are no colours
         pca = readings.patch_filter_pca(kernel)
         arrays |= {f"pca_{name}": array for name, array in pca._asdict().items()}
     return arrays
@@ -119,10 +130,10 @@ def measure(
 def grid_of(
     module: ViT, variables: Mapping[str, Any], inputs: Mapping[str, Any]
 ) -> tuple[int, int]:
-    """Patches (down, across), as the patch embedding lays them out; nothing is computed.
+    """Patches (down, across) as the patch embedding outputs them, by shape evaluation.
 
-    Asked, not derived: behind a stem that rounds up, or with patches that are not square,
-    neither the image's size nor its aspect tells.
+    With a stem that rounds up, or patches that are not square, neither the image's size
+    nor its aspect ratio determines the grid.
     """
     _, seen = jax.eval_shape(
         lambda variables, inputs: module.apply(
@@ -139,18 +150,21 @@ def grid_of(
 
 
 def is_block(path: str) -> bool:
-    """Whether attention is a block's, among all tokens; else a pooling reads them."""
+    """True for self-attention of a block, False for a pooling."""
     return path.startswith("block_")
 
 
-def over_patches(
+def average_over_queries(
     module: ViT,
     path: str,
     weights: Float[np.ndarray, "B N Q K"],
     grid: tuple[int, int],
 ) -> Float[np.ndarray, "B N Gh Gw"]:
-    """Attention of each head to each patch: in a block the class token's where there is
-    one, else the mean over the patches' own; in a pooling the mean over its probes."""
+    """Attention of each head to each patch.
+
+    In a block that of the class token if it is pooled, else the mean over the patches; in
+    a pooling the mean over its probes.
+    """
     patches = grid[0] * grid[1]
     if not is_block(path):
         over = weights.mean(axis=2)
@@ -161,16 +175,19 @@ def over_patches(
     return over[..., -patches:].reshape(*over.shape[:2], *grid)
 
 
-def readout(
+def readout_shares(
     module: ViT, maps: Maps, tokens: int, grid: tuple[int, int]
 ) -> Float[np.ndarray, "#B T"]:
-    """The share of each token in what the head reads: a pooling's attention (mean over
-    heads and probes), else all of the class token or the mean of the patches."""
+    """The weight of each token in the input of the head.
+
+    A pooling's attention (mean over heads and probes), else 1 at the class token or the
+    mean of the patches.
+    """
     dtype = next(iter(maps.values())).dtype
     for path, weights in maps.items():
         if not is_block(path):
             shares = weights.mean(axis=(1, 2))
-            # A pooling may be shown the patches alone.
+            # A pooling may read the patches only.
             return np.pad(shares, ((0, 0), (tokens - shares.shape[1], 0)))
     shares = np.zeros((1, tokens), dtype)
     if module.pool == "cls":
@@ -184,7 +201,7 @@ def readout(
 def position_table(
     module: ViT, params: Mapping[str, Any], grid: tuple[int, int]
 ) -> Float[np.ndarray, "G D"] | None:
-    """The position embedding of each patch; None where the model has none."""
+    """The position embedding of each patch; None if the model has none."""
     if "pos_embedding" in params:
         table = np.asarray(params["pos_embedding"])
     elif module.position == "sincos2d":
@@ -199,12 +216,14 @@ def draw_attention(
 ) -> pathlib.Path:
     images, grid = arrays["images"], (int(arrays["grid"][0]), int(arrays["grid"][1]))
     page, axes = figure(len(images), 1 + len(maps))
-    over = [over_patches(module, at, w, grid).mean(axis=1) for at, w in maps.items()]
+    over = [
+        average_over_queries(module, at, w, grid).mean(axis=1) for at, w in maps.items()
+    ]
     titles = [at.removesuffix("/attention") for at in maps]
     for row, image in enumerate(images):
         show_image(axes[row, 0], image, "image" if row == 0 else "")
         for one, title, weights in zip(axes[row, 1:], titles, over, strict=True):
-            overlay(one, image, weights[row], title if row == 0 else "")
+            draw_over_image(one, image, weights[row], title if row == 0 else "")
     page.suptitle("attention to patches, mean over heads, each map scaled", fontsize=9)
     return save(page, path)
 
@@ -224,7 +243,7 @@ def draw_heads(maps: Maps, arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
         one.set_frame_on(False)
     show_image(axes.flat[0], image, "image")
     for one, (title, weights) in zip(axes.flat[1:], panels.items(), strict=False):
-        overlay(one, image, weights, f"{title}\n{weights.max():.1%} at most")
+        draw_over_image(one, image, weights, f"{title}\n{weights.max():.1%} at most")
     page.suptitle("attention to patches by head, each map scaled", fontsize=9)
     return save(page, path)
 
@@ -237,9 +256,9 @@ def draw_rollout(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
     ):
         show_image(axes[row, 0], image, "image" if row == 0 else "")
         title = "rollout" if row == 0 else ""
-        # Patches as areas would hide the image's outlines: between centres it is smooth.
+        # Interpolated, because flat squares would hide the outlines of the image.
         smooth = image_lib.resize(100 * shares[..., None], image.shape[:2], "bicubic")
-        shown = overlay(axes[row, 1], image, smooth[..., 0], title)
+        shown = draw_over_image(axes[row, 1], image, smooth[..., 0], title)
         bar = page.colorbar(shown, ax=axes[row, 1])
         bar.set_label("share per patch (%)", fontsize=7)
         bar.ax.tick_params(labelsize=7)
@@ -269,7 +288,7 @@ def draw_distance(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
 
 
 def draw_position(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
-    """One page of Gh x Gw tiles, each a map of Gh x Gw, a blank line between them."""
+    """Gh x Gw tiles with a gap between them, each a map of Gh x Gw."""
     rows, columns = (int(n) for n in arrays["grid"])
     tiles = arrays["posemb_similarity"].reshape(rows, columns, rows, columns)
     tiles = np.pad(tiles, ((0, 0),) * 2 + ((0, 1),) * 2, constant_values=np.nan)
@@ -306,16 +325,16 @@ def draw_filters(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
     return save(page, path)
 
 
-def overlay(
+def draw_over_image(
     axes: Any,
     image: Float[np.ndarray, "H W c"],
     weights: Float[np.ndarray, "h w"],
     title: str,
 ) -> Any:
-    """Weights of any resolution over the whole image, scaled to their own range."""
+    """Draws weights of any resolution over the image, scaled to their own range."""
     height, width = image.shape[:2]
     show_image(axes, image, title)
-    # Strong where the model looks; the image stays visible below.
+    # The image stays visible through the colours.
     return axes.imshow(
         weights,
         cmap="inferno",

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Array, Float32, Integer, UInt8
 
+from attn_jax.bounds import NonNegativeInt, Path, Pixels, PositiveInt, Width
 from attn_jax.data import decoding, framing, images, sources, survey
 
 
@@ -41,13 +42,13 @@ class ImageReading:
         ValueError: a value out of range.
     """
 
-    data: str
-    image_size: int | tuple[int, int]
-    channels: int = 3
-    holdout: int = 0
-    examples: int | None = None
+    data: Path
+    image_size: Pixels | tuple[Pixels, Pixels]
+    channels: Width = 3
+    holdout: NonNegativeInt = 0
+    examples: PositiveInt | None = None
     corrupt: Literal["error", "skip"] = "error"
-    resize: int | None = None
+    resize: Pixels | None = None
     exif_rotation: bool = True
     background: tuple[int, int, int] | None = None
     mean: float | tuple[float, ...] = 0.5
@@ -150,7 +151,7 @@ class CroppedImageReading(ImageReading):
 
     crop: Literal["none", "inception", "shift"] = "none"
     crop_area: tuple[float, float] = (0.05, 1.0)
-    shift_pixels: int = 4
+    shift_pixels: NonNegativeInt = 4
     flip: bool = False
 
     def read(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from attn_jax.attention import MultiHeadAttention, layer_norm
+from attn_jax.bounds import Depth, NonNegativeFloat, Probability, Width
 
 Activation = Callable[[jax.Array], jax.Array]
 Initializer = nn.initializers.Initializer
@@ -30,39 +31,39 @@ DIALECTS: dict[str, tuple[str, Initializer]] = {
 class Bert(nn.Module):
     """Token, position and segment embeddings -> post-norm encoder -> heads.
 
-    `dialect` says whose code is followed where the two differ: "google" has the tanh GELU
-    and a truncated normal initialisation, "hf" (transformers) the exact GELU and a plain
-    normal one. `gelu` overrules it, for a Hugging Face model trained with `gelu_new`.
+    `dialect` names the code that is followed: "google" uses the tanh GELU and truncated
+    normal initialisation, "hf" (transformers) the exact GELU and normal initialisation.
+    `gelu` overrides it, for a Hugging Face model trained with `gelu_new`.
 
-    `heads` may hold "mlm", the masked language model whose decoder is the token table
-    itself, and "nsp", next-sentence prediction on the pooled first token. `dropout` acts on
-    embeddings and on each branch, `attention_dropout` on attention weights.
+    `heads` may contain "mlm", masked language modelling with the token table as decoder,
+    and "nsp", next-sentence prediction from the pooled first token. `dropout` applies to
+    the embeddings and to each branch, `attention_dropout` to the attention weights.
 
     Returns (call): `tokens` [B, S, D]; with `pooler`: `pooled` [B, D]; `mlm_logits`
-    [B, P, V] at `mlm_positions`, [B, S, V] without them; `nsp_logits` [B, 2], 0 where the
-    second sentence follows the first, 1 where it was drawn at random. Float32.
+    [B, P, V] at `mlm_positions`, or [B, S, V] without them; `nsp_logits` [B, 2], class 0
+    if the second sentence follows the first, 1 if it was drawn at random. Float32.
 
     Raises:
-        ValueError: the sequence is longer than the position table; an unknown head; "nsp"
-            without the pooler; heads do not divide the width.
+        ValueError: the sequence is longer than the position table; a head is unknown; "nsp"
+            is used without the pooler; heads do not divide the width.
 
     Source: google-research/bert modeling.py, run_pretraining.py; paper sec. 3.
     """
 
-    vocab_size: int
-    width: int
-    depth: int
-    mlp_width: int
-    num_heads: int
-    max_positions: int = 512
-    num_segments: int = 2
+    vocab_size: Width
+    width: Width
+    depth: Depth
+    mlp_width: Width
+    num_heads: Width
+    max_positions: Width = 512
+    num_segments: Width = 2
     heads: tuple[str, ...] = ("mlm", "nsp")
     pooler: bool = True
     dialect: Literal["google", "hf"] = "google"
     gelu: Literal["tanh", "erf"] | None = None
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    norm_epsilon: float = 1e-12
+    dropout: Probability = 0.1
+    attention_dropout: Probability = 0.1
+    norm_epsilon: NonNegativeFloat = 1e-12
     dtype: str = "float32"
     remat: bool = False
 
@@ -111,7 +112,7 @@ class Bert(nn.Module):
         self.sow("intermediates", "embedding_output", x)
 
         keys = None if mask is None else mask[:, None, None, :]
-        # `train` is Python control flow inside, so remat must not trace it.
+        # remat must not trace `train`, which is Python control flow.
         block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
         for layer in range(self.depth):
             x = block(
@@ -131,9 +132,8 @@ class Bert(nn.Module):
             pooled = jnp.tanh(dense(self.width, "pooler")(x[:, 0]))
             outputs["pooled"] = pooled.astype(jnp.float32)
         if "mlm" in self.heads:
-            if (
-                mlm_positions is not None
-            ):  # a fifth of the head's work, and of its memory
+            # Only the masked positions: a fifth of the head's work and memory.
+            if mlm_positions is not None:
                 x = jnp.take_along_axis(x, mlm_positions[:, :, None], axis=1)
             hidden = gelu(dense(self.width, "mlm_dense")(x))
             hidden = layer_norm(self.norm_epsilon, "mlm_norm")(hidden)
@@ -149,16 +149,16 @@ class Bert(nn.Module):
 class Block(nn.Module):
     """LN(x + attention(x)), then LN(x + MLP(x)): the norm comes last (paper sec. 3).
 
-    There is no dropout inside the MLP, as in the original code.
+    As in the original code, the MLP has no dropout inside.
     """
 
-    num_heads: int
-    mlp_width: int
+    num_heads: Width
+    mlp_width: Width
     activation: Activation
     kernel_init: Initializer
-    dropout: float
-    attention_dropout: float
-    norm_epsilon: float
+    dropout: Probability
+    attention_dropout: Probability
+    norm_epsilon: NonNegativeFloat
     dtype: str
 
     @nn.compact
@@ -168,7 +168,7 @@ class Block(nn.Module):
         keys: Bool[Array, "B 1 1 S"] | None,
         train: bool,
     ) -> Float[Array, "B S D"]:
-        def dropped(branch: jax.Array) -> jax.Array:
+        def drop(branch: jax.Array) -> jax.Array:
             branch = nn.Dropout(self.dropout, deterministic=not train)(branch)
             return branch.astype(jnp.float32)
 
@@ -180,12 +180,12 @@ class Block(nn.Module):
             dtype=self.dtype,
             name="attention",
         )
-        x = x + dropped(attend(y, y, keys, train=train))
+        x = x + drop(attend(y, y, keys, train=train))
         x = layer_norm(self.norm_epsilon, "norm_1")(x)
         mlp = MLP(
             self.mlp_width, self.activation, self.kernel_init, self.dtype, name="mlp"
         )
-        x = x + dropped(mlp(x.astype(self.dtype)))
+        x = x + drop(mlp(x.astype(self.dtype)))
         x = layer_norm(self.norm_epsilon, "norm_2")(x)
         self.sow("intermediates", "block_output", x)
         return x
@@ -194,7 +194,7 @@ class Block(nn.Module):
 class MLP(nn.Module):
     """Dense -> GELU -> Dense."""
 
-    mlp_width: int
+    mlp_width: Width
     activation: Activation
     kernel_init: Initializer
     dtype: str

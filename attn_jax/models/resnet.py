@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from attn_jax.bounds import Depth, Width
+
 
 class ResNetStem(nn.Module):
-    """Images -> feature grid: a root that shrinks by 4, then stages of bottlenecks.
+    """Images -> feature grid: a root with stride 4, then stages of bottlenecks.
 
-    `stage_sizes` counts the bottlenecks of each stage; every stage but the first halves
-    the grid and all of them double the channels, from 4 * `width` on. Without stages the
-    root alone is left, `width` channels at a quarter of the resolution. As a field `stem`
-    of the ViT it makes the hybrid, R50+B/16 with (3, 4, 9) and patch size 1.
+    `stage_sizes` is the number of bottlenecks per stage. The first stage has 4 * `width`
+    channels; each later one halves the grid and doubles the channels. Without stages only
+    the root remains, `width` channels at a quarter of the resolution. As the ViT's `stem`
+    it makes the hybrid: R50+B/16 has stages (3, 4, 9) and patch size 1.
 
     Call: `images` [B, H, W, c]. Returns [B, h, w, C] in `dtype`.
 
@@ -26,8 +28,8 @@ class ResNetStem(nn.Module):
     BiT's norms, the max pool padded like the convolutions, ReLU after the sum.
     """
 
-    stage_sizes: tuple[int, ...] = ()
-    width: int = 64
+    stage_sizes: tuple[Depth, ...] = ()
+    width: Width = 64
     dtype: str = "float32"
 
     @nn.compact
@@ -48,25 +50,25 @@ class ResNetStem(nn.Module):
 
 
 class ResNet(nn.Module):
-    """`ResNetStem`, the mean over its grid, a linear head.
+    """`ResNetStem`, global average pooling, a linear head.
 
-    Call: as the ViT's. Returns (call): `pooled` [B, C], what the head multiplies; `logits`
+    Call: as the ViT's. Returns (call): `pooled` [B, C], the input of the head; `logits`
     [B, K]. Float32.
 
     Source: ViT paper sec. 4.1, "ResNet (BiT)"; the norms are BiT's (Kolesnikov et al.,
     2020), the order inside a bottleneck is that of the hybrid's code.
     """
 
-    num_classes: int
-    stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
-    width: int = 64
+    num_classes: Width
+    stage_sizes: tuple[Depth, ...] = (3, 4, 6, 3)
+    width: Width = 64
     dtype: str = "float32"
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "B H W c"], *, train: bool = False
     ) -> dict[str, Array]:
-        del train  # nothing here differs in training
+        del train  # the same in training and evaluation
         stem = ResNetStem(self.stage_sizes, self.width, self.dtype, name="stem")
         pooled = stem(images).astype(jnp.float32).mean(axis=(1, 2))
         head = nn.Dense(
@@ -76,18 +78,18 @@ class ResNet(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution, four times as many channels out, plus the input.
+    """1x1, 3x3 and 1x1 convolution with a residual connection; outputs 4 * width channels.
 
-    The last norm starts at zero: each unit starts as the identity.
+    The scale of the last norm is initialised to zero, so the branch starts at zero.
     """
 
-    width: int
+    width: Width
     stride: int
     dtype: str
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W c"]) -> Float[Array, "B h w C"]:
-        def convolved(
+        def conv_norm(
             x: jax.Array, name: str, features: int, size: int, stride: int
         ) -> jax.Array:
             conv = StandardizedConv(
@@ -99,14 +101,14 @@ class Bottleneck(nn.Module):
 
         shortcut, out = x, 4 * self.width
         if x.shape[-1] != out or self.stride > 1:
-            shortcut = convolved(x, "_proj", out, 1, self.stride)
-        x = nn.relu(convolved(x, "1", self.width, 1, 1))
-        x = nn.relu(convolved(x, "2", self.width, 3, self.stride))
-        return nn.relu(shortcut + convolved(x, "3", out, 1, 1))
+            shortcut = conv_norm(x, "_proj", out, 1, self.stride)
+        x = nn.relu(conv_norm(x, "1", self.width, 1, 1))
+        x = nn.relu(conv_norm(x, "2", self.width, 3, self.stride))
+        return nn.relu(shortcut + conv_norm(x, "3", out, 1, 1))
 
 
 class StandardizedConv(nn.Module):
-    """A convolution whose kernel has mean 0 and deviation 1 for each output channel.
+    """A convolution whose kernel is standardised per output channel (mean 0, deviation 1).
 
     Source: Qiao et al. 2019 (arXiv:1903.10520); 1e-5 is added to the deviation, as in the
     ViT's code (timm adds 1e-8 to the variance: 6 % apart at a deviation of 2e-4).

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from attn_jax.bounds import Width
 from attn_jax.data import bags, images, sources
 from attn_jax.data.reading import ImageReading
 
@@ -43,13 +44,13 @@ class Bags(ImageReading):
 
     target: int
     class_names: tuple[str, ...] | None = None
-    channels: int = 1
+    channels: Width = 1
     train_bags: int = 500
     validation_bags: int = 200
     test_bags: int = 1000
     mean_size: float = 10.0
     std_size: float = 2.0
-    max_size: int = 16
+    max_size: Width = 16
     bag_seed: int = 0
     shift_pixels: int = 0
 

@@ -13,6 +13,7 @@ import optax
 from absl import logging
 from jaxtyping import Array, Float, Int
 
+from attn_jax.bounds import NonNegativeFloat, Probability, Width
 from attn_jax.data import augment, real_labels, sources
 from attn_jax.data.reading import CroppedImageReading
 from attn_jax.data.views import highest_label, match_labels
@@ -43,13 +44,13 @@ class Classify(CroppedImageReading):
             all labels that fit each (Beyer et al. 2020). Adds `real_accuracy`.
     """
 
-    num_classes: int
+    num_classes: Width
     class_names: tuple[str, ...] | None = None
     randaugment: tuple[int, int] | None = None
-    erase: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    label_smoothing: float = 0.0
+    erase: Probability = 0.0
+    mixup: NonNegativeFloat = 0.0
+    cutmix: NonNegativeFloat = 0.0
+    label_smoothing: Probability = 0.0
     loss_kind: Literal["softmax", "sigmoid"] = "softmax"
     real_labels: str | None = None
 

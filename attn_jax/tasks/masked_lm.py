@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from attn_jax.bounds import Path, Probability, Width
 from attn_jax.data import pairs, sources
 from attn_jax.data import text as text_lib
 
@@ -38,12 +39,12 @@ class MaskedLM:
     create_pretraining_data.py and run_pretraining.py.
     """
 
-    data: str
-    vocab_size: int
-    sequence_length: int
+    data: Path
+    vocab_size: Width
+    sequence_length: Width
     max_predictions: int | None = None
-    mask_probability: float = 0.15
-    short_sequence_probability: float = 0.1
+    mask_probability: Probability = 0.15
+    short_sequence_probability: Probability = 0.1
     next_sentence: bool = True
     duplicates: int = 1
     lower_case: bool = True

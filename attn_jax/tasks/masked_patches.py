@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Int, UInt8
 
+from attn_jax.bounds import Pixels, Probability
 from attn_jax.data import framing, sources
 from attn_jax.data.reading import CroppedImageReading
 
@@ -47,10 +48,10 @@ class MaskedPatches(CroppedImageReading):
     Source: Dosovitskiy et al. 2021, sec. 4.6 and B.1.2. The original was never released.
     """
 
-    patch_size: int | tuple[int, int]
-    corrupted: float = 0.5
-    masked: float = 0.8
-    replaced: float = 0.1
+    patch_size: Pixels | tuple[Pixels, Pixels]
+    corrupted: Probability = 0.5
+    masked: Probability = 0.8
+    replaced: Probability = 0.1
     bits: int = 3
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from attn_jax import probes
+from attn_jax.bounds import NonNegativeInt
 from attn_jax.data import sources
 from attn_jax.data.reading import ImageReading
 from attn_jax.data.views import Subset
@@ -51,7 +52,7 @@ class Probe(ImageReading):
     shots: tuple[int, ...] = (1, 5, 10, 25)
     draws: int = 3
     l2: float = 1024.0
-    neighbours: int = 0
+    neighbours: NonNegativeInt = 0
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attn_jax import metrics
+from attn_jax.bounds import Path, Pixels
 from attn_jax.data import images, scenes, sources
 
 
@@ -33,9 +34,9 @@ class Reconstruct:
     Source: Locatello et al. 2020, sec. 4.1.
     """
 
-    data: str
-    image_size: int = 35
-    tile_pixels: int = 5
+    data: Path
+    image_size: Pixels = 35
+    tile_pixels: Pixels = 5
     num_objects: int = 3
     train_images: int = 60_000
     validation_images: int = 320

@@ -3,11 +3,11 @@
 Command:  python train.py --config=configs/hopfield/digit_bags.py --workdir=runs/bags
 Hardware: 2 CPU cores, half a minute.
 Expect:   test AUC 0.994 on 1,000 bags (seeds 0-2: 0.998, 0.987, 0.997). The variant "mean"
-          has 0.993 (0.987, 0.994, 0.999): bags so small do not tell the two apart.
+          has 0.993 (0.987, 0.994, 0.999): bags this small do not separate the two.
 Source:   ours, after MNIST-bags (Ilse et al. 2018, sec. 4.2): 10 +- 2 instances a bag;
           the images are scikit-learn's digits (8x8), 500 training bags.
 
-A bag has one label and no hint which instance earned it; the association finds it. Test
+A bag has one label for all instances; the association finds the one that caused it. Test
 images are in no training bag.
 """
 
@@ -17,7 +17,7 @@ from configs import common
 
 VARIANTS = ("base", "debug", "mean")
 
-# Heads over `tensor`, what is left of each matrix over `fsdp`, as in a Transformer.
+# Heads over `tensor`, the other dimension of each matrix over `fsdp`, as in a Transformer.
 SHARDING = [
     [".*/hopfield/(query|key|value)/kernel", ["fsdp", "tensor", None]],
     [".*/hopfield/(query|key|value)/bias", ["tensor", None]],
@@ -29,13 +29,13 @@ def get_config(variant: str = "base") -> ConfigDict:
     debug, mean = variant == "debug", variant == "mean"
     c = common.get_config()
     c.model = {
-        "cls": "attn_jax.models.hopfield:BagClassifier",
+        "cls": "attn_jax.models.bags:BagClassifier",
         "encoder": {
-            "cls": "attn_jax.models.hopfield:ImageEncoder",
+            "cls": "attn_jax.models.bags:ImageEncoder",
             "channels": [4, 8] if debug else [16, 32],
             "width": 16 if debug else 64,
         },
-        "pooling": {"cls": "attn_jax.models.hopfield:MeanPooling"}
+        "pooling": {"cls": "attn_jax.models.bags:MeanPooling"}
         if mean
         else {
             "cls": "attn_jax.models.hopfield:HopfieldPooling",

@@ -1,7 +1,7 @@
-"""Slot Attention finds the pieces in generated images of tetrominoes, unlabelled.
+"""Slot Attention: unsupervised object discovery in generated images of tetrominoes.
 
 Command:  python train.py --config=configs/slot_attention/tetrominoes.py --workdir=DIR
-Hardware: the paper's setting (base) took one V100 7.5 hours, says the paper; not run
+Hardware: the paper's setting (base) took 7.5 hours on one V100 in the paper; not run
           here.
           small: 2 CPU cores, about 30 minutes. 14x14 pixels, tiles of 2 pixels, 3
           pieces, 4 slots of 32 numbers, 32 channels; batches of 32. Kernels are 3x3: a
@@ -15,7 +15,7 @@ Source:   Locatello et al. 2020 (arXiv:2006.15055), sec. 4.1 and supplement; the
           original's preview.
 
 `validation` and `test` are 320 held-out images each; the paper has 320. The learning
-rate halves from step 0 on, also while the warm-up rises, as in the released code.
+rate decays from step 0 on, also during the warm-up, as in the released code.
 """
 
 from typing import NamedTuple

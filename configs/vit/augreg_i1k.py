@@ -1,4 +1,4 @@
-"""AugReg: ViTs on ImageNet-1k from scratch, as much regularised as each size needs.
+"""AugReg: ViTs on ImageNet-1k from scratch, regularised according to their size.
 
 Command:  python train.py --config=configs/vit/augreg_i1k.py:B/16 --workdir=runs/b16
 Data:     "tfds:imagenet2012", once it is prepared (that needs the extra `tf`), or
@@ -6,7 +6,7 @@ Data:     "tfds:imagenet2012", once it is prepared (that needs the extra `tf`), 
 Hardware: a TPUv3-8 or 8 GPUs, for S/16 about a day; not run here.
 Expect:   about 79 % top-1 at 224 pixels for B/16, 78.8 % for S/16.
 Source:   Steiner et al. 2021 (arXiv:2106.10270), sec. 3.3 to 3.5; big_vision
-          configs/vit_i1k.py, whose choice of augmentation for each size is taken.
+          configs/vit_i1k.py, whose augmentation for each size is used.
 
 The variant names a size and patch; `--config.task.randaugment` and `mixup` choose another
 row of the paper's table below. The paper also tries dropout and stochastic depth of 0.1,

@@ -1,4 +1,4 @@
-"""What a Hopfield network associates: the instances of a bag, and a half-seen pattern."""
+"""Bags: which instances a Hopfield pooling attends to, and pattern completion."""
 
 import pathlib
 from collections.abc import Mapping
@@ -6,31 +6,40 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from attn_jax.analysis import attention_maps
 from attn_jax.analysis.drawing import figure, save, show_image
-from attn_jax.models.hopfield import BagClassifier, MeanPooling, retrieve
+from attn_jax.models.bags import BagClassifier, MeanPooling
+from attn_jax.models.hopfield import retrieve
 
-BETAS = (0.02, 0.3, 3.0)  # from the mean of all patterns to a single one
+BETAS = (0.02, 0.3, 3.0)  # from an average of all patterns to a single one
 
 
 def draw(
     module: BagClassifier,
     variables: Mapping[str, Any],
     inputs: Mapping[str, Any],
-    labels: Int[Array, " B"],
+    *,
+    batch: Mapping[str, Any],
+    assets: Mapping[str, str],
     folder: pathlib.Path,
 ) -> list[pathlib.Path]:
-    """Writes association.png (each bag, its instances by their weight; not for mean
-    pooling, which weighs none) and completion.png (half a pattern, completed)."""
+    """Writes association.png and completion.png.
+
+    association.png: the instances of each bag, sorted by association weight (not for mean
+    pooling, which has no weights); completion.png: patterns retrieved from their upper half.
+    """
+    del assets
     instances, mask = np.asarray(inputs["instances"]), np.asarray(inputs["mask"])
     files = [draw_completion(instances, mask, folder / "completion.png")]
     if not isinstance(module.pooling, MeanPooling):
         maps = attention_maps(module, variables, **inputs)
         weights = next(iter(maps.values())).mean(axis=(1, 2))  # over heads and queries
         path = folder / "association.png"
-        files.insert(0, draw_bags(instances, mask, weights, np.asarray(labels), path))
+        files.insert(
+            0, draw_bags(instances, mask, weights, np.asarray(batch["labels"]), path)
+        )
     return files
 
 
@@ -58,7 +67,7 @@ def draw_completion(
     mask: Bool[np.ndarray, "B N"],
     path: pathlib.Path,
 ) -> pathlib.Path:
-    """All instances are stored; the upper half of one a bag is the state (paper fig. 1)."""
+    """Stores all instances and retrieves one per bag from its upper half (paper fig. 1)."""
     shape = instances.shape[2:]
     stored = jnp.asarray(instances[mask].reshape(int(mask.sum()), -1))
     wholes = instances[:, 0]

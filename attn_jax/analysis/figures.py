@@ -1,0 +1,152 @@
+"""The figures of a run, from its folder alone.
+
+An architecture's figures are in the file of this folder that is named like its file in
+`attn_jax/models`: `analysis/vit.py` draws what `models/vit` defines. It provides
+
+    draw(module, variables, inputs, *, batch, assets, folder) -> paths of the files
+
+with the model's inputs [B, ...], the whole batch they come from (labels and the like), and
+the run's assets as {file name: text}. It may set `IMAGE_FILES = True` if the task's records
+may be image files, which `analyze --images` then accepts.
+"""
+
+import importlib
+import importlib.util
+import pathlib
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from attn_jax import workdir
+from attn_jax.data import pipeline
+from attn_jax.data.files import SUFFIXES, FolderImages
+
+
+def analyze(
+    directory: str,
+    step: int | str = "latest",
+    params: str | None = None,
+    *,
+    examples: int = 4,
+    images: Sequence[str] = (),
+    out: str | None = None,
+    trust: Sequence[str] = (),
+) -> list[pathlib.Path]:
+    """Writes the figures of a run's architecture; returns their paths.
+
+    Args:
+        examples: number of examples to draw, from the split of the last evaluation. For
+            text, the shortest of these. For a folder of `images`, its first files.
+        images: image files or folders of them to draw instead, preprocessed as in an
+            evaluation. The run's data is then not read.
+        out: folder of the figures. None: DIR/analysis.
+
+    Raises:
+        ValueError: the folder holds no run, or no checkpoint of that step; the model has
+            no figures; `examples` is below 1; a file of `images` is missing or no image,
+            or the model's task reads no image files.
+    """
+    if examples < 1:
+        raise ValueError(f"--examples={examples} must be 1 or more.")
+    settings = workdir.settings_of(directory, {}, trust)
+    workdir.check_assets(directory)
+    module, variables, task = workdir.restore(directory, step, params, trust=trust)
+    drawing = find_drawing(module)
+    if images:
+        if not getattr(drawing, "IMAGE_FILES", False):
+            raise ValueError(
+                f"--images={images[0]}, but the {type(task).__name__} of {directory} reads "
+                "no image files; only a ViT's task does. Leave out --images to draw "
+                "examples of the run's data."
+            )
+        files = open_image_files(images, examples)
+        batch = make_batch(task, files, len(files))
+    else:
+        splits = [section.split for section in settings.evals.values()] or ["train"]
+        batch = make_batch(task, task.source(splits[-1]), examples)
+    return drawing.draw(
+        module,
+        variables,
+        task.inputs(batch),
+        batch=batch,
+        assets=read_assets(pathlib.Path(directory) / "assets"),
+        folder=pathlib.Path(out or pathlib.Path(directory) / "analysis"),
+    )
+
+
+def find_drawing(module: nn.Module) -> ModuleType:
+    """The file of this folder named like the one in `attn_jax/models` of the module.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    parent, _, rest = type(module).__module__.partition("models.")
+    name = f"attn_jax.analysis.{rest.split('.')[0]}"
+    if parent != "attn_jax." or importlib.util.find_spec(name) is None:
+        raise no_figure(module)
+    return importlib.import_module(name)
+
+
+def no_figure(module: nn.Module) -> ValueError:
+    return ValueError(
+        f"{type(module).__name__} has no figure yet; attn_jax.analysis.attention_maps "
+        "gives its attention as arrays."
+    )
+
+
+def read_assets(folder: pathlib.Path) -> dict[str, str]:
+    """{file name: text} of what the run learned from its data."""
+    if not folder.is_dir():
+        return {}
+    files = sorted(file for file in folder.iterdir() if file.name != "digests.json")
+    return {file.name: file.read_text("utf-8") for file in files}
+
+
+def open_image_files(given: Sequence[str], count: int) -> FolderImages:
+    """The files as records without labels; of a folder the first `count` by name.
+
+    Raises:
+        ValueError: no such file or folder, or a folder without images.
+    """
+    paths: list[str] = []
+    for name in given:
+        path = pathlib.Path(name).expanduser()
+        if not path.exists():
+            raise ValueError(
+                f"--images={name} does not exist; give image files or a folder of them."
+            )
+        if not path.is_dir():
+            paths.append(str(path))
+            continue
+        inside = sorted(
+            str(file)
+            for file in path.iterdir()
+            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+        )
+        if not inside:
+            raise ValueError(
+                f"--images={name} is a folder without an image "
+                f"({' '.join(sorted(SUFFIXES))}); subfolders are not searched. Give a "
+                "folder that holds some, or files."
+            )
+        paths += inside[:count]
+    return FolderImages(pathlib.Path(), paths, np.zeros(len(paths), np.int64), ())
+
+
+def make_batch(task: Any, source: Any, count: int) -> dict[str, Any]:
+    """The first rows of a source as one batch, preprocessed as in an evaluation."""
+    plan = source.rows(0, 0) if hasattr(source, "rows") else None
+    size = len(source) if plan is None else len(plan)
+    rows = [
+        pipeline.evaluation_row(source, task, plan, size, i)
+        for i in range(min(count, size))
+    ]
+    stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    batch = jax.device_put(stacked)
+    if hasattr(task, "prepare"):
+        return task.prepare(batch, workdir.evaluation_key(0), train=False)
+    return batch

@@ -1,0 +1,120 @@
+"""Bags of instances: encode each, pool all, one logit (multiple instance learning).
+
+Axes: B bags, K instances, H W image, C channels, F features, D width.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from attn_jax.bounds import Pixels, Probability, Width
+
+
+class MeanPooling(nn.Module):
+    """The mean of the patterns that take part; zeros if none does."""
+
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self,
+        stored: Float[Array, "B K D"],
+        *,
+        stored_mask: Bool[Array, "B K"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B D"]:
+        del train  # nothing depends on it
+        if stored_mask is None:
+            stored_mask = jnp.ones(stored.shape[:2], bool)
+        present = stored_mask[:, :, None].astype(jnp.float32)
+        total = (stored.astype(jnp.float32) * present).sum(
+            axis=1
+        )  # bfloat16 loses small addends
+        return (total / jnp.maximum(present.sum(axis=1), 1)).astype(self.dtype)
+
+
+class ImageEncoder(nn.Module):
+    """Encodes an image: convolutions with ReLU and 2x2 max-pooling, then a dense layer.
+
+    Attributes:
+        channels: output channels of each convolution.
+        kernel_size: side of a kernel, in pixels.
+        width: D, of the output.
+
+    Source: after Ilse et al. 2018 (table 8), whose widths are (20, 50) and 500.
+    """
+
+    channels: tuple[Width, ...]
+    width: Width
+    kernel_size: Pixels = 3
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "*B H W c"]) -> Float[Array, "*B D"]:
+        x = images.reshape(-1, *images.shape[-3:])
+        kernel = (self.kernel_size, self.kernel_size)
+        for i, channels in enumerate(self.channels):
+            x = nn.Conv(channels, kernel, dtype=self.dtype, name=f"conv_{i}")(x)
+            x = nn.max_pool(nn.relu(x), (2, 2), strides=(2, 2))
+        x = x.reshape(*images.shape[:-3], -1)
+        return nn.relu(nn.Dense(self.width, dtype=self.dtype, name="dense")(x))
+
+
+class FeatureEncoder(nn.Module):
+    """Encodes a vector: dense layers with ReLU (Ramsauer et al. 2021, app. A.5.2)."""
+
+    widths: tuple[Width, ...]
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "*B F"]) -> Float[Array, "*B D"]:
+        x = features
+        for i, width in enumerate(self.widths):
+            x = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"dense_{i}")(x))
+        return x
+
+
+class BagClassifier(nn.Module):
+    """Encodes each instance, pools the bag, and predicts one logit per bag.
+
+    Attributes:
+        encoder: maps instances [B, K, ...] to [B, K, D], each independently.
+        pooling: maps [B, K, D] with `stored_mask` [B, K] to [B, D].
+        dropout: rate on the pooled vector.
+        remat: recompute the encoder in the backward pass to save memory.
+
+    Args (call):
+        instances: images [B, K, H, W, C] or features [B, K, F], padded to K.
+        mask: True at instances, False at padding. Padding has no influence.
+
+    Returns (call): `pooled` [B, D], the input of the head; `logits` [B]. Float32.
+
+    Source: Ramsauer et al. 2021 section 4, "multiple instance learning"; Ilse et al.
+    2018.
+    """
+
+    encoder: nn.Module
+    pooling: nn.Module
+    dropout: Probability = 0.0
+    dtype: str = "float32"
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        instances: Float[Array, "B K *instance"],
+        mask: Bool[Array, "B K"],
+        *,
+        train: bool = False,
+    ) -> dict[str, Array]:
+        def encode(encoder: nn.Module, x: jax.Array) -> jax.Array:
+            return encoder(x)
+
+        encode = nn.remat(encode) if self.remat else encode
+        encoded = encode(self.encoder, instances.astype(self.dtype))
+        pooled = self.pooling(encoded, stored_mask=mask, train=train)
+        pooled = nn.Dropout(self.dropout, deterministic=not train)(pooled)
+        pooled = pooled.astype(jnp.float32)
+        logits = nn.Dense(1, name="head")(pooled)[:, 0]
+        return {"logits": logits, "pooled": pooled}

@@ -1,0 +1,19 @@
+"""Modern Hopfield networks: attention that may be repeated (Ramsauer et al., 2021).
+
+`retrieve` and `energy` are the paper's equations. `Hopfield` puts projections and norms
+around them; `HopfieldPooling` learns the states, `HopfieldLayer` the stored patterns.
+"""
+
+from attn_jax.models.hopfield.association import ACTIVATIONS, Hopfield
+from attn_jax.models.hopfield.equations import MAX_UPDATES, energy, retrieve
+from attn_jax.models.hopfield.layers import HopfieldLayer, HopfieldPooling
+
+__all__ = [
+    "ACTIVATIONS",
+    "MAX_UPDATES",
+    "Hopfield",
+    "HopfieldLayer",
+    "HopfieldPooling",
+    "energy",
+    "retrieve",
+]

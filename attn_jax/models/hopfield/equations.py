@@ -1,0 +1,170 @@
+"""The update and the energy of a modern Hopfield network, as pure functions.
+
+Axes: B batch, Q states, K stored patterns, N heads, C channels per head, D width.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from attn_jax.attention import attention_weights, mix
+
+# The limit where only `eps` ends the updates: the number that convergence takes is
+# not known in advance.
+MAX_UPDATES = 1000
+
+
+def retrieve(
+    stored: Float[Array, "*B K D"],
+    state: Float[Array, "*B Q D"],
+    *,
+    beta: float | Float[Array, ""],
+    steps: int | None = 1,
+    eps: float | None = None,
+    stored_mask: Bool[Array, "*B K"] | None = None,
+) -> Float[Array, "*B Q D"]:
+    """The states after `steps` updates xi <- X softmax(beta X^T xi), with X = `stored`.
+
+    Args:
+        beta: inverse temperature, positive. A large value retrieves single patterns, a
+            small one averages over many.
+        steps: number of updates, differentiable. None iterates until every state has
+            converged, at most 1,000 times; JAX cannot differentiate that in reverse mode.
+        eps: a state is frozen once an update moves it by at most this Euclidean
+            distance. Each state is tested by itself, so the batch does not matter.
+        stored_mask: True where a pattern takes part. If no pattern takes part, the
+            result is zero.
+
+    Raises:
+        ValueError: `steps` is negative, or None without `eps`; beta is not positive; shapes
+            do not fit.
+
+    Source: paper eq. 3; the stopping rule is that of appendix A.6.2.
+    """
+    check_arguments("retrieve", stored, state, beta, stored_mask)
+    if steps is None and eps is None:
+        raise ValueError("steps=None never ends without eps; give eps, such as 1e-4.")
+    if steps is not None and steps < 0:
+        raise ValueError(f"{steps=} must be 0 or more, or None with eps.")
+    patterns = stored[..., :, None, :]
+    scale = beta if isinstance(beta, float) else jnp.reshape(beta, (1, 1))
+    mask = None if stored_mask is None else stored_mask[..., None, None, :]
+
+    def update(xi: jax.Array) -> jax.Array:
+        weights = associate(xi[..., :, None, :], patterns, scale, mask)
+        return mix(weights, patterns)[..., 0, :].astype(xi.dtype)
+
+    if eps is None:
+        return jax.lax.fori_loop(0, steps, lambda _, xi: update(xi), state)
+
+    def update_moving(carry: tuple, _: Any) -> tuple:
+        xi, moving = carry
+        new = jnp.where(moving[..., None], update(xi), xi)
+        moved = jnp.linalg.norm(jax.lax.stop_gradient(new - xi), axis=-1)
+        return (new, moving & (moved > eps)), None
+
+    start = (state, jnp.ones(state.shape[:-1], bool))
+    if steps is not None:
+        return jax.lax.scan(update_moving, start, length=steps)[0][0]
+    return iterate_until_converged(
+        lambda carry, step: update_moving(carry, step)[0], start
+    )[0]
+
+
+def energy(
+    stored: Float[Array, "*B K D"],
+    state: Float[Array, "*B Q D"],
+    *,
+    beta: float | Float[Array, ""],
+    stored_mask: Bool[Array, "*B K"] | None = None,
+) -> Float[Array, "*B Q"]:
+    """-lse(beta, X^T xi) + xi.xi / 2 + ln(K) / beta + M^2 / 2; no update increases it.
+
+    lse(beta, z) = ln(sum exp(beta z)) / beta. K is the number of patterns that take part
+    and M the largest of their norms. Non-negative; infinite if no pattern takes part.
+
+    Raises:
+        ValueError: beta is not positive; shapes do not fit.
+
+    Source: paper eq. 2, with the constants of its section 2.
+    """
+    check_arguments("energy", stored, state, beta, stored_mask)
+    dtype = jnp.promote_types(jnp.result_type(stored, state), jnp.float32)
+    stored, state = stored.astype(dtype), state.astype(dtype)
+    if stored_mask is None:
+        stored_mask = jnp.ones(stored.shape[:-1], bool)
+    logits = beta * jnp.einsum("...QD,...KD->...QK", state, stored)
+    logits = jnp.where(stored_mask[..., None, :], logits, -jnp.inf)
+    lse = jax.nn.logsumexp(logits, axis=-1) / beta
+    count = jnp.log(stored_mask.sum(axis=-1).astype(dtype)) / beta
+    norms = jnp.where(stored_mask, (stored * stored).sum(axis=-1), 0)
+    constant = count + norms.max(axis=-1, initial=0) / 2
+    kinetic = (state * state).sum(axis=-1) / 2
+    # Without any pattern, lse and the constant are infinite and their difference NaN.
+    total = kinetic - lse + constant[..., None]
+    return jnp.where(stored_mask.any(axis=-1)[..., None], total, jnp.inf)
+
+
+def check_arguments(
+    function: str,
+    stored: jax.Array,
+    state: jax.Array,
+    beta: float | jax.Array,
+    stored_mask: jax.Array | None,
+) -> None:
+    """Raises ValueError if the arguments of `retrieve` or `energy` do not fit."""
+    for name, array in (("stored", stored), ("state", state)):
+        if array.ndim < 2:
+            raise ValueError(
+                f"{name} has the shape {array.shape}; {function} takes a batch of vectors "
+                f"[..., number, width]. Pass {name}[None] for a single vector."
+            )
+    if stored.shape[-1] != state.shape[-1] or stored.shape[:-2] != state.shape[:-2]:
+        raise ValueError(
+            f"stored {stored.shape} and state {state.shape} must agree in the width and in "
+            "all leading dimensions: [..., K, D] and [..., Q, D]."
+        )
+    if stored_mask is not None and stored_mask.shape != stored.shape[:-1]:
+        raise ValueError(
+            f"stored_mask has the shape {stored_mask.shape}; give one entry per stored "
+            f"pattern, {stored.shape[:-1]}."
+        )
+    if jnp.ndim(beta) != 0:
+        raise ValueError(f"beta of shape {jnp.shape(beta)} must be a single number.")
+    if not isinstance(beta, jax.core.Tracer) and not 0 < float(beta) < math.inf:
+        raise ValueError(f"beta={float(beta)} must be positive and finite.")
+
+
+def associate(
+    query: Float[Array, "*B Q N C"],
+    key: Float[Array, "*B K N C"],
+    scale: float | Float[Array, "N 1"],
+    mask: Bool[Array, "*#B #N #Q #K"] | None = None,
+    bias: Float[Array, "*#B #N #Q #K"] | None = None,
+) -> Float[Array, "*B N Q K"]:
+    """Attention weights over keys; zero for a fully masked query."""
+    weights = attention_weights(query, key, scale=scale, mask=mask, bias=bias)
+    if mask is None:
+        return weights
+    return jnp.where(mask.any(axis=-1, keepdims=True), weights, 0)
+
+
+def iterate_until_converged(update: Callable[[Any, jax.Array], Any], start: Any) -> Any:
+    """Applies `update(carry, step)`, step = 1, 2, ..., until carry[-1] is all False.
+
+    At most `MAX_UPDATES` times.
+    """
+
+    def unfinished(carry: tuple) -> jax.Array:
+        step, (*_, active) = carry
+        return active.any() & (step <= MAX_UPDATES)
+
+    def advance(carry: tuple) -> tuple:
+        step, inner = carry
+        return step + 1, update(inner, step)
+
+    return jax.lax.while_loop(unfinished, advance, (jnp.int32(1), start))[1]

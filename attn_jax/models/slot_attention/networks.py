@@ -1,0 +1,219 @@
+"""The two models of the paper: object discovery and set prediction.
+
+Axes: B batch, N grid cells, K slots, D slot width, H W image, P properties of an object.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from attn_jax.bounds import Depth, GridSide, NonNegativeFloat, Pixels, Width
+from attn_jax.models.slot_attention.grids import Decoder, Encoder
+from attn_jax.models.slot_attention.slots import SlotAttention, glorot
+
+
+class SlotAttentionAutoEncoder(nn.Module):
+    """Object discovery: image -> slots -> one picture and one mask per slot -> image.
+
+    The defaults are the paper's for CLEVR at 128 x 128. `decoder_channels` excludes the
+    last transposed convolution, which outputs RGB and the mask's logit; kernels and
+    strides include it. The image size is the decoder's initial size times its strides.
+    `remat` recomputes the decoder in the backward pass: its activations are by far the
+    largest, [B * K, H, W, C] per layer.
+
+    Call: `images` [B, H, W, 3] in [-1, 1]; the rest as in `SlotAttention`.
+
+    Returns (call): those of `SlotAttention`, N being the encoder's grid row by row;
+    `reconstruction` [B, H, W, 3]; `slot_reconstructions` [B, K, H, W, 3]; `masks`
+    [B, K, H, W], which sum to 1 over slots. Float32.
+
+    Raises:
+        ValueError: the image is not of the decoder's size; the lists of layers differ in
+            length; see also `SlotAttention`.
+
+    Source: paper sec. 2.2 and supplement; its code's object discovery model.
+    """
+
+    num_slots: Width
+    iterations: Depth = 3
+    width: Width = 64
+    mlp_width: Width = 128
+    epsilon: NonNegativeFloat = 1e-8
+    encoder_channels: tuple[Width, ...] = (64, 64, 64, 64)
+    encoder_kernels: tuple[Pixels, ...] = (5, 5, 5, 5)
+    encoder_strides: tuple[Pixels, ...] = (1, 1, 1, 1)
+    decoder_initial_size: tuple[GridSide, GridSide] = (8, 8)
+    decoder_channels: tuple[Width, ...] = (64, 64, 64, 64, 64)
+    decoder_kernels: tuple[Pixels, ...] = (5, 5, 5, 5, 5, 3)
+    decoder_strides: tuple[Pixels, ...] = (2, 2, 2, 2, 1, 1)
+    dtype: str = "float32"
+    remat: bool = False
+
+    def setup(self) -> None:
+        self.encoder = Encoder(
+            self.encoder_channels,
+            self.encoder_kernels,
+            self.encoder_strides,
+            self.dtype,
+        )
+        self.slot_attention = SlotAttention(
+            self.num_slots,
+            self.iterations,
+            self.width,
+            self.mlp_width,
+            self.epsilon,
+            self.dtype,
+        )
+        decoder = nn.remat(Decoder) if self.remat else Decoder
+        self.decoder = decoder(
+            self.decoder_initial_size,
+            (*self.decoder_channels, 4),
+            self.decoder_kernels,
+            self.decoder_strides,
+            self.dtype,
+        )
+
+    def __call__(
+        self,
+        images: Float[Array, "B H W 3"],
+        *,
+        sample_keys: Key[Array, " B"] | None = None,
+        initial_slots: Float[Array, "B K D"] | None = None,
+        num_slots: int | None = None,
+        iterations: int | None = None,
+        every_iteration: bool = False,
+        train: bool = False,
+    ) -> dict[str, Array]:
+        del train  # the same in training and evaluation
+        scale = math.prod(self.decoder_strides)
+        size = tuple(side * scale for side in self.decoder_initial_size)
+        check_size(
+            images,
+            size,
+            f"the decoder makes {size[0]}x{size[1]} (decoder_initial_size "
+            "times decoder_strides)",
+            "config.model.decoder_initial_size",
+        )
+        found = self.slot_attention(
+            self.encoder(images),
+            sample_keys=sample_keys,
+            initial_slots=initial_slots,
+            num_slots=num_slots,
+            iterations=iterations,
+            every_iteration=every_iteration,
+        )
+        return found | self.decode(found["slots"])
+
+    def decode(self, slots: Float[Array, "B K D"]) -> dict[str, Array]:
+        """Decodes any number of slots, of any iteration, to images.
+
+        Returns `reconstruction`, `slot_reconstructions` and `masks` as in the call.
+        """
+        B, K, D = slots.shape
+        decoded = self.decoder(slots.reshape(B * K, D)).astype(jnp.float32)
+        decoded = decoded.reshape(B, K, *decoded.shape[1:])
+        pictures, logits = decoded[..., :3], decoded[..., 3]
+        masks = jax.nn.softmax(logits, axis=1)
+        return {
+            "reconstruction": (masks[..., None] * pictures).sum(axis=1),
+            "slot_reconstructions": pictures,
+            "masks": masks,
+        }
+
+
+class SlotAttentionClassifier(nn.Module):
+    """Set prediction: image -> slots -> the properties of one object per slot.
+
+    The defaults are the paper's for CLEVR10 at 128 x 128. `num_outputs` is P. `remat`
+    recomputes the encoder in the backward pass.
+
+    Call: `images` [B, H, W, 3] in [-1, 1]; the rest as in `SlotAttention`.
+
+    Returns (call): those of `SlotAttention`, N being the encoder's grid row by row;
+    `predictions` [B, K, P] in [0, 1]. Float32.
+
+    Raises:
+        ValueError: the image is not of `resolution`; the lists of layers differ in
+            length; see also `SlotAttention`.
+
+    Source: paper sec. 2.3 and supplement; its code's set prediction model.
+    """
+
+    num_slots: Width
+    num_outputs: Width = 19
+    iterations: Depth = 3
+    width: Width = 64
+    mlp_width: Width = 128
+    head_width: Width = 64
+    epsilon: NonNegativeFloat = 1e-8
+    resolution: tuple[Pixels, Pixels] = (128, 128)
+    encoder_channels: tuple[Width, ...] = (64, 64, 64, 64)
+    encoder_kernels: tuple[Pixels, ...] = (5, 5, 5, 5)
+    encoder_strides: tuple[Pixels, ...] = (1, 2, 2, 1)
+    dtype: str = "float32"
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "B H W 3"],
+        *,
+        sample_keys: Key[Array, " B"] | None = None,
+        initial_slots: Float[Array, "B K D"] | None = None,
+        num_slots: int | None = None,
+        iterations: int | None = None,
+        every_iteration: bool = False,
+        train: bool = False,
+    ) -> dict[str, Array]:
+        del train  # the same in training and evaluation
+        height, width = self.resolution
+        check_size(
+            images,
+            self.resolution,
+            f"the model is made for {height}x{width}",
+            "config.model.resolution",
+        )
+        encoder = nn.remat(Encoder) if self.remat else Encoder
+        features = encoder(
+            self.encoder_channels,
+            self.encoder_kernels,
+            self.encoder_strides,
+            self.dtype,
+            name="encoder",
+        )(images)
+        found = SlotAttention(
+            self.num_slots,
+            self.iterations,
+            self.width,
+            self.mlp_width,
+            self.epsilon,
+            self.dtype,
+            name="slot_attention",
+        )(
+            features,
+            sample_keys=sample_keys,
+            initial_slots=initial_slots,
+            num_slots=num_slots,
+            iterations=iterations,
+            every_iteration=every_iteration,
+        )
+        hidden = nn.Dense(
+            self.head_width, dtype=self.dtype, kernel_init=glorot, name="head_1"
+        )(found["slots"])
+        logits = nn.Dense(self.num_outputs, kernel_init=glorot, name="head_2")(
+            jax.nn.relu(hidden).astype(jnp.float32)
+        )
+        return found | {"predictions": jax.nn.sigmoid(logits)}
+
+
+def check_size(images: Any, size: tuple[int, ...], rule: str, remedy: str) -> None:
+    if images.shape[1:3] != tuple(size):
+        found = "x".join(map(str, images.shape[1:3]))
+        raise ValueError(
+            f"images are {found}, but {rule}; change {remedy} or "
+            "config.task.image_size."
+        )

@@ -1,0 +1,157 @@
+"""Sections of a config: the class or function that each names, and its keys filled in."""
+
+import copy
+import dataclasses
+import inspect
+import pkgutil
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+
+from attn_jax.knobs import EVALUATION
+from attn_jax.migrations import explain_removed, find_successor
+from attn_jax.schedules import Section
+from attn_jax.values import check_value, is_json, plain, show, suggest
+
+TASK_VERBS = ("source", "example", "inputs", "loss")
+MISSING = object()
+
+
+def class_of(section: Section, where: str, trust: Sequence[str] | None) -> type:
+    if "cls" not in section:
+        raise ValueError(
+            f"{where} has no `cls`; name its class, such as 'attn_jax.models.vit:ViT'."
+        )
+    name = section["cls"]
+    package, _, attribute = str(name).partition(":")
+    if not attribute.isidentifier():
+        raise ValueError(f"{where}.cls={show(name)} must read 'package.module:Class'.")
+    if trust is not None and package.split(".")[0] not in trust:
+        raise ValueError(
+            f"{where}.cls={show(name)}: a saved config may only name classes below "
+            f"{', '.join(trust)}. If you trust its author, pass "
+            f"--trust={package.split('.')[0]}."
+        )
+    try:
+        cls = pkgutil.resolve_name(f"{package}:{attribute}")
+    except (ImportError, AttributeError, ValueError) as error:
+        successor = find_successor(str(name))
+        reason = f"it is {successor!r} now" if successor else str(error)
+        raise ValueError(
+            f"{where}.cls={show(name)} cannot be imported: {reason}."
+        ) from None
+    # The second condition refuses classes that a trusted module merely imports.
+    if not (is_module(cls) or is_task(cls)) or (
+        trust is not None and cls.__module__.split(".")[0] not in trust
+    ):
+        raise ValueError(
+            f"{where}.cls={show(name)} is neither a Flax module nor a task (a dataclass with "
+            f"{', '.join(TASK_VERBS)})."
+        )
+    return cls
+
+
+def is_module(cls: Any) -> bool:
+    return inspect.isclass(cls) and issubclass(cls, nn.Module)
+
+
+def is_task(cls: Any) -> bool:
+    return (
+        inspect.isclass(cls)
+        and dataclasses.is_dataclass(cls)
+        and all(callable(getattr(cls, verb, None)) for verb in TASK_VERBS)
+    )
+
+
+def fill_class(
+    section: Mapping, where: str, trust: Sequence[str] | None, dtype: Any = None
+) -> dict:
+    cls = class_of(section, where, trust)
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = {
+        field.name: (hints[field.name], default_of(field))
+        for field in dataclasses.fields(cls)
+        if field.init and field.name not in ("parent", "name")
+    }
+    if dtype is not None and "dtype" in fields:
+        fields["dtype"] = (fields["dtype"][0], dtype)
+    settings = {k: v for k, v in section.items() if k != "cls"}
+    filled = fill(settings, fields, where, section["cls"])
+    for key, value in filled.items():
+        if isinstance(value, Mapping) and "cls" in value:
+            inherited = filled.get("dtype")
+            filled[key] = fill_class(value, f"{where}.{key}", trust, inherited)
+    return {"cls": section["cls"], **filled}
+
+
+def fill_named(section: Mapping, where: str, functions: Mapping) -> dict:
+    name = section.get("name")
+    if not isinstance(name, str) or name not in functions:
+        raise ValueError(f"{where}.name={show(name)}: {suggest(name, functions)}")
+    arguments = {
+        p.name: (p.annotation, MISSING if p.default is p.empty else p.default)
+        for p in inspect.signature(functions[name]).parameters.values()
+        if p.annotation is not p.empty and not p.name.startswith("_")
+    }
+    settings = {k: v for k, v in section.items() if k != "name"}
+    return {"name": name, **fill(settings, arguments, where)}
+
+
+def fill_evaluation(section: Any, where: str, training: Mapping, trust) -> dict:
+    if not isinstance(section, Mapping):
+        raise ValueError(
+            f"{where}={show(section)} must be a section of keys and values. To have one "
+            "evaluation less, set config.evals to those that stay."
+        )
+    filled = fill(section, EVALUATION, where)
+    task = filled["task"]
+    if "cls" in task:
+        filled["task"] = fill_class(task, f"{where}.task", trust)
+    else:  # only what differs is kept, so that changes of the training task carry over
+        whole = fill_class({**training, **task}, f"{where}.task", trust)
+        filled["task"] = {key: whole[key] for key in task}
+    return filled
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return MISSING if field.default is dataclasses.MISSING else field.default
+
+
+def fill(
+    section: Mapping, fields: Mapping[str, tuple], where: str, cls: str = ""
+) -> dict:
+    """The section with defaults; every value is checked against its annotation."""
+    for key in section:
+        if key not in fields:
+            raise ValueError(unknown_key(key, fields, where, cls))
+    filled = {}
+    for key, (annotation, default) in fields.items():
+        value = section.get(key, default)
+        if value is MISSING:
+            raise ValueError(f"{where}.{key} must be set; it has no default.")
+        if key in section:
+            value = check_value(key, value, annotation, f"{where}.")
+        elif not is_json(value):
+            continue  # such as an initializer: the class keeps its own default
+        filled[key] = copy.deepcopy(plain(value))
+    return filled
+
+
+def check_fields(cls: type, values: Mapping[str, Any]) -> None:
+    """Raises ValueError if these are no values of the class's fields; modules are built."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(unknown_key(key, known, cls.__name__))
+        if not isinstance(value, nn.Module):
+            check_value(key, value, hints[key])
+
+
+def unknown_key(key: str, known: Iterable[str], where: str, cls: str = "") -> str:
+    reason = explain_removed(cls, key) or suggest(key, known)
+    return f"{where}.{show(key)[1:-1]}: nothing reads this key; {reason}"
