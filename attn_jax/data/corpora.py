@@ -37,7 +37,7 @@ class Document(NamedTuple):
     sentences: tuple[str, ...]
 
 
-def read(data: str) -> list[Document]:
+def read_documents(data: str) -> list[Document]:
     """The documents of a corpus, in an order that depends on their names alone.
 
     Args:

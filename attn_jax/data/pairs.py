@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64
 
 from attn_jax.data import text as text_lib
+from attn_jax.data import vocabulary
 
 
 class PairSource:
@@ -39,12 +40,12 @@ class PairSource:
         self.corpus, self.split = corpus, split
         self.target, self.duplicates = target, duplicates
         self.text = corpus.splits[split]
-        self.runs = runs_of(self.text, target)
+        self.runs = find_runs(self.text, target)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The runs are found again in milliseconds; a cached corpus travels as a path.
         arguments = (self.corpus, self.split, self.target, self.duplicates)
-        return _source, arguments
+        return _make_source, arguments
 
     def __len__(self) -> int:
         return len(self.runs) * self.duplicates
@@ -71,13 +72,13 @@ class PairSource:
         return digest.hexdigest()[:16]
 
 
-def _source(
+def _make_source(
     corpus: text_lib.Corpus, split: str, target: int, duplicates: int
 ) -> PairSource:
     return PairSource(corpus, split, target=target, duplicates=duplicates)
 
 
-def runs_of(text: text_lib.Text, target: int) -> Int64[np.ndarray, "R 3"]:
+def find_runs(text: text_lib.Text, target: int) -> Int64[np.ndarray, "R 3"]:
     """(document, first sentence, the one after the last) of every run, in order."""
     ends, runs = text.sentences.tolist(), []
     for document in range(len(text.documents) - 1):
@@ -122,11 +123,11 @@ def draw_pair(
     other += other >= document
     start, end = text.bounds(other)
     start = int(rng.integers(start, end))
-    stop = run_end(text, start, end, target - len(a))
+    stop = find_run_end(text, start, end, target - len(a))
     return Pair(a, text.tokens(start, stop), True, (other, start, stop))
 
 
-def run_end(text: text_lib.Text, first: int, end: int, target: int) -> int:
+def find_run_end(text: text_lib.Text, first: int, end: int, target: int) -> int:
     """The sentence after the last of the shortest run from `first`, of one sentence at
     least, that has `target` tokens; `end` where there are not so many."""
     wanted = text.sentences[first] + max(target, 1)
@@ -179,7 +180,7 @@ def mask_tokens(
     labels = token_ids[positions]
     fate = rng.random(number)
     anything = rng.integers(vocab_size, size=number, dtype=np.int32)
-    shown = np.where(fate < 0.8, np.int32(text_lib.MASK), labels)
+    shown = np.where(fate < 0.8, np.int32(vocabulary.MASK), labels)
     shown = np.where(fate >= 0.9, anything, shown)
     seen = token_ids.copy()
     seen[positions] = shown

@@ -13,6 +13,7 @@ import optax
 
 from attn_jax.data import pairs, sources
 from attn_jax.data import text as text_lib
+from attn_jax.data import vocabulary as vocabulary_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,7 @@ class MaskedLM:
 
     Attributes:
         data: "stdlib" (the documentation that comes with Python) or a path, see
-            `attn_jax.data.corpora.read`. A tenth of its documents is "validation".
+            `attn_jax.data.corpora.read_documents`. A tenth of its documents is "validation".
         vocab_size: word pieces of the vocabulary, which is trained on the train split;
             the model's, too.
         sequence_length: S, of every row, with [CLS] and [SEP].
@@ -81,7 +82,9 @@ class MaskedLM:
         return self.max_predictions
 
     def source(self, split: str) -> sources.Source:
-        corpus = text_lib.load(self.data, self.vocab_size, lower_case=self.lower_case)
+        corpus = text_lib.load_corpus(
+            self.data, self.vocab_size, lower_case=self.lower_case
+        )
         duplicates = 1 if split == "train" else self.duplicates
         source = pairs.PairSource(
             corpus, split, target=self.text_length, duplicates=duplicates
@@ -127,7 +130,7 @@ class MaskedLM:
         if rng is None:
             rng = np.random.default_rng(record["number"])
         a, b, is_random = self.segments(record, rng)
-        cls, sep = [text_lib.CLS], [text_lib.SEP]
+        cls, sep = [vocabulary_lib.CLS], [vocabulary_lib.SEP]
         parts: list[Any] = [cls, a, sep, *([b, sep] if self.next_sentence else [])]
         tokens = np.concatenate(parts).astype(np.int32)
         length, second = len(tokens), 2 + len(a)
@@ -143,7 +146,7 @@ class MaskedLM:
         )
         size, chosen = self.sequence_length, len(masked.positions)
         places = np.arange(size)
-        token_ids = np.full(size, text_lib.PAD, np.int32)
+        token_ids = np.full(size, vocabulary_lib.PAD, np.int32)
         token_ids[:length] = masked.token_ids
         positions = np.zeros(self.predictions_per_row, np.int32)
         labels = np.zeros(self.predictions_per_row, np.int32)
@@ -166,7 +169,7 @@ class MaskedLM:
         target = self.text_length
         if rng.random() < self.short_sequence_probability:
             target = int(rng.integers(2, target, endpoint=True))
-            last = pairs.run_end(text, first, last, target)
+            last = pairs.find_run_end(text, first, last, target)
         if self.next_sentence:
             a, b, is_random, _ = pairs.draw_pair(
                 text, record["document"], first, last, target, rng
@@ -193,14 +196,14 @@ class MaskedLM:
         """
         valid = batch["valid"].astype(jnp.float32)
         counted = batch["mlm_valid"].astype(jnp.float32) * valid[:, None]
-        logits = self.head(outputs, "mlm", self.vocab_size)
-        terms = classified(logits, batch["mlm_labels"], counted, "mlm")
+        logits = self.check_head(outputs, "mlm", self.vocab_size)
+        terms = classification_terms(logits, batch["mlm_labels"], counted, "mlm")
         if self.next_sentence:
-            logits = self.head(outputs, "nsp", 2)
-            terms |= classified(logits, batch["is_random_next"], valid, "nsp")
+            logits = self.check_head(outputs, "nsp", 2)
+            terms |= classification_terms(logits, batch["is_random_next"], valid, "nsp")
         return terms
 
-    def head(
+    def check_head(
         self, outputs: Mapping[str, jax.Array], name: str, classes: int
     ) -> jax.Array:
         logits = outputs.get(f"{name}_logits")
@@ -220,7 +223,7 @@ class MaskedLM:
         return logits.astype(jnp.float32)
 
 
-def classified(
+def classification_terms(
     logits: jax.Array, labels: jax.Array, counted: jax.Array, name: str
 ) -> dict[str, tuple[jax.Array, jax.Array]]:
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
