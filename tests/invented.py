@@ -9,6 +9,7 @@ from attn_jax.data import text
 
 V, S = 120, 32  # vocabulary and sequence length of most tests
 DOCUMENTS = 40
+PAD, UNK, CLS, SEP, MASK = range(5)  # of a vocabulary that is trained here
 
 
 @functools.cache

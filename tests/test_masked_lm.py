@@ -1,13 +1,15 @@
 """The masked language model: its rows, losses and assets."""
 
+import dataclasses
 import json
+import pickle
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from invented import S, V, check_equal, documents, write
+from invented import CLS, MASK, SEP, S, V, check_equal, documents, write
 
-from attn_jax.data import pipeline, text, vocabulary
+from attn_jax.data import pipeline, text
 from attn_jax.tasks.masked_lm import MaskedLM
 
 
@@ -60,8 +62,8 @@ def test_a_row_reads_cls_a_sep_b_sep_and_padding(task):
         assert row["mask"][:length].all()
         assert not whole[length:].any()
         assert not row["segment_ids"][length:].any()
-        assert whole[0] == vocabulary.CLS
-        [first, second] = np.flatnonzero(whole == vocabulary.SEP)
+        assert whole[0] == CLS
+        [first, second] = np.flatnonzero(whole == SEP)
         assert 2 <= first < second - 1
         assert second == length - 1
         assert (row["segment_ids"] == 1).nonzero()[0].tolist() == list(
@@ -76,8 +78,8 @@ def test_hidden_places_ascend_are_no_special_tokens_and_as_many_as_the_rule_says
         places = row["mlm_positions"][:count]
         assert row["mlm_valid"][:count].all()
         assert (np.diff(places) > 0).all()
-        assert (row["mlm_labels"][:count] != vocabulary.CLS).all()
-        assert (row["mlm_labels"][:count] != vocabulary.SEP).all()
+        assert (row["mlm_labels"][:count] != CLS).all()
+        assert (row["mlm_labels"][:count] != SEP).all()
         assert count == min(5, max(1, round(0.15 * length)))
         assert not row["mlm_positions"][count:].any()
         most = max(most, count)
@@ -113,7 +115,7 @@ def test_without_next_sentence_a_row_is_one_segment(corpus_file):
         length = int(row["mask"].sum())
         assert not row["segment_ids"].any()
         assert not row["is_random_next"]
-        assert row["token_ids"][length - 1] == vocabulary.SEP
+        assert row["token_ids"][length - 1] == SEP
         longest = max(longest, length)
     assert longest == S
 
@@ -231,3 +233,126 @@ def test_assets_say_the_vocabulary_and_the_entropy_to_beat(task):
     assert known["unigram_cross_entropy"] == pytest.approx(cross, abs=1e-4)
     assert own < cross
     assert known["python"] is None  # the text is a file's
+
+
+def test_assets_do_not_depend_on_where_the_data_lies(task, tmp_path):
+    moved = dataclasses.replace(task, data=write(tmp_path / "moved.txt", documents()))
+    ours, theirs = task.source("train"), moved.source("train")
+    assert task.assets(ours) == moved.assets(theirs)
+    assert ours.fingerprint() == theirs.fingerprint()
+
+
+def change_words(lines):
+    """Another text in the same letters."""
+    return [[line.replace("ab", "ha").replace("c", "dg") for line in d] for d in lines]
+
+
+def test_a_bound_task_reads_other_text_with_the_vocabulary_of_the_run(task, tmp_path):
+    source = task.source("train")
+    assets = task.assets(source)
+    other = dataclasses.replace(
+        task, data=write(tmp_path / "b.txt", change_words(documents()))
+    )
+    assert other.source("train").corpus.vocabulary != source.corpus.vocabulary
+    bound = other.bind(assets)
+    assert bound.source("train").corpus.vocabulary == source.corpus.vocabulary
+    assert bound.source("validation").corpus.vocabulary == source.corpus.vocabulary
+    # Bound to its own text, nothing changes.
+    again = task.bind(assets)
+    assert again.source("train").fingerprint() == source.fingerprint()
+    assert again.bind(assets) == again
+
+
+def test_a_bound_task_lower_cases_as_the_run_did(corpus_file, caplog):
+    cased = MaskedLM(corpus_file, V, S, lower_case=False)
+    assets = cased.assets(cased.source("train"))
+    bound = MaskedLM(corpus_file, V, S).bind(assets)
+    assert "lower_case=False" in caplog.text
+    assert bound.lower_case is False
+    ours, theirs = bound.source("train"), cased.source("train")
+    assert ours.fingerprint() == theirs.fingerprint()
+
+
+def test_assets_without_a_vocabulary_leave_the_task_as_it_is(task):
+    assert task.bind({"images.json": "{}"}) is task
+
+
+def test_a_vocabulary_of_another_size_is_refused(task, corpus_file):
+    assets = task.assets(task.source("train"))
+    other = MaskedLM(corpus_file, V + 1, S)
+    with pytest.raises(
+        ValueError,
+        match="has 120 word pieces, .*vocab_size=121; .*model.vocab_size to 120",
+    ):
+        other.bind(assets)
+
+
+def test_a_second_vocabulary_is_refused(task, tmp_path):
+    assets = task.assets(task.source("train"))
+    pieces = assets["vocab.txt"].splitlines()
+    swapped = {**assets, "vocab.txt": "\n".join([*pieces[:-2], pieces[-1], pieces[-2]])}
+    with pytest.raises(ValueError, match="two different vocabularies"):
+        task.bind(assets).bind(swapped)
+    (tmp_path / "vocab.txt").write_text(swapped["vocab.txt"])
+    named = dataclasses.replace(task, vocabulary=str(tmp_path))
+    with pytest.raises(ValueError, match="two different vocabularies"):
+        named.bind(assets)
+
+
+@pytest.mark.parametrize("settings", ["[1]", "[" * 100_000, '{"lower_case": "yes"}'])
+def test_damaged_settings_are_refused(task, settings):
+    assets = {**task.assets(task.source("train")), "text.json": settings}
+    with pytest.raises(ValueError):
+        task.bind(assets)
+
+
+def test_a_vocabulary_may_be_named_by_its_path(task, tmp_path):
+    source = task.source("train")
+    (tmp_path / "assets").mkdir()
+    for name, content in task.assets(source).items():
+        (tmp_path / "assets" / name).write_text(content)
+    other = write(tmp_path / "b.txt", change_words(documents()))
+    named = dataclasses.replace(task, data=other, vocabulary=str(tmp_path))
+    assert named.source("train").corpus.vocabulary == source.corpus.vocabulary
+    absent = dataclasses.replace(task, vocabulary=str(tmp_path / "absent"))
+    with pytest.raises(ValueError, match="no vocab.txt at vocabulary="):
+        absent.source("train")
+
+
+def test_rows_use_the_special_tokens_of_the_vocabulary(task):
+    """Google's vocabularies do not start with them."""
+    assets = task.assets(task.source("train"))
+    pieces = assets["vocab.txt"].splitlines()
+    moved = {**assets, "vocab.txt": "\n".join([*pieces[5:], *pieces[4::-1]])}
+    ours, theirs = examples(task, 50), examples(task.bind(moved), 50)
+    # The same words, so the same draws; a random piece is the same number in both.
+    order = [*range(V - 1, V - 6, -1), *range(V - 5)]
+    for row, other in zip(ours, theirs, strict=True):
+        for name in ("mask", "segment_ids", "mlm_positions", "is_random_next"):
+            np.testing.assert_array_equal(row[name], other[name])
+        shown = row["mlm_valid"]
+        numbers = np.array(order)[row["mlm_labels"]]
+        np.testing.assert_array_equal(numbers[shown], other["mlm_labels"][shown])
+        visible = np.ones(S, bool)
+        visible[row["mlm_positions"][shown]] = False
+        numbers = np.array(order)[row["token_ids"]]
+        np.testing.assert_array_equal(numbers[visible], other["token_ids"][visible])
+        hidden = (row["token_ids"] == MASK) & ~visible
+        assert (other["token_ids"][hidden] == V - 5).all()
+
+
+def test_a_corpus_of_single_sentences_is_refused_for_pairs_only(tmp_path):
+    lines = [[line] for document in documents() for line in document]
+    path = write(tmp_path / "corpus.txt", lines)
+    with pytest.raises(ValueError, match="corpus.txt.*every document is one sentence"):
+        MaskedLM(path, V, S).source("train")
+    assert len(MaskedLM(path, V, S, next_sentence=False).source("train"))
+
+
+def test_files_left_out_are_listed_by_the_source(tmp_path):
+    for i, document in enumerate(documents()):
+        (tmp_path / f"{i}.txt").write_text("\n\n".join(f"{s} x y z" for s in document))
+    (tmp_path / "readme.md").write_text("Not read.")
+    source = MaskedLM(str(tmp_path), V, S).source("train")
+    assert source.left_out == ("readme.md",)
+    assert pickle.loads(pickle.dumps(source)).left_out == ("readme.md",)

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from invented import S, V, check_equal, documents, write
+from invented import MASK, S, V, check_equal, documents, write
 
-from attn_jax.data import pairs, vocabulary
+from attn_jax.data import pairs, text
 from attn_jax.tasks.masked_lm import MaskedLM
 
 
@@ -131,11 +131,12 @@ def test_hidden_tokens_are_80_10_10():
         np.ones(len(ids), bool),
         probability=1.0,
         limit=len(ids),
+        mask_id=MASK,
         vocab_size=1000,
         rng=rng,
     )
     np.testing.assert_array_equal(labels, ids[positions])
-    is_mask, is_same = seen[positions] == vocabulary.MASK, seen[positions] == labels
+    is_mask, is_same = seen[positions] == MASK, seen[positions] == labels
     other = seen[positions][~is_mask & ~is_same]
     # A random piece is [MASK] or the same one in a thousandth of a tenth of the cases.
     for share, rate in (
@@ -160,6 +161,7 @@ def test_every_place_is_hidden_equally_often():
             maskable,
             probability=0.2,
             limit=9,
+            mask_id=MASK,
             vocab_size=20,
             rng=np.random.default_rng(seed),
         )
@@ -167,3 +169,45 @@ def test_every_place_is_hidden_equally_often():
     assert not counts[~maskable].any()
     # 4 of 16 places, 2,000 times: mean 500, standard deviation below 20.
     assert (abs(counts[maskable] - 500) < 80).all()
+
+
+def source_of(path, lines, target):
+    corpus = text.load_corpus(write(path, lines), 30)
+    return pairs.PairSource(corpus, "train", target=target)
+
+
+WORDS = "abcdefgh bcd cde abc bcde cdef. "
+
+
+@pytest.mark.parametrize(
+    ("lines", "target", "message"),
+    [
+        (1, 29, "every document is one sentence; set config.task.next_sentence to Fa"),
+        (3, 4, "none has two sentences in 4 tokens; .* raise config.task.sequence_len"),
+    ],
+)
+def test_pairs_that_are_all_random_are_refused(tmp_path, lines, target, message):
+    source = source_of(tmp_path / "c.txt", invent(30, lines), target)
+    with pytest.raises(ValueError, match=f"trivial on the split 'train'.*{message}"):
+        pairs.check_next_sentences(source)
+
+
+def test_few_true_pairs_are_warned_of(tmp_path, caplog):
+    source = source_of(tmp_path / "c.txt", invent(30, 1) + invent(4, 3), 99)
+    pairs.check_next_sentences(source)
+    assert "so guessing that always has this" in caplog.text
+    caplog.clear()
+    pairs.check_next_sentences(source_of(tmp_path / "d.txt", invent(30, 3), 99))
+    assert not caplog.text
+
+
+def invent(number, lines):
+    """So many different documents of so many lines each."""
+    letters = "abcdefgh"
+    return [
+        [
+            f"{WORDS}{letters[i % 8]}{letters[i // 8]} {letters[j]}."
+            for j in range(lines)
+        ]
+        for i in range(number)
+    ]

@@ -8,6 +8,7 @@ original starts its next row with it.
 """
 
 import hashlib
+import logging
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ from jaxtyping import Bool, Int, Int32, Int64
 
 from attn_jax.data import text as text_lib
 from attn_jax.data import vocabulary
+
+CONSTANT_GUESS = 0.9  # share of random pairs above which a warning is due
 
 
 class PairSource:
@@ -24,6 +27,7 @@ class PairSource:
     `Text`), `document`, `first` and `last` (sentences from `first` to before `last`),
     and `number`, which is the record's index: with `duplicates`, run r is the records
     r, r + R, ... of R runs, which differ in their number alone.
+    `special_ids` are those of the vocabulary.
     """
 
     labels = None
@@ -41,6 +45,12 @@ class PairSource:
         self.target, self.duplicates = target, duplicates
         self.text = corpus.splits[split]
         self.runs = find_runs(self.text, target)
+        self.special_ids = vocabulary.special_ids(corpus.vocabulary)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of the files and folders that were not read."""
+        return self.corpus.left_out
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The runs are found again in milliseconds; a cached corpus travels as a path.
@@ -60,6 +70,7 @@ class PairSource:
             "first": first,
             "last": last,
             "number": int(index),
+            "special_ids": self.special_ids,
         }
 
     def fingerprint(self) -> str:
@@ -88,6 +99,48 @@ def find_runs(text: text_lib.Text, target: int) -> Int64[np.ndarray, "R 3"]:
                 runs.append((document, first, sentence + 1))
                 first = sentence + 1
     return np.array(runs, np.int64).reshape(-1, 3)
+
+
+def check_next_sentences(source: PairSource) -> None:
+    """Raises ValueError where `is_random` is known without reading the text.
+
+    A run of one sentence has no true second segment, so its pair is always random; so
+    are all pairs if no run has two sentences. Where few runs have two, a warning says
+    which accuracy the constant guess reaches.
+    """
+    remedy = (
+        "set config.task.next_sentence to False and leave 'nsp' out of "
+        "config.model.heads, or"
+    )
+    if len(source.text.documents) < 3:
+        raise ValueError(
+            f"the split {source.split!r} has one document, so no sentence of another "
+            f"one can follow; {remedy} give more documents."
+        )
+    several = int((source.runs[:, 2] - source.runs[:, 1] > 1).sum())
+    if not several:
+        longest = int(np.diff(source.text.documents).max())
+        cause = (
+            "every document is one sentence; " + remedy + " put a blank line between "
+            "documents only."
+            if longest == 1
+            else f"none has two sentences in {source.target} tokens; {remedy} raise "
+            "config.task.sequence_length."
+        )
+        raise ValueError(
+            f"next-sentence prediction is trivial on the split {source.split!r}: every "
+            f"pair is a random one, since {cause}"
+        )
+    random = 1 - several / len(source.runs) / 2
+    if random > CONSTANT_GUESS:
+        logging.warning(
+            "%.0f %% of the pairs of split %r are random ones (few documents have two "
+            "sentences in %d tokens), so guessing that always has this next-sentence "
+            "accuracy.",
+            100 * random,
+            source.split,
+            source.target,
+        )
 
 
 class Pair(NamedTuple):
@@ -168,6 +221,7 @@ def mask_tokens(
     *,
     probability: float,
     limit: int,
+    mask_id: int,
     vocab_size: int,
     rng: np.random.Generator,
 ) -> Masked:
@@ -180,7 +234,7 @@ def mask_tokens(
     labels = token_ids[positions]
     fate = rng.random(number)
     anything = rng.integers(vocab_size, size=number, dtype=np.int32)
-    shown = np.where(fate < 0.8, np.int32(vocabulary.MASK), labels)
+    shown = np.where(fate < 0.8, np.int32(mask_id), labels)
     shown = np.where(fate >= 0.9, anything, shown)
     seen = token_ids.copy()
     seen[positions] = shown

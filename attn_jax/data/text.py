@@ -11,6 +11,7 @@ import logging
 import os
 import pathlib
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,10 +21,13 @@ import tokenizers
 from jaxtyping import Int32, Int64
 
 from attn_jax.data import corpora
-from attn_jax.data.vocabulary import make_tokenizer, train_vocabulary
+from attn_jax.data.vocabulary import make_tokenizer, special_ids, train_vocabulary
 
 SPLITS = ("train", "validation")
-FORMAT = 1  # of a cache entry, and of the rules of `corpora`; raise it when they change
+FORMAT = 2  # of a cache entry, and of the rules of `prose`; raise it when they change
+SIDE_FILES = ("vocab.txt", "digests.json")  # of an entry, beside its arrays
+DTYPES = {"token_ids": np.int32, "sentences": np.int64, "documents": np.int64}
+UNKNOWN_LIMIT = 0.5  # share of [UNK] above which a vocabulary does not fit a text
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,36 +63,52 @@ class Corpus:
 
     splits: Mapping[str, Text]
     vocabulary: tuple[str, ...]  # line number = token id
+    lower_case: bool
+    left_out: tuple[str, ...] = ()  # files and folders that were not read
     folder: pathlib.Path | None = None  # the cache entry that holds the arrays
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.folder is not None:
-            return _open_entry, (self.folder,)
-        return Corpus, (self.splits, self.vocabulary)
+            return _open_entry, (self.folder, self.lower_case, self.left_out)
+        return Corpus, (self.splits, self.vocabulary, self.lower_case, self.left_out)
 
 
-def load_corpus(data: str, vocab_size: int, *, lower_case: bool = True) -> Corpus:
-    """The corpus `data` (see `corpora.read_documents`), tokenized by its own vocabulary.
+def load_corpus(
+    data: str,
+    vocab_size: int,
+    *,
+    lower_case: bool = True,
+    vocabulary: tuple[str, ...] | None = None,
+    version: int = 2,
+) -> Corpus:
+    """The corpus `data` (see `corpora.read_documents`), split and tokenized.
 
-    The vocabulary is trained on the train split alone. The result is kept in
-    $XDG_CACHE_HOME/attn_jax (else ~/.cache/attn_jax) under a digest of the text, the
-    settings and the version of `tokenizers`. A damaged entry is built again; where the
-    folder cannot be written, nothing is kept and a warning says so.
+    The result is kept in $XDG_CACHE_HOME/attn_jax (else ~/.cache/attn_jax) under a
+    digest of the text, the settings and the version of `tokenizers`. An entry that is
+    damaged, or that another user wrote, is built again; where the folder cannot be
+    written, nothing is kept and a warning says so.
+
+    Args:
+        vocab_size: of the vocabulary that is trained on the train split.
+        vocabulary: the word pieces to use instead; nothing is trained then.
+        version: of the rules for reading files, see `corpora.read_documents`.
 
     Raises:
-        ValueError: no such corpus, or it is too small for `vocab_size` word pieces.
+        ValueError: no such corpus, or it is too small for `vocab_size` word pieces, or
+            the vocabulary knows none of its words.
     """
-    documents = corpora.read_documents(data)
-    settings = [FORMAT, tokenizers.__version__, vocab_size, lower_case]
+    documents, left_out = corpora.read_documents(data, version)
+    settings = [FORMAT, tokenizers.__version__, vocabulary or vocab_size, lower_case]
     digest = hashlib.sha256(json.dumps([settings, documents]).encode()).hexdigest()
     folder = _cache_folder() / f"text-{digest[:32]}"
     if folder.is_dir():
         try:
-            _check_digests(folder)
-            return _open_entry(folder)
-        except (OSError, ValueError, KeyError) as error:
+            _check_entry(folder)
+            return _open_entry(folder, lower_case, left_out)
+        except (OSError, ValueError) as error:
             logging.warning("%s is damaged (%s) and is built again.", folder, error)
-    corpus = build_corpus(documents, vocab_size, lower_case)
+    corpus = build_corpus(documents, vocab_size, lower_case, vocabulary)
+    corpus = dataclasses.replace(corpus, left_out=left_out)
     try:
         _save_entry(corpus, folder)
     except OSError as error:
@@ -99,23 +119,28 @@ def load_corpus(data: str, vocab_size: int, *, lower_case: bool = True) -> Corpu
             error,
         )
         return corpus
-    return _open_entry(folder)
+    return _open_entry(folder, lower_case, left_out)
 
 
 def build_corpus(
-    documents: Sequence[corpora.Document], vocab_size: int, lower_case: bool
+    documents: Sequence[corpora.Document],
+    vocab_size: int,
+    lower_case: bool,
+    vocabulary: tuple[str, ...] | None = None,
 ) -> Corpus:
-    """Splits by document, trains the vocabulary, tokenizes."""
-    held_out = corpora.held_out([document.name for document in documents])
+    """Splits by document, trains the vocabulary unless it is given, tokenizes."""
+    held_out = corpora.held_out([document.key for document in documents])
     parts = {
-        "train": [d for d in documents if d.name not in held_out],
-        "validation": [d for d in documents if d.name in held_out],
+        "train": [d for d in documents if d.key not in held_out],
+        "validation": [d for d in documents if d.key in held_out],
     }
-    vocabulary = train_vocabulary(
-        [s for document in parts["train"] for s in document.sentences],
-        vocab_size,
-        lower_case=lower_case,
-    )
+    if vocabulary is None:
+        vocabulary = train_vocabulary(
+            [s for document in parts["train"] for s in document.sentences],
+            vocab_size,
+            lower_case=lower_case,
+        )
+    unknown = special_ids(vocabulary).unk
     tokenizer = make_tokenizer(vocabulary, lower_case=lower_case)
     splits = {name: tokenize(part, tokenizer) for name, part in parts.items()}
     for name, text in splits.items():
@@ -123,7 +148,14 @@ def build_corpus(
             raise ValueError(
                 f"the {name} split of the corpus has no text; give more documents."
             )
-    return Corpus(splits, vocabulary)
+        share = float(np.mean(text.token_ids == unknown))
+        if share > UNKNOWN_LIMIT:
+            raise ValueError(
+                f"the vocabulary does not know {share:.0%} of the {name} split (its "
+                "tokens are [UNK]), so almost any model predicts them. Give text in the "
+                "language and script of the vocabulary, or train a new one."
+            )
+    return Corpus(splits, vocabulary, lower_case)
 
 
 def tokenize(
@@ -197,16 +229,52 @@ def _save_entry(corpus: Corpus, folder: pathlib.Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_digests(folder: pathlib.Path) -> None:
-    digests = json.loads((folder / "digests.json").read_text())
+def _check_entry(folder: pathlib.Path) -> None:
+    """Raises OSError or ValueError unless the entry is ours, whole, and a corpus.
+
+    Digests prove that the files are as they were written, not who wrote them, so the
+    owner and the arrays are checked, too.
+    """
+    names = [field.name for field in dataclasses.fields(Text)]
+    arrays = [f"{split}-{name}.npy" for split in SPLITS for name in names]
+    for path in (folder, *(folder / name for name in (*arrays, *SIDE_FILES))):
+        status = path.lstat()
+        if status.st_uid not in (os.getuid(), 0):
+            raise ValueError(f"{path.name} belongs to another user")
+        if path != folder and not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path.name} is no regular file")
+    try:
+        digests = json.loads((folder / "digests.json").read_bytes())
+    except RecursionError as error:
+        raise ValueError("digests.json is nested too deeply") from error
+    if not isinstance(digests, dict) or digests.keys() != {*arrays, "vocab.txt"}:
+        raise ValueError("digests.json does not list the files of an entry")
     for name, digest in digests.items():
         if _digest(folder / name) != digest:
             raise ValueError(f"{name} is not as it was written")
+    corpus = _open_entry(folder)
+    special_ids(corpus.vocabulary)
+    for split, text in corpus.splits.items():
+        for name in names:
+            array = getattr(text, name)
+            if array.ndim != 1 or array.dtype != DTYPES[name] or not len(array):
+                raise ValueError(f"{split}-{name}.npy has a wrong shape or type")
+        ends = (
+            ("sentences", len(text.token_ids)),
+            ("documents", len(text.sentences) - 1),
+        )
+        for name, end in ends:
+            bounds = getattr(text, name)
+            if bounds[0] != 0 or bounds[-1] != end or (np.diff(bounds) <= 0).any():
+                raise ValueError(f"{split}-{name}.npy does not divide its text")
+        ids = text.token_ids
+        if ids.min() < 0 or ids.max() >= len(corpus.vocabulary):
+            raise ValueError(f"{split}-token_ids.npy is not of this vocabulary")
 
 
 def _is_whole(folder: pathlib.Path) -> bool:
     try:
-        _check_digests(folder)
+        _check_entry(folder)
     except (OSError, ValueError):
         return False
     return True
@@ -217,7 +285,9 @@ def _digest(file: pathlib.Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _open_entry(folder: pathlib.Path) -> Corpus:
+def _open_entry(
+    folder: pathlib.Path, lower_case: bool = True, left_out: tuple[str, ...] = ()
+) -> Corpus:
     """The corpus of a cache entry, with memory-mapped arrays."""
 
     def read(split: str, name: str) -> np.ndarray:
@@ -226,4 +296,4 @@ def _open_entry(folder: pathlib.Path) -> Corpus:
     names = [field.name for field in dataclasses.fields(Text)]
     splits = {s: Text(*(read(s, name) for name in names)) for s in SPLITS}
     vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")[:-1]
-    return Corpus(splits, tuple(vocabulary), folder)
+    return Corpus(splits, tuple(vocabulary), lower_case, left_out, folder)

@@ -1,14 +1,119 @@
-"""WordPiece vocabularies: training one, and tokenizing with it."""
+"""WordPiece vocabularies: train, read, and tokenize with one."""
 
 import collections
+import json
+import os
+import pathlib
 from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import tokenizers
+from etils import epath
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
+from attn_jax.data import corpora
+
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-PAD, UNK, CLS, SEP, MASK = range(len(SPECIALS))
 LEAST_COUNT = 2  # of a character or a merged piece in the training text
+MAX_BYTES = 64_000_000  # of a vocabulary; the largest released ones have 1 to 5 MB
+
+
+class SpecialIds(NamedTuple):
+    """Token ids. Vocabularies trained here start with them; Google's do not."""
+
+    pad: int
+    unk: int
+    cls: int
+    sep: int
+    mask: int
+
+
+def special_ids(vocabulary: Sequence[str]) -> SpecialIds:
+    """Raises ValueError where a special token is missing."""
+    if missing := [piece for piece in SPECIALS if piece not in vocabulary]:
+        raise ValueError(
+            f"the vocabulary lacks {', '.join(missing)}; give a WordPiece vocabulary of "
+            "BERT (vocab.txt, a piece a line)."
+        )
+    return SpecialIds(*map(vocabulary.index, SPECIALS))
+
+
+def parse_vocabulary(text: str) -> tuple[str, ...]:
+    """The word pieces of a vocab.txt; the number of a line is the token id.
+
+    Raises:
+        ValueError: an empty or repeated piece, or a special token is missing.
+    """
+    # Not splitlines: U+2028 and the like are pieces of some vocabularies.
+    pieces = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    numbers: dict[str, int] = {}
+    for number, piece in enumerate(pieces):
+        if not piece or piece in numbers:
+            fault = f"repeats {piece!r}" if piece else "is empty"
+            raise ValueError(
+                f"line {number + 1} of the vocabulary {fault}; give a vocab.txt with "
+                "one word piece a line."
+            )
+        numbers[piece] = number
+    special_ids(pieces)
+    return tuple(pieces)
+
+
+def vocabulary_of(path: epath.PathLike) -> dict[str, str] | None:
+    """The vocabulary that a checkpoint was trained with, as assets of a run.
+
+    Args:
+        path: a workdir (assets/vocab.txt), a Hugging Face folder (vocab.txt, and
+            tokenizer_config.json for `do_lower_case`), a file in one, or a vocab.txt.
+
+    Returns:
+        {"vocab.txt": pieces, "text.json": settings}, which `MaskedLM.bind` takes; the
+        setting `lower_case` is absent where the checkpoint does not tell. None if there
+        is no vocabulary.
+
+    Raises:
+        ValueError: a file that is no text, too large, or no vocabulary.
+    """
+    # Of epath, `is_file` says yes to a FIFO, which would block.
+    kind = epath.Path if "://" in os.fspath(path) else pathlib.Path
+    path = kind(path).expanduser()
+    if path.is_dir():
+        run = path / "assets" / "vocab.txt"
+        file = run if run.exists() else path / "vocab.txt"
+    else:
+        file = path if path.suffix == ".txt" else path.parent / "vocab.txt"
+    if not file.exists():
+        return None
+    text = corpora.read_text(file, MAX_BYTES)
+    try:
+        parse_vocabulary(text)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    settings = _read_json(file.parent / "text.json")
+    foreign = _read_json(file.parent / "tokenizer_config.json")
+    if "do_lower_case" in foreign:
+        settings.setdefault("lower_case", foreign["do_lower_case"])
+    return {"vocab.txt": text, "text.json": json.dumps(settings)}
+
+
+def parse_settings(text: str) -> dict[str, Any]:
+    """A JSON object; raises ValueError for any other text."""
+    try:
+        settings = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(settings, dict):
+        raise ValueError("not a JSON object")
+    return settings
+
+
+def _read_json(file: pathlib.Path | epath.Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        return parse_settings(corpora.read_text(file, MAX_BYTES))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
 
 
 def train_vocabulary(
