@@ -1,10 +1,10 @@
-"""Rows of a masked language model, drawn from tokenised text on the host.
+"""Sentence pairs and token masks of a masked language model, drawn on the host.
 
-Source: google-research/bert, create_pretraining_data.py, whose rules are followed one
-by one. There, rows are written once for a few random seeds; here they are drawn as they
-are read, so a record is a fixed run of sentences. What a record leaves unused of it
-when the second segment comes from elsewhere is unused on that visit only, where the
-original starts its next row with it.
+Source: google-research/bert, create_pretraining_data.py, rule by rule. The original
+writes rows once, for a few random seeds. Here a record is a fixed run of sentences and
+its row is drawn anew at every read. Where the second segment comes from another
+document, the rest of the run is unused in that row; the original starts its next row
+with it.
 """
 
 import hashlib
@@ -21,13 +21,14 @@ CONSTANT_GUESS = 0.9  # share of random pairs above which a warning is due
 
 
 class PairSource:
-    """Runs of consecutive sentences of one document, `target` tokens or just more.
+    """Runs of consecutive sentences of one document, the shortest with `target` tokens.
 
-    The last run of a document may be shorter. A record holds `text` (the split's
-    `Text`), `document`, `first` and `last` (sentences from `first` to before `last`),
-    and `number`, which is the record's index: with `duplicates`, run r is the records
-    r, r + R, ... of R runs, which differ in their number alone.
-    `special_ids` are those of the vocabulary.
+    The last run of a document may be shorter. A record holds:
+        text: the split's `Text`.
+        document, first, last: the run is the sentences [first, last) of the document.
+        number: the index of the record. With `duplicates`, run r of R is also the
+            records r + R, r + 2 R, ...; only their numbers differ.
+        special_ids: of the vocabulary.
     """
 
     labels = None
@@ -74,7 +75,7 @@ class PairSource:
         }
 
     def fingerprint(self) -> str:
-        """Of the tokens, the vocabulary and how they are cut into records."""
+        """A digest of the tokens, the vocabulary, and the runs; no path is in it."""
         digest = hashlib.sha256(
             repr((self.duplicates, self.corpus.vocabulary)).encode()
         )
@@ -90,7 +91,7 @@ def _make_source(
 
 
 def find_runs(text: text_lib.Text, target: int) -> Int64[np.ndarray, "R 3"]:
-    """(document, first sentence, the one after the last) of every run, in order."""
+    """(document, first, last) of every run: its sentences are [first, last)."""
     ends, runs = text.sentences.tolist(), []
     for document in range(len(text.documents) - 1):
         first, end = text.bounds(document)
@@ -144,10 +145,7 @@ def check_next_sentences(source: PairSource) -> None:
 
 
 class Pair(NamedTuple):
-    """Two segments before truncation, and the sentences that they are.
-
-    `second` is (document, first sentence, the one after the last) of B.
-    """
+    """Two segments before truncation; `second` is (document, first, last) of B."""
 
     a: Int32[np.ndarray, " A"]
     b: Int32[np.ndarray, " B"]
@@ -163,9 +161,13 @@ def draw_pair(
     target: int,
     rng: np.random.Generator,
 ) -> Pair:
-    """A: the first sentences of the run, a random number of them but not all. B: the
-    rest, or with probability 1/2, and always where the run is one sentence, the
-    sentences from a random place of another document on, up to `target` with A."""
+    """Draws segments A and B from the run of sentences [first, last).
+
+    A is a random number of the run's first sentences, at least one and not all. B is
+    the rest of the run. With probability 1/2, and always if the run is one sentence, B
+    is instead taken from a random sentence of another document on, until A and B have
+    `target` tokens.
+    """
     number = last - first
     middle = first + 1 if number == 1 else first + int(rng.integers(1, number))
     a = text.tokens(first, middle)
@@ -181,8 +183,7 @@ def draw_pair(
 
 
 def find_run_end(text: text_lib.Text, first: int, end: int, target: int) -> int:
-    """The sentence after the last of the shortest run from `first`, of one sentence at
-    least, that has `target` tokens; `end` where there are not so many."""
+    """The end of the shortest run from `first` with `target` tokens, at most `end`."""
     wanted = text.sentences[first] + max(target, 1)
     ends = text.sentences[first + 1 : end + 1]
     return min(first + 1 + int(np.searchsorted(ends, wanted)), end)
@@ -194,8 +195,11 @@ def truncate(
     limit: int,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Drops one token at a time from the longer segment, B if equal, front or back at
-    random, until both together have `limit`."""
+    """Shortens the pair to `limit` tokens.
+
+    Tokens are dropped one at a time from the longer segment (B if equal), at its front
+    or back with equal probability.
+    """
     lengths = [len(a), len(b)]
     starts = [0, 0]
     excess = max(sum(lengths) - limit, 0)
@@ -210,7 +214,7 @@ def truncate(
 
 
 class Masked(NamedTuple):
-    token_ids: Int32[np.ndarray, " L"]  # what the model sees
+    token_ids: Int32[np.ndarray, " L"]  # as the model sees them
     positions: Int[np.ndarray, " K"]  # ascending
     labels: Int32[np.ndarray, " K"]  # the tokens that were there
 
@@ -225,9 +229,12 @@ def mask_tokens(
     vocab_size: int,
     rng: np.random.Generator,
 ) -> Masked:
-    """Of L tokens round(L * probability) are chosen, at least 1 and at most `limit`,
-    each `maskable`; 80 % become [MASK], 10 % stay, 10 % become any piece of the
-    vocabulary, special ones included."""
+    """Chooses round(L * probability) of the L tokens, and hides them from the model.
+
+    At least 1 and at most `limit` are chosen, `maskable` ones only. 80 % become
+    `mask_id`, 10 % stay, 10 % become a random piece of the vocabulary, special tokens
+    included.
+    """
     candidates = np.flatnonzero(maskable)
     number = min(limit, max(1, round(len(token_ids) * probability)), len(candidates))
     positions = np.sort(rng.permutation(candidates)[:number])

@@ -19,7 +19,7 @@ from attn_jax.data import vocabulary as vocabulary_lib
 
 @dataclasses.dataclass(frozen=True)
 class MaskedLM:
-    """Sentence pairs of a text corpus with hidden tokens, drawn as they are read.
+    """Masked tokens and next sentences of a text corpus; rows are drawn when read.
 
     Attributes:
         data: "stdlib" (the documentation that comes with Python) or a path, see
@@ -34,10 +34,10 @@ class MaskedLM:
         max_predictions: P, the most tokens hidden in a row; None: 15 % of S.
         mask_probability: share of a row's tokens that are hidden.
         short_sequence_probability: how often a row is cut to a random length below S.
-        next_sentence: rows are pairs and `nsp_loss` is a term; False: one segment each.
-        duplicates: rows of each run of sentences in an evaluation, which differ in what
-            is hidden and in the pair (`dupe_factor` of the original). Training
-            draws anew in each epoch.
+        next_sentence: rows are sentence pairs and `nsp_loss` is a term of the loss;
+            False: a row is one segment.
+        duplicates: rows per run of sentences in an evaluation, with other masks and
+            pairs (`dupe_factor` of the original). Training draws new ones every epoch.
         lower_case: lower-case and strip accents ("uncased").
         corpus_version: of the rules for reading files, see
             `attn_jax.data.corpora.read_documents`.
@@ -171,9 +171,10 @@ class MaskedLM:
         return source
 
     def assets(self, source: pairs.PairSource) -> dict[str, str]:
-        """The vocabulary, and what the numbers of this run are to be compared with.
+        """The vocabulary, and the entropies that a loss is to be compared with.
 
-        Nothing here depends on where the data lies."""
+        Nothing here depends on where the data lies.
+        """
         splits = source.corpus.splits
         own, cross = text_lib.unigram_entropy(
             splits["train"], splits["validation"], self.vocab_size
@@ -195,7 +196,7 @@ class MaskedLM:
     ) -> dict[str, Any]:
         """One row: [CLS] A [SEP] B [SEP] or [CLS] A [SEP], padded to S.
 
-        `rng` None means evaluation: the row then depends on the record's number alone.
+        `rng` None means evaluation: the row is a function of the record's number.
 
         Returns: int32 `token_ids`, `segment_ids` [S] (0 for A, its [SEP] and padding),
         bool `mask` [S]; int32 `mlm_positions`, `mlm_labels` and bool `mlm_valid` [P],
@@ -240,7 +241,7 @@ class MaskedLM:
     def segments(
         self, record: Mapping[str, Any], rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, bool]:
-        """A and B, `text_length` tokens or fewer, and whether B is from elsewhere."""
+        """(A, B, whether B is random), at most `text_length` tokens together."""
         text, first, last = record["text"], record["first"], record["last"]
         target = self.text_length
         if rng.random() < self.short_sequence_probability:
@@ -262,10 +263,10 @@ class MaskedLM:
     def loss(
         self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
     ) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Cross-entropies in nats and accuracies: a hidden token counts as much as
-        another, whatever its row, and padded rows and places do not count.
+        """Cross-entropy in nats and accuracy, over all masked tokens and over all pairs.
 
-        The original divides by the tokens of each device's part plus 1e-5 instead.
+        Every masked token has the same weight, whatever its row; padding has none. The
+        original divides by the number of tokens on each device plus 1e-5 instead.
 
         Raises:
             ValueError: the model lacks a head, or has another vocabulary.
