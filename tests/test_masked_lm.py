@@ -273,6 +273,16 @@ def test_a_bound_task_lower_cases_as_the_run_did(corpus_file, caplog):
     assert ours.fingerprint() == theirs.fingerprint()
 
 
+def test_the_documentation_of_another_python_is_warned_of(task, caplog):
+    assets = task.assets(task.source("train"))
+    foreign = {**assets, "text.json": '{"python": "3.9.1"}'}
+    dataclasses.replace(task, data="stdlib").bind(assets)
+    task.bind(foreign)
+    assert not caplog.text
+    dataclasses.replace(task, data="stdlib").bind(foreign)
+    assert "and the run read that of 3.9.1" in caplog.text
+
+
 def test_assets_without_a_vocabulary_leave_the_task_as_it_is(task):
     assert task.bind({"images.json": "{}"}) is task
 

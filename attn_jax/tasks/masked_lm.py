@@ -138,6 +138,14 @@ class MaskedLM:
                 lower_case,
                 self.lower_case,
             )
+        python = settings.get("python") or platform.python_version()
+        if self.data == "stdlib" and python != platform.python_version():
+            logging.warning(
+                "the text is the documentation of Python %s, and the run read that of "
+                "%s: what it held out may differ.",
+                platform.python_version(),
+                python,
+            )
         bound = dataclasses.replace(self, lower_case=lower_case)
         object.__setattr__(bound, "_pieces", pieces)
         return bound
