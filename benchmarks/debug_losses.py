@@ -4,12 +4,13 @@
     python benchmarks/debug_losses.py --out=after.json --compare=before.json
 
 A refactoring must leave every bit in place; `--rtol=1e-5` is for a change that moves
-roundings. Both files must come from one machine, for XLA's code differs between processors.
+roundings. cpu_losses.json holds those of four recipes, for benchmarks/accelerator.py. Both files must come from one machine, for XLA's code differs between processors.
 """
 
 import argparse
 import json
 import pathlib
+import platform
 import sys
 import tempfile
 
@@ -67,7 +68,9 @@ def main() -> None:
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 1)
     found = {recipe: debug_records(recipe) for recipe in options.recipe or recipes()}
-    pathlib.Path(options.out).write_text(json.dumps(found, indent=1))
+    # The text of one recipe is the documentation inside Python.
+    stored = {"python": platform.python_version(), **found}
+    pathlib.Path(options.out).write_text(json.dumps(stored, indent=1) + "\n")
     if options.compare is None:
         return
     before = json.loads(pathlib.Path(options.compare).read_text())

@@ -3,42 +3,38 @@
 A document is what next-sentence pairs are drawn from, and what is held out whole.
 """
 
-import ast
-import functools
 import hashlib
+import os
 import pathlib
-import re
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-HELD_OUT = 0.1  # share of the documents
-LEAST_DOCUMENTS = (
-    4  # two for training and two held out: a pair may need another document
-)
-# Folders of the standard library with tests, third-party code or mere tables.
-SKIPPED = {
-    *("test", "tests", "idle_test", "site-packages", "dist-packages"),
-    *("lib2to3", "encodings", "turtledemo", "__pycache__"),
-}
-UNDOCUMENTED = 100  # fewer documented modules than this: the docstrings were stripped
+from etils import epath
 
-PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
-BULLET = re.compile(r"\s*(?:[-*+•o]|\d+[.)])\s+(?=\S)")
-# A full stop, closing quotes and brackets, white space, and a capital in what follows.
-SENTENCE_END = re.compile(
-    r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))(?<!e\.g\.)(?<!i\.e\.)\s+(?=[\"'(\[`*]*[A-Z])"
-)
-WORD = re.compile(r"[^\W\d_]{2,}")
+from attn_jax.data import prose, stdlib
+
+HELD_OUT = 0.1  # share of the documents
+MAX_LINE = 1_000_000  # bytes: one line is held in memory and tokenized whole
+MEMORY_FACTOR = 20  # bytes of memory a byte of text; 16 were measured (3.4 MB)
+# Two for training and two held out: a pair may need another document.
+LEAST_DOCUMENTS = 4
 
 
 class Document(NamedTuple):
-    name: str  # what decides whether it is held out
+    key: str  # decides whether it is held out
     sentences: tuple[str, ...]
 
 
-def read(data: str) -> list[Document]:
-    """The documents of a corpus, in an order that depends on their names alone.
+class Documents(NamedTuple):
+    """What was read, and the names of the files and folders that were not."""
+
+    documents: list[Document]
+    left_out: tuple[str, ...] = ()
+
+
+def read_documents(data: str, version: int = 2) -> Documents:
+    """The documents of a corpus. Neither they nor their order depend on a file's name.
 
     Args:
         data: one of
@@ -48,168 +44,169 @@ def read(data: str) -> list[Document]:
                 text; no module is imported.
             "FILE": UTF-8 text with one sentence a line and a blank line between
                 documents, taken as it is (the format of google-research/bert).
-            "DIR": each *.txt in it is a document of UTF-8 prose, cut by `sentences_of`.
+            "DIR": each *.txt in it, at any depth, is a document of UTF-8 prose, cut by
+                `prose.split_sentences`. Hidden files, links to folders and other suffixes are
+                left out.
+        version: of the rules for files and folders. 1 is that of runs before
+            `config.task.corpus_version` existed: documents are split by the file's
+            name, and folders are read in the order of names and not below the top.
 
     Raises:
-        ValueError: nothing there; a file without text or that is not UTF-8, with the
-            byte where that shows; fewer than four documents; a Python without
-            docstrings.
+        ValueError: nothing there; a file that is not regular, has no text, is not UTF-8,
+            or holds a NUL or a line above `MAX_LINE` bytes, with the byte where that
+            shows; text too large for this machine's memory; fewer than four different
+            documents; a Python without docstrings.
     """
     path = pathlib.Path(data).expanduser()
+    left_out: tuple[str, ...] = ()
     if data == "stdlib":
-        documents = _stdlib(sysconfig.get_path("stdlib"))
-    elif data and path.is_file():
-        documents = _from_file(path)
-    elif data and path.is_dir():
-        documents = _from_folder(path)
+        documents = [
+            Document(*d) for d in stdlib.read_stdlib(sysconfig.get_path("stdlib"))
+        ]
+    elif not data or not path.exists():
+        where = "" if path.is_absolute() else f" (a relative path: {path.absolute()})"
+        raise ValueError(
+            f"{data!r} does not exist{where if data else ''}. Set config.task.data to "
+            "'stdlib', to a text file (a sentence a line, a blank line between "
+            "documents) or to a folder of *.txt."
+        )
+    elif path.is_dir():
+        documents, left_out = _read_folder(path, version)
     else:
+        documents = _read_file(path, version)
+    different = len({document.key for document in documents})
+    if different < LEAST_DOCUMENTS:
         raise ValueError(
-            f"{data!r} does not exist. Set config.task.data to 'stdlib', to a text "
-            "file (a sentence a line, a blank line between documents) or to a folder "
-            "of *.txt."
+            f"{data!r} holds {different} different document(s)"
+            + (f" ({len(left_out)} left out: {_shorten(left_out)})" if left_out else "")
+            + f"; {LEAST_DOCUMENTS} are the least, since some are held out and pairs "
+            "need two. In one file, a blank line separates documents; in a folder, "
+            "each *.txt is one."
         )
-    if len(documents) < LEAST_DOCUMENTS:
-        raise ValueError(
-            f"{data!r} holds {len(documents)} document(s); {LEAST_DOCUMENTS} are the "
-            "least, since some are held out and pairs need two. In one file, a blank "
-            "line separates documents."
-        )
-    return documents
+    return Documents(documents, left_out)
 
 
-def held_out(names: Sequence[str]) -> set[str]:
-    """A tenth of the names, two at least: those of the smallest SHA-256."""
-    ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
-    return set(ranked[: max(2, round(HELD_OUT * len(names)))])
+def held_out(keys: Sequence[str]) -> set[str]:
+    """A tenth of the different keys, two at least: those of the smallest SHA-256."""
+    ranked = sorted(set(keys), key=lambda key: hashlib.sha256(key.encode()).digest())
+    return set(ranked[: max(2, round(HELD_OUT * len(ranked)))])
 
 
-def sentences_of(text: str) -> Iterator[str]:
-    """The English sentences of prose with some markup, each with single spaces.
+def read_text(path: pathlib.Path | epath.Path, max_bytes: int | None = None) -> str:
+    """The text of a UTF-8 file with "\n" line ends, read line by line.
 
-    A blank line ends a sentence, so does a bullet; within a paragraph, a full stop, "!"
-    or "?" does before a capital letter. Left out are the rest of a paragraph from ">>>"
-    on, grammar rules ("::="), underlines, and what is no prose: fewer than three words,
-    or over a fifth of the characters neither letter nor space.
+    Raises:
+        ValueError: see `read_documents`; or the file has more than `max_bytes`.
     """
-    for paragraph in PARAGRAPH.split(text):
-        parts: list[list[str]] = [[]]
-        for line in paragraph.splitlines():
-            if line.lstrip().startswith(">>>"):
-                break
-            if "::=" in line or not any(map(str.isalpha, line)):
-                continue
-            if bullet := BULLET.match(line):
-                line = line[bullet.end() :]
-                parts.append([])
-            parts[-1].append(line)
-        for part in parts:
-            for sentence in SENTENCE_END.split(" ".join(" ".join(part).split())):
-                if _is_prose(sentence):
-                    yield sentence
+    if not path.is_file():  # a FIFO or a device may never end
+        raise ValueError(f"{path} is no regular file; give a file of UTF-8 text.")
+    lines, start = [], 0
+    with path.open("rb") as file:
+        while line := file.readline(MAX_LINE + 1):
+            if len(line) > MAX_LINE:
+                raise ValueError(
+                    f"{path}: the line at byte {start} is longer than {MAX_LINE:,} "
+                    "bytes. Put one sentence or paragraph on a line."
+                )
+            try:
+                lines.append(line.decode("utf-8-sig" if start == 0 else "utf-8"))
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path}: byte {start + error.start} (0x{line[error.start]:02x}) is "
+                    "not UTF-8. Convert the file, for example with iconv -t utf-8."
+                ) from error
+            if (nul := line.find(0)) >= 0:
+                raise ValueError(
+                    f"{path}: byte {start + nul} is NUL, so this is no UTF-8 text. "
+                    "Convert the file, for example with iconv -t utf-8."
+                )
+            start += len(line)
+            if max_bytes is not None and start > max_bytes:
+                raise ValueError(f"{path} has more than {max_bytes:,} bytes.")
+    text = "".join(lines).replace("\r\n", "\n")
+    if not text.strip():
+        raise ValueError(f"{path}: no text from byte 0 to its end at {start}.")
+    return text
 
 
-def _is_prose(sentence: str) -> bool:
-    letters = sum(map(str.isalpha, sentence)) + sentence.count(" ")
-    return letters >= 0.8 * len(sentence) and len(WORD.findall(sentence)) >= 3
-
-
-def _from_file(path: pathlib.Path) -> list[Document]:
-    parts = PARAGRAPH.split(_decoded(path))
+def _read_file(path: pathlib.Path, version: int) -> list[Document]:
+    _check_memory([path])
+    parts = prose.PARAGRAPH.split(read_text(path))
     lines = [tuple(filter(None, map(str.strip, part.splitlines()))) for part in parts]
     return [
-        Document(f"{path.name}:{number}", sentences)
+        Document(
+            f"{path.name}:{number}" if version == 1 else _content_key(sentences),
+            sentences,
+        )
         for number, sentences in enumerate(filter(None, lines))
     ]
 
 
-def _from_folder(path: pathlib.Path) -> list[Document]:
+def _read_folder(
+    root: pathlib.Path, version: int
+) -> tuple[list[Document], tuple[str, ...]]:
+    left_out: tuple[str, ...] = ()
+    if version == 1:
+        files = sorted(root.glob("*.txt"))
+    else:
+        files, left_out = _find_text_files(root)
+    _check_memory(files)
     documents = []
-    for file in sorted(path.glob("*.txt")):
-        sentences = tuple(sentences_of(_decoded(file)))
+    for file in files:
+        sentences = tuple(prose.split_sentences(read_text(file)))
         if not sentences:
             raise ValueError(
                 f"{file}: no sentence of three words from byte 0 to its end. Remove "
                 "the file, or give one file with a sentence a line, which is taken as "
                 "it is."
             )
-        documents.append(Document(file.name, sentences))
-    return documents
+        key = file.name if version == 1 else _content_key(sentences)
+        documents.append(Document(key, sentences))
+    if version > 1:
+        documents.sort()
+    return documents, left_out
 
 
-def _decoded(path: pathlib.Path) -> str:
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+def _content_key(sentences: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(sentences).encode()).hexdigest()
+
+
+def _find_text_files(
+    root: pathlib.Path,
+) -> tuple[list[pathlib.Path], tuple[str, ...]]:
+    """The *.txt below `root` by name, and what else is there; links are not followed
+    into folders, so that no loop is walked."""
+    files, left_out, pending = [], [], [root]
+    while pending:
+        folder = pending.pop()
+        for entry in os.scandir(folder):
+            path = pathlib.Path(entry.path)
+            name = path.relative_to(root).as_posix()
+            hidden = entry.name.startswith(".")
+            if entry.is_dir(follow_symlinks=False):
+                if hidden:
+                    left_out.append(f"{name}/")
+                else:
+                    pending.append(path)
+            elif not hidden and path.suffix.lower() == ".txt" and entry.is_file():
+                files.append(path)
+            else:
+                left_out.append(name)
+    shown = (name.encode(errors="backslashreplace").decode() for name in left_out)
+    return sorted(files), tuple(sorted(shown))
+
+
+def _shorten(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _check_memory(files: Sequence[pathlib.Path]) -> None:
+    """Raises ValueError where tokenizing these would fill this machine's memory."""
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size * MEMORY_FACTOR > memory:
         raise ValueError(
-            f"{path}: byte {error.start} (0x{data[error.start]:02x}) is not UTF-8. "
-            "Convert the file, for example with iconv -t utf-8."
-        ) from error
-    if not text.strip():
-        raise ValueError(f"{path}: no text from byte 0 to its end at {len(data)}.")
-    return text.replace("\r\n", "\n")
-
-
-@functools.lru_cache(maxsize=1)  # parsing takes seconds, and every split asks for it
-def _stdlib(folder: str) -> list[Document]:
-    """Topics and modules below `folder`; a paragraph seen before is left out, for
-    modules that copy each other's docstrings would tell what is held out."""
-    root = pathlib.Path(folder)
-    topics = root / "pydoc_data" / "topics.py"
-    if not topics.is_file():
-        raise ValueError(
-            f"this Python has no {topics}, so there is no corpus 'stdlib' (a zipped or "
-            "stripped distribution). Set config.task.data to a text file or a folder."
+            f"{size / 1e9:.1f} GB of text take about {size * MEMORY_FACTOR / 1e9:.0f} GB "
+            f"of memory to tokenize, and this machine has {memory / 1e9:.0f}. Give less "
+            "text, or tokenize it where there is more memory and copy the cache."
         )
-    texts = {f"topics/{k}": [text] for k, text in sorted(_topics(topics).items())}
-    modules = {}
-    for file in sorted(root.rglob("*.py")):
-        name = file.relative_to(root).as_posix()
-        if SKIPPED.isdisjoint(name.split("/")) and file != topics:
-            if docstrings := _docstrings(file.read_bytes()):
-                modules[name] = docstrings
-    if len(modules) < UNDOCUMENTED:
-        raise ValueError(
-            f"only {len(modules)} modules below {root} have docstrings, so there is no "
-            "corpus 'stdlib' (a zipped or stripped distribution). Set config.task.data "
-            "to a text file or a folder."
-        )
-    seen: set[str] = set()
-    documents = []
-    for name, parts in (texts | modules).items():
-        sentences: list[str] = []
-        for paragraph in PARAGRAPH.split("\n\n".join(parts)):
-            words = " ".join(paragraph.split())
-            if words not in seen:
-                sentences += sentences_of(paragraph)
-            seen.add(words)
-        if sentences:
-            documents.append(Document(name, tuple(sentences)))
-    return documents
-
-
-def _topics(file: pathlib.Path) -> dict[str, str]:
-    for node in ast.parse(file.read_bytes()).body:
-        if isinstance(node, ast.Assign):
-            return ast.literal_eval(node.value)
-    raise ValueError(
-        f"{file} assigns no topics. Set config.task.data to a text file or a folder."
-    )
-
-
-def _docstrings(source: bytes) -> list[str]:
-    """Those of the module, its classes and functions, in the order of the source."""
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-
-    def walk(node: ast.AST) -> Iterator[str]:
-        if isinstance(node, documented):
-            if text := ast.get_docstring(node):
-                yield text.encode("utf-8", "replace").decode()  # a lone surrogate: "?"
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.stmt):
-                yield from walk(child)
-
-    try:
-        return list(walk(ast.parse(source)))
-    except SyntaxError:  # a template, or a file for another version of Python
-        return []

@@ -1,28 +1,34 @@
-"""Rows of a masked language model, drawn from tokenised text on the host.
+"""Sentence pairs and token masks of a masked language model, drawn on the host.
 
-Source: google-research/bert, create_pretraining_data.py, whose rules are followed one
-by one. There, rows are written once for a few random seeds; here they are drawn as they
-are read, so a record is a fixed run of sentences. What a record leaves unused of it
-when the second segment comes from elsewhere is unused on that visit only, where the
-original starts its next row with it.
+Source: google-research/bert, create_pretraining_data.py, rule by rule. The original
+writes rows once, for a few random seeds. Here a record is a fixed run of sentences and
+its row is drawn anew at every read. Where the second segment comes from another
+document, the rest of the run is unused in that row; the original starts its next row
+with it.
 """
 
 import hashlib
+import logging
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64
 
 from attn_jax.data import text as text_lib
+from attn_jax.data import vocabulary
+
+CONSTANT_GUESS = 0.9  # share of random pairs above which a warning is due
 
 
 class PairSource:
-    """Runs of consecutive sentences of one document, `target` tokens or just more.
+    """Runs of consecutive sentences of one document, the shortest with `target` tokens.
 
-    The last run of a document may be shorter. A record holds `text` (the split's
-    `Text`), `document`, `first` and `last` (sentences from `first` to before `last`),
-    and `number`, which is the record's index: with `duplicates`, run r is the records
-    r, r + R, ... of R runs, which differ in their number alone.
+    The last run of a document may be shorter. A record holds:
+        text: the split's `Text`.
+        document, first, last: the run is the sentences [first, last) of the document.
+        number: the index of the record. With `duplicates`, run r of R is also the
+            records r + R, r + 2 R, ...; only their numbers differ.
+        special_ids: of the vocabulary.
     """
 
     labels = None
@@ -39,12 +45,18 @@ class PairSource:
         self.corpus, self.split = corpus, split
         self.target, self.duplicates = target, duplicates
         self.text = corpus.splits[split]
-        self.runs = runs_of(self.text, target)
+        self.runs = find_runs(self.text, target)
+        self.special_ids = vocabulary.special_ids(corpus.vocabulary)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of the files and folders that were not read."""
+        return self.corpus.left_out
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The runs are found again in milliseconds; a cached corpus travels as a path.
         arguments = (self.corpus, self.split, self.target, self.duplicates)
-        return _source, arguments
+        return _make_source, arguments
 
     def __len__(self) -> int:
         return len(self.runs) * self.duplicates
@@ -59,10 +71,11 @@ class PairSource:
             "first": first,
             "last": last,
             "number": int(index),
+            "special_ids": self.special_ids,
         }
 
     def fingerprint(self) -> str:
-        """Of the tokens, the vocabulary and how they are cut into records."""
+        """A digest of the tokens, the vocabulary, and the runs; no path is in it."""
         digest = hashlib.sha256(
             repr((self.duplicates, self.corpus.vocabulary)).encode()
         )
@@ -71,14 +84,14 @@ class PairSource:
         return digest.hexdigest()[:16]
 
 
-def _source(
+def _make_source(
     corpus: text_lib.Corpus, split: str, target: int, duplicates: int
 ) -> PairSource:
     return PairSource(corpus, split, target=target, duplicates=duplicates)
 
 
-def runs_of(text: text_lib.Text, target: int) -> Int64[np.ndarray, "R 3"]:
-    """(document, first sentence, the one after the last) of every run, in order."""
+def find_runs(text: text_lib.Text, target: int) -> Int64[np.ndarray, "R 3"]:
+    """(document, first, last) of every run: its sentences are [first, last)."""
     ends, runs = text.sentences.tolist(), []
     for document in range(len(text.documents) - 1):
         first, end = text.bounds(document)
@@ -89,11 +102,50 @@ def runs_of(text: text_lib.Text, target: int) -> Int64[np.ndarray, "R 3"]:
     return np.array(runs, np.int64).reshape(-1, 3)
 
 
-class Pair(NamedTuple):
-    """Two segments before truncation, and the sentences that they are.
+def check_next_sentences(source: PairSource) -> None:
+    """Raises ValueError where `is_random` is known without reading the text.
 
-    `second` is (document, first sentence, the one after the last) of B.
+    A run of one sentence has no true second segment, so its pair is always random; so
+    are all pairs if no run has two sentences. Where few runs have two, a warning says
+    which accuracy the constant guess reaches.
     """
+    remedy = (
+        "set config.task.next_sentence to False and leave 'nsp' out of "
+        "config.model.heads, or"
+    )
+    if len(source.text.documents) < 3:
+        raise ValueError(
+            f"the split {source.split!r} has one document, so no sentence of another "
+            f"one can follow; {remedy} give more documents."
+        )
+    several = int((source.runs[:, 2] - source.runs[:, 1] > 1).sum())
+    if not several:
+        longest = int(np.diff(source.text.documents).max())
+        cause = (
+            "every document is one sentence; " + remedy + " put a blank line between "
+            "documents only."
+            if longest == 1
+            else f"none has two sentences in {source.target} tokens; {remedy} raise "
+            "config.task.sequence_length."
+        )
+        raise ValueError(
+            f"next-sentence prediction is trivial on the split {source.split!r}: every "
+            f"pair is a random one, since {cause}"
+        )
+    random = 1 - several / len(source.runs) / 2
+    if random > CONSTANT_GUESS:
+        logging.warning(
+            "%.0f %% of the pairs of split %r are random ones (few documents have two "
+            "sentences in %d tokens), so guessing that always has this next-sentence "
+            "accuracy.",
+            100 * random,
+            source.split,
+            source.target,
+        )
+
+
+class Pair(NamedTuple):
+    """Two segments before truncation; `second` is (document, first, last) of B."""
 
     a: Int32[np.ndarray, " A"]
     b: Int32[np.ndarray, " B"]
@@ -109,9 +161,13 @@ def draw_pair(
     target: int,
     rng: np.random.Generator,
 ) -> Pair:
-    """A: the first sentences of the run, a random number of them but not all. B: the
-    rest, or with probability 1/2, and always where the run is one sentence, the
-    sentences from a random place of another document on, up to `target` with A."""
+    """Draws segments A and B from the run of sentences [first, last).
+
+    A is a random number of the run's first sentences, at least one and not all. B is
+    the rest of the run. With probability 1/2, and always if the run is one sentence, B
+    is instead taken from a random sentence of another document on, until A and B have
+    `target` tokens.
+    """
     number = last - first
     middle = first + 1 if number == 1 else first + int(rng.integers(1, number))
     a = text.tokens(first, middle)
@@ -122,13 +178,12 @@ def draw_pair(
     other += other >= document
     start, end = text.bounds(other)
     start = int(rng.integers(start, end))
-    stop = run_end(text, start, end, target - len(a))
+    stop = find_run_end(text, start, end, target - len(a))
     return Pair(a, text.tokens(start, stop), True, (other, start, stop))
 
 
-def run_end(text: text_lib.Text, first: int, end: int, target: int) -> int:
-    """The sentence after the last of the shortest run from `first`, of one sentence at
-    least, that has `target` tokens; `end` where there are not so many."""
+def find_run_end(text: text_lib.Text, first: int, end: int, target: int) -> int:
+    """The end of the shortest run from `first` with `target` tokens, at most `end`."""
     wanted = text.sentences[first] + max(target, 1)
     ends = text.sentences[first + 1 : end + 1]
     return min(first + 1 + int(np.searchsorted(ends, wanted)), end)
@@ -140,8 +195,11 @@ def truncate(
     limit: int,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Drops one token at a time from the longer segment, B if equal, front or back at
-    random, until both together have `limit`."""
+    """Shortens the pair to `limit` tokens.
+
+    Tokens are dropped one at a time from the longer segment (B if equal), at its front
+    or back with equal probability.
+    """
     lengths = [len(a), len(b)]
     starts = [0, 0]
     excess = max(sum(lengths) - limit, 0)
@@ -156,7 +214,7 @@ def truncate(
 
 
 class Masked(NamedTuple):
-    token_ids: Int32[np.ndarray, " L"]  # what the model sees
+    token_ids: Int32[np.ndarray, " L"]  # as the model sees them
     positions: Int[np.ndarray, " K"]  # ascending
     labels: Int32[np.ndarray, " K"]  # the tokens that were there
 
@@ -167,19 +225,23 @@ def mask_tokens(
     *,
     probability: float,
     limit: int,
+    mask_id: int,
     vocab_size: int,
     rng: np.random.Generator,
 ) -> Masked:
-    """Of L tokens round(L * probability) are chosen, at least 1 and at most `limit`,
-    each `maskable`; 80 % become [MASK], 10 % stay, 10 % become any piece of the
-    vocabulary, special ones included."""
+    """Chooses round(L * probability) of the L tokens, and hides them from the model.
+
+    At least 1 and at most `limit` are chosen, `maskable` ones only. 80 % become
+    `mask_id`, 10 % stay, 10 % become a random piece of the vocabulary, special tokens
+    included.
+    """
     candidates = np.flatnonzero(maskable)
     number = min(limit, max(1, round(len(token_ids) * probability)), len(candidates))
     positions = np.sort(rng.permutation(candidates)[:number])
     labels = token_ids[positions]
     fate = rng.random(number)
     anything = rng.integers(vocab_size, size=number, dtype=np.int32)
-    shown = np.where(fate < 0.8, np.int32(text_lib.MASK), labels)
+    shown = np.where(fate < 0.8, np.int32(mask_id), labels)
     shown = np.where(fate >= 0.9, anything, shown)
     seen = token_ids.copy()
     seen[positions] = shown

@@ -1,10 +1,9 @@
-"""Text as numbers: a WordPiece vocabulary, a tokenised corpus, and its cache on disk.
+"""A tokenized corpus: flat arrays of token ids, split by document, cached on disk.
 
-Training a vocabulary is a pure function of the text here, so a run's folder need not
-hold the corpus: whoever has the same text has the same numbers.
+Training a vocabulary is a pure function of the text, so whoever has the same text
+gets the same token ids.
 """
 
-import collections
 import dataclasses
 import hashlib
 import json
@@ -12,27 +11,28 @@ import logging
 import os
 import pathlib
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tokenizers
 from jaxtyping import Int32, Int64
-from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from attn_jax.data import corpora
+from attn_jax.data.vocabulary import make_tokenizer, special_ids, train_vocabulary
 
-SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-PAD, UNK, CLS, SEP, MASK = range(len(SPECIALS))
 SPLITS = ("train", "validation")
-FORMAT = 1  # of a cache entry, and of the rules of `corpora`; raise it when they change
-LEAST_COUNT = 2  # of a character or a merged piece in the training text
+FORMAT = 2  # of a cache entry, and of the rules of `prose`; raise it when they change
+SIDE_FILES = ("vocab.txt", "digests.json")  # of an entry, beside its arrays
+DTYPES = {"token_ids": np.int32, "sentences": np.int64, "documents": np.int64}
+UNKNOWN_LIMIT = 0.5  # share of [UNK] above which a vocabulary does not fit a text
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Text:
-    """Tokenised documents, as flat arrays.
+    """Tokenized documents, as flat arrays.
 
     Attributes:
         token_ids: all sentences one after another.
@@ -45,178 +45,129 @@ class Text:
     documents: Int64[np.ndarray, " D"]
 
     def tokens(self, first: int, last: int) -> np.ndarray:
-        """int32, of the sentences from `first` to before `last`."""
+        """int32 token ids of the sentences in [first, last)."""
         return self.token_ids[self.sentences[first] : self.sentences[last]]
 
     def length(self, first: int, last: int) -> int:
+        """The number of tokens of the sentences in [first, last)."""
         return int(self.sentences[last] - self.sentences[first])
 
     def bounds(self, document: int) -> tuple[int, int]:
-        """Its first sentence, and the one after its last."""
+        """Its sentences as [first, last)."""
         return int(self.documents[document]), int(self.documents[document + 1])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-    """Both splits in one vocabulary; to another process a cached one goes as a path."""
+    """Both splits in one vocabulary. A cached corpus is pickled as a path."""
 
     splits: Mapping[str, Text]
     vocabulary: tuple[str, ...]  # line number = token id
-    folder: pathlib.Path | None = None  # where the arrays lie
+    lower_case: bool
+    left_out: tuple[str, ...] = ()  # files and folders that were not read
+    folder: pathlib.Path | None = None  # the cache entry that holds the arrays
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.folder is not None:
-            return _opened, (self.folder,)
-        return Corpus, (self.splits, self.vocabulary)
+            return _open_entry, (self.folder, self.lower_case, self.left_out)
+        return Corpus, (self.splits, self.vocabulary, self.lower_case, self.left_out)
 
 
-def load(data: str, vocab_size: int, *, lower_case: bool = True) -> Corpus:
-    """The corpus `data` (see `corpora.read`), tokenised by its own vocabulary.
+def load_corpus(
+    data: str,
+    vocab_size: int,
+    *,
+    lower_case: bool = True,
+    vocabulary: tuple[str, ...] | None = None,
+    version: int = 2,
+) -> Corpus:
+    """The corpus `data` (see `corpora.read_documents`), split and tokenized.
 
-    The vocabulary is trained on the train split alone. The result is kept in
-    $XDG_CACHE_HOME/attn_jax (else ~/.cache/attn_jax) under a digest of the text, the
-    settings and the version of `tokenizers`. A damaged entry is built again; where the
-    folder cannot be written, nothing is kept and a warning says so.
+    The result is kept in $XDG_CACHE_HOME/attn_jax (else ~/.cache/attn_jax) under a
+    digest of the text, the settings and the version of `tokenizers`. An entry that is
+    damaged, or that another user wrote, is built again; where the folder cannot be
+    written, nothing is kept and a warning says so.
+
+    Args:
+        vocab_size: of the vocabulary that is trained on the train split.
+        vocabulary: the word pieces to use instead; nothing is trained then.
+        version: of the rules for reading files, see `corpora.read_documents`.
 
     Raises:
-        ValueError: no such corpus, or it is too small for `vocab_size` word pieces.
+        ValueError: no such corpus, or it is too small for `vocab_size` word pieces, or
+            the vocabulary knows none of its words.
     """
-    documents = corpora.read(data)
-    settings = [FORMAT, tokenizers.__version__, vocab_size, lower_case]
+    documents, left_out = corpora.read_documents(data, version)
+    settings = [FORMAT, tokenizers.__version__, vocabulary or vocab_size, lower_case]
     digest = hashlib.sha256(json.dumps([settings, documents]).encode()).hexdigest()
     folder = _cache_folder() / f"text-{digest[:32]}"
     if folder.is_dir():
         try:
-            _check_digests(folder)
-            return _opened(folder)
-        except (OSError, ValueError, KeyError) as error:
+            _check_entry(folder)
+            return _open_entry(folder, lower_case, left_out)
+        except (OSError, ValueError) as error:
             logging.warning("%s is damaged (%s) and is built again.", folder, error)
-    corpus = build(documents, vocab_size, lower_case)
+    corpus = build_corpus(documents, vocab_size, lower_case, vocabulary)
+    corpus = dataclasses.replace(corpus, left_out=left_out)
     try:
-        _save(corpus, folder)
+        _save_entry(corpus, folder)
     except OSError as error:
         logging.warning(
-            "the tokenised text cannot be kept in %s (%s), so every start builds it "
-            "anew; set XDG_CACHE_HOME to a folder that can be written.",
+            "the tokenized text cannot be kept in %s (%s), so every start builds it "
+            "again; set XDG_CACHE_HOME to a folder that can be written.",
             folder.parent,
             error,
         )
         return corpus
-    return _opened(folder)
+    return _open_entry(folder, lower_case, left_out)
 
 
-def build(
-    documents: Sequence[corpora.Document], vocab_size: int, lower_case: bool
+def build_corpus(
+    documents: Sequence[corpora.Document],
+    vocab_size: int,
+    lower_case: bool,
+    vocabulary: tuple[str, ...] | None = None,
 ) -> Corpus:
-    """Splits by document, trains the vocabulary, tokenises."""
-    held_out = corpora.held_out([document.name for document in documents])
+    """Splits by document, trains the vocabulary unless it is given, tokenizes."""
+    held_out = corpora.held_out([document.key for document in documents])
     parts = {
-        "train": [d for d in documents if d.name not in held_out],
-        "validation": [d for d in documents if d.name in held_out],
+        "train": [d for d in documents if d.key not in held_out],
+        "validation": [d for d in documents if d.key in held_out],
     }
-    vocabulary = train_vocabulary(
-        [s for document in parts["train"] for s in document.sentences],
-        vocab_size,
-        lower_case=lower_case,
-    )
+    if vocabulary is None:
+        vocabulary = train_vocabulary(
+            [s for document in parts["train"] for s in document.sentences],
+            vocab_size,
+            lower_case=lower_case,
+        )
+    unknown = special_ids(vocabulary).unk
     tokenizer = make_tokenizer(vocabulary, lower_case=lower_case)
-    splits = {name: _tokenised(part, tokenizer) for name, part in parts.items()}
+    splits = {name: tokenize(part, tokenizer) for name, part in parts.items()}
     for name, text in splits.items():
         if not len(text.token_ids):
             raise ValueError(
                 f"the {name} split of the corpus has no text; give more documents."
             )
-    return Corpus(splits, vocabulary)
+        share = float(np.mean(text.token_ids == unknown))
+        if share > UNKNOWN_LIMIT:
+            raise ValueError(
+                f"the vocabulary does not know {share:.0%} of the {name} split (its "
+                "tokens are [UNK]), so almost any model predicts them. Give text in the "
+                "language and script of the vocabulary, or train a new one."
+            )
+    return Corpus(splits, vocabulary, lower_case)
 
 
-# --- vocabulary -----------------------------------------------------------------------
-
-
-def train_vocabulary(
-    sentences: Iterable[str], size: int, *, lower_case: bool = True
-) -> tuple[str, ...]:
-    """`size` word pieces: [PAD] [UNK] [CLS] [SEP] [MASK], characters, then merges.
-
-    The trainer merges the most frequent pair of pieces again and again (byte-pair
-    encoding with "##"), as all WordPiece trainers of `tokenizers` do. It numbers the
-    characters in the order of a hash map seeded at random, and numbers break ties, so
-    two runs differ; here it is given all characters in sorted order beforehand.
-
-    Raises:
-        ValueError: `size` is smaller than the alphabet, or larger than what the text
-            yields.
-
-    Source: google-research/bert released no trainer; Hugging Face's
-    train_bert_wordpiece.py has the same steps and the same least count.
-    """
-    tokenizer = make_tokenizer(None, lower_case=lower_case)
-    starts: collections.Counter[str] = collections.Counter()
-    rests: collections.Counter[str] = collections.Counter()
-    words: collections.Counter[str] = collections.Counter()
-    for sentence in sentences:
-        sentence = tokenizer.normalizer.normalize_str(sentence)
-        parts = tokenizer.pre_tokenizer.pre_tokenize_str(sentence)
-        words.update(word for word, _ in parts)
-    for word, count in words.items():
-        starts[word[0]] += count
-        for character in word[1:]:
-            rests[character] += count
-    both = starts + rests
-    alphabet = sorted(c for c, count in both.items() if count >= LEAST_COUNT)
-    known = [*SPECIALS, *alphabet, *(f"##{c}" for c in alphabet if c in rests)]
-    if len(known) >= size:
-        raise ValueError(
-            f"vocab_size={size} leaves no room beside {len(known)} special tokens and "
-            "characters of the text; raise config.task.vocab_size and "
-            "config.model.vocab_size."
-        )
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size,
-        min_frequency=LEAST_COUNT,
-        limit_alphabet=len(alphabet),
-        special_tokens=known,
-        show_progress=False,
-    )
-    lines = (
-        f"{word} " * count for word, count in words.items()
-    )  # counts are all it reads
-    tokenizer.train_from_iterator(lines, trainer)
-    numbers = tokenizer.get_vocab()
-    if len(numbers) != size:
-        raise ValueError(
-            f"the text yields {len(numbers)} word pieces that occur {LEAST_COUNT} "
-            f"times, but vocab_size={size}; set config.task.vocab_size and "
-            f"config.model.vocab_size to {len(numbers)} or less, or give more text."
-        )
-    return tuple(sorted(numbers, key=lambda piece: numbers[piece]))
-
-
-def make_tokenizer(
-    vocabulary: Sequence[str] | None, *, lower_case: bool = True
-) -> tokenizers.Tokenizer:
-    """BERT's tokenizer: clean, split off punctuation, longest piece first.
-
-    A literal "[MASK]" in a text is three ordinary pieces, as in google-research/bert:
-    nothing that is read becomes a special token.
-    """
-    known = {piece: number for number, piece in enumerate(vocabulary or SPECIALS)}
-    tokenizer = tokenizers.Tokenizer(
-        models.WordPiece(known, unk_token="[UNK]", max_input_chars_per_word=200)
-    )
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower_case)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return tokenizer
-
-
-def _tokenised(
+def tokenize(
     documents: Sequence[corpora.Document], tokenizer: tokenizers.Tokenizer
 ) -> Text:
+    """The documents as token ids; a sentence or document without a token is left out."""
     token_ids: list[int] = []
     sentences, bounds = [0], [0]
     for document in documents:
         for sentence in document.sentences:
             ids = tokenizer.encode(sentence, add_special_tokens=False).ids
-            if ids:  # none where cleaning leaves nothing, as of control characters
+            if ids:  # control characters alone leave none
                 token_ids += ids
                 sentences.append(len(token_ids))
         if len(sentences) - 1 > bounds[-1]:
@@ -233,10 +184,9 @@ def unigram_entropy(
 ) -> tuple[float, float]:
     """(entropy of the held-out tokens, their cross-entropy under train), nats a token.
 
-    The first is the lowest loss that any guess without context reaches on them, and
-    only by knowing their frequencies; the second is what the training frequencies, one
-    added to each count, reach. A masked language model that reads context must be
-    below."""
+    The entropy is the lowest loss that a guess without context can reach, given the
+    held-out frequencies. The cross-entropy is what the training frequencies reach, with
+    add-one smoothing. A masked language model that uses context must be below both."""
     counts = np.bincount(held_out.token_ids, minlength=vocab_size).astype(np.float64)
     seen = np.bincount(train.token_ids, minlength=vocab_size) + 1.0
     p = counts / counts.sum()
@@ -252,7 +202,7 @@ def _cache_folder() -> pathlib.Path:
     return pathlib.Path(root) / "attn_jax"
 
 
-def _save(corpus: Corpus, folder: pathlib.Path) -> None:
+def _save_entry(corpus: Corpus, folder: pathlib.Path) -> None:
     """Writes beside `folder` and renames, so that no reader sees half an entry."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
@@ -279,16 +229,52 @@ def _save(corpus: Corpus, folder: pathlib.Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_digests(folder: pathlib.Path) -> None:
-    digests = json.loads((folder / "digests.json").read_text())
+def _check_entry(folder: pathlib.Path) -> None:
+    """Raises OSError or ValueError unless the entry is ours, whole, and a corpus.
+
+    Digests prove that the files are as they were written, not who wrote them, so the
+    owner and the arrays are checked, too.
+    """
+    names = [field.name for field in dataclasses.fields(Text)]
+    arrays = [f"{split}-{name}.npy" for split in SPLITS for name in names]
+    for path in (folder, *(folder / name for name in (*arrays, *SIDE_FILES))):
+        status = path.lstat()
+        if status.st_uid not in (os.getuid(), 0):
+            raise ValueError(f"{path.name} belongs to another user")
+        if path != folder and not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path.name} is no regular file")
+    try:
+        digests = json.loads((folder / "digests.json").read_bytes())
+    except RecursionError as error:
+        raise ValueError("digests.json is nested too deeply") from error
+    if not isinstance(digests, dict) or digests.keys() != {*arrays, "vocab.txt"}:
+        raise ValueError("digests.json does not list the files of an entry")
     for name, digest in digests.items():
         if _digest(folder / name) != digest:
             raise ValueError(f"{name} is not as it was written")
+    corpus = _open_entry(folder)
+    special_ids(corpus.vocabulary)
+    for split, text in corpus.splits.items():
+        for name in names:
+            array = getattr(text, name)
+            if array.ndim != 1 or array.dtype != DTYPES[name] or not len(array):
+                raise ValueError(f"{split}-{name}.npy has a wrong shape or type")
+        ends = (
+            ("sentences", len(text.token_ids)),
+            ("documents", len(text.sentences) - 1),
+        )
+        for name, end in ends:
+            bounds = getattr(text, name)
+            if bounds[0] != 0 or bounds[-1] != end or (np.diff(bounds) <= 0).any():
+                raise ValueError(f"{split}-{name}.npy does not divide its text")
+        ids = text.token_ids
+        if ids.min() < 0 or ids.max() >= len(corpus.vocabulary):
+            raise ValueError(f"{split}-token_ids.npy is not of this vocabulary")
 
 
 def _is_whole(folder: pathlib.Path) -> bool:
     try:
-        _check_digests(folder)
+        _check_entry(folder)
     except (OSError, ValueError):
         return False
     return True
@@ -299,8 +285,10 @@ def _digest(file: pathlib.Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _opened(folder: pathlib.Path) -> Corpus:
-    """The corpus of a cache entry; its arrays are read from disk as they are used."""
+def _open_entry(
+    folder: pathlib.Path, lower_case: bool = True, left_out: tuple[str, ...] = ()
+) -> Corpus:
+    """The corpus of a cache entry, with memory-mapped arrays."""
 
     def read(split: str, name: str) -> np.ndarray:
         return np.load(folder / f"{split}-{name}.npy", mmap_mode="r")
@@ -308,4 +296,4 @@ def _opened(folder: pathlib.Path) -> Corpus:
     names = [field.name for field in dataclasses.fields(Text)]
     splits = {s: Text(*(read(s, name) for name in names)) for s in SPLITS}
     vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")[:-1]
-    return Corpus(splits, tuple(vocabulary), folder)
+    return Corpus(splits, tuple(vocabulary), lower_case, left_out, folder)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import platform
 from collections.abc import Mapping
 from typing import Any
@@ -14,26 +15,33 @@ import optax
 from attn_jax.bounds import Path, Probability, Width
 from attn_jax.data import pairs, sources
 from attn_jax.data import text as text_lib
+from attn_jax.data import vocabulary as vocabulary_lib
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedLM:
-    """Sentence pairs of a text corpus with hidden tokens, drawn as they are read.
+    """Masked tokens and next sentences of a text corpus; rows are drawn when read.
 
     Attributes:
         data: "stdlib" (the documentation that comes with Python) or a path, see
-            `attn_jax.data.corpora.read`. A tenth of its documents is "validation".
-        vocab_size: word pieces of the vocabulary, which is trained on the train split;
-            the model's, too.
+            `attn_jax.data.corpora.read_documents`. A tenth of its documents is the
+            split "validation".
+        vocab_size: word pieces of the vocabulary, and of the model.
+        vocabulary: where the vocabulary comes from: a vocab.txt, a Hugging Face folder
+            or a workdir, whose `lower_case` is then used, too. None: that of
+            the run or of the checkpoint in `init_from`, see `bind`; else it is trained
+            on the train split.
         sequence_length: S, of every row, with [CLS] and [SEP].
         max_predictions: P, the most tokens hidden in a row; None: 15 % of S.
         mask_probability: share of a row's tokens that are hidden.
         short_sequence_probability: how often a row is cut to a random length below S.
-        next_sentence: rows are pairs and `nsp_loss` is a term; False: one segment each.
-        duplicates: rows of each run of sentences in an evaluation, which differ in what
-            is hidden and in the pair (`dupe_factor` of the original). Training
-            draws anew in each epoch.
+        next_sentence: rows are sentence pairs and `nsp_loss` is a term of the loss;
+            False: a row is one segment.
+        duplicates: rows per run of sentences in an evaluation, with other masks and
+            pairs (`dupe_factor` of the original). Training draws new ones every epoch.
         lower_case: lower-case and strip accents ("uncased").
+        corpus_version: of the rules for reading files, see
+            `attn_jax.data.corpora.read_documents`.
 
     Source: Devlin et al. 2019, sec. 3.1 and A.1; google-research/bert,
     create_pretraining_data.py and run_pretraining.py.
@@ -48,6 +56,12 @@ class MaskedLM:
     next_sentence: bool = True
     duplicates: int = 1
     lower_case: bool = True
+    vocabulary: str | None = None
+    corpus_version: int = 2
+    # The word pieces given by `bind`; no key of a config.
+    _pieces: tuple[str, ...] | None = dataclasses.field(
+        default=None, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         if self.text_length < 2:
@@ -63,6 +77,11 @@ class MaskedLM:
             raise ValueError(
                 f"max_predictions={self.predictions_per_row} and "
                 f"duplicates={self.duplicates} must be 1 or more."
+            )
+        if self.corpus_version not in (1, 2):
+            raise ValueError(
+                f"corpus_version={self.corpus_version} must be 2, or 1 for a run of an "
+                "earlier release."
             )
 
     @property
@@ -81,45 +100,112 @@ class MaskedLM:
             return max(1, round(0.15 * self.sequence_length))
         return self.max_predictions
 
+    def bind(self, assets: Mapping[str, str]) -> "MaskedLM":
+        """This task with the vocabulary and `lower_case` of a run or checkpoint.
+
+        Args:
+            assets: {file name: text}, as in a run's assets/ or as returned by
+                `attn_jax.data.vocabulary.vocabulary_of`. Without a "vocab.txt" the task
+                is returned as it is.
+
+        Raises:
+            ValueError: a damaged vocabulary, one of another size than `vocab_size`, or
+                one that differs from a vocabulary that the task has already.
+        """
+        if "vocab.txt" not in assets:
+            return self
+        pieces = vocabulary_lib.parse_vocabulary(assets["vocab.txt"])
+        if len(pieces) != self.vocab_size:
+            raise ValueError(
+                f"the vocabulary has {len(pieces):,} word pieces, but "
+                f"config.task.vocab_size={self.vocab_size}; set config.task.vocab_size "
+                f"and config.model.vocab_size to {len(pieces)}."
+            )
+        own = self.vocabulary and vocabulary_lib.vocabulary_of(self.vocabulary)
+        named = vocabulary_lib.parse_vocabulary(own["vocab.txt"]) if own else None
+        if {self._pieces, named} - {None, pieces}:
+            raise ValueError(
+                "two different vocabularies for one task; start from one checkpoint "
+                "with text, and leave config.task.vocabulary at None."
+            )
+        settings = vocabulary_lib.parse_settings(assets.get("text.json", "{}"))
+        lower_case = settings.get("lower_case", self.lower_case)
+        if not isinstance(lower_case, bool):
+            raise ValueError(f"{lower_case=} in text.json must be true or false.")
+        if lower_case != self.lower_case:
+            logging.warning(
+                "the text is tokenized with lower_case=%s, as the vocabulary was "
+                "trained, instead of config.task.lower_case=%s.",
+                lower_case,
+                self.lower_case,
+            )
+        python = settings.get("python") or platform.python_version()
+        if self.data == "stdlib" and python != platform.python_version():
+            logging.warning(
+                "the text is the documentation of Python %s, and the run read that of "
+                "%s: what it held out may differ.",
+                platform.python_version(),
+                python,
+            )
+        bound = dataclasses.replace(self, lower_case=lower_case)
+        object.__setattr__(bound, "_pieces", pieces)
+        return bound
+
     def source(self, split: str) -> sources.Source:
-        corpus = text_lib.load(self.data, self.vocab_size, lower_case=self.lower_case)
+        if self.vocabulary is not None and self._pieces is None:
+            assets = vocabulary_lib.vocabulary_of(self.vocabulary)
+            if assets is None:
+                raise ValueError(
+                    f"no vocab.txt at vocabulary={self.vocabulary!r}. Set "
+                    "config.task.vocabulary to a vocab.txt, a Hugging Face folder or a "
+                    "workdir, or to None to train one."
+                )
+            return self.bind(assets).source(split)
+        corpus = text_lib.load_corpus(
+            self.data,
+            self.vocab_size,
+            lower_case=self.lower_case,
+            vocabulary=self._pieces,
+            version=self.corpus_version,
+        )
         duplicates = 1 if split == "train" else self.duplicates
         source = pairs.PairSource(
             corpus, split, target=self.text_length, duplicates=duplicates
         )
-        if self.next_sentence and len(source.text.documents) < 3:
-            raise ValueError(
-                f"{self.data!r}: the split {split!r} has one document, so no sentence "
-                "of another one can follow; give more documents or set "
-                "config.task.next_sentence to False."
-            )
+        if self.next_sentence:
+            try:
+                pairs.check_next_sentences(source)
+            except ValueError as error:
+                raise ValueError(f"{self.data!r}: {error}") from error
         return source
 
     def assets(self, source: pairs.PairSource) -> dict[str, str]:
-        """The vocabulary, and what the numbers of this run are to be compared with."""
+        """The vocabulary, and the entropies that a loss is to be compared with.
+
+        Nothing here depends on where the data lies.
+        """
         splits = source.corpus.splits
         own, cross = text_lib.unigram_entropy(
             splits["train"], splits["validation"], self.vocab_size
         )
         known = {
-            "data": self.data,
             "python": platform.python_version() if self.data == "stdlib" else None,
-            "lower_case": self.lower_case,
+            "lower_case": source.corpus.lower_case,
             "sequence_length": self.sequence_length,
             "tokens": {name: len(text.token_ids) for name, text in splits.items()},
             # Nats a token: guessing held-out tokens from frequencies, without context.
             "unigram_entropy": round(own, 4),
             "unigram_cross_entropy": round(cross, 4),
         }
-        vocabulary = "".join(f"{piece}\n" for piece in source.corpus.vocabulary)
-        return {"vocab.txt": vocabulary, "text.json": json.dumps(known, indent=1)}
+        pieces = "".join(f"{piece}\n" for piece in source.corpus.vocabulary)
+        return {"vocab.txt": pieces, "text.json": json.dumps(known, indent=1)}
 
     def example(
         self, record: Mapping[str, Any], rng: np.random.Generator | None
     ) -> dict[str, Any]:
         """One row: [CLS] A [SEP] B [SEP] or [CLS] A [SEP], padded to S.
 
-        `rng` None means evaluation: the row then depends on the record's number alone.
+        `rng` None means evaluation: the row is a function of the record's number.
 
         Returns: int32 `token_ids`, `segment_ids` [S] (0 for A, its [SEP] and padding),
         bool `mask` [S]; int32 `mlm_positions`, `mlm_labels` and bool `mlm_valid` [P],
@@ -128,7 +214,8 @@ class MaskedLM:
         if rng is None:
             rng = np.random.default_rng(record["number"])
         a, b, is_random = self.segments(record, rng)
-        cls, sep = [text_lib.CLS], [text_lib.SEP]
+        special = record["special_ids"]
+        cls, sep = [special.cls], [special.sep]
         parts: list[Any] = [cls, a, sep, *([b, sep] if self.next_sentence else [])]
         tokens = np.concatenate(parts).astype(np.int32)
         length, second = len(tokens), 2 + len(a)
@@ -139,12 +226,13 @@ class MaskedLM:
             maskable,
             probability=self.mask_probability,
             limit=self.predictions_per_row,
+            mask_id=special.mask,
             vocab_size=self.vocab_size,
             rng=rng,
         )
         size, chosen = self.sequence_length, len(masked.positions)
         places = np.arange(size)
-        token_ids = np.full(size, text_lib.PAD, np.int32)
+        token_ids = np.full(size, special.pad, np.int32)
         token_ids[:length] = masked.token_ids
         positions = np.zeros(self.predictions_per_row, np.int32)
         labels = np.zeros(self.predictions_per_row, np.int32)
@@ -162,12 +250,12 @@ class MaskedLM:
     def segments(
         self, record: Mapping[str, Any], rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, bool]:
-        """A and B, `text_length` tokens or fewer, and whether B is from elsewhere."""
+        """(A, B, whether B is random), at most `text_length` tokens together."""
         text, first, last = record["text"], record["first"], record["last"]
         target = self.text_length
         if rng.random() < self.short_sequence_probability:
             target = int(rng.integers(2, target, endpoint=True))
-            last = pairs.run_end(text, first, last, target)
+            last = pairs.find_run_end(text, first, last, target)
         if self.next_sentence:
             a, b, is_random, _ = pairs.draw_pair(
                 text, record["document"], first, last, target, rng
@@ -184,24 +272,24 @@ class MaskedLM:
     def loss(
         self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
     ) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Cross-entropies in nats and accuracies: a hidden token counts as much as
-        another, whatever its row, and padded rows and places do not count.
+        """Cross-entropy in nats and accuracy, over all masked tokens and over all pairs.
 
-        The original divides by the tokens of each device's part plus 1e-5 instead.
+        Every masked token has the same weight, whatever its row; padding has none. The
+        original divides by the number of tokens on each device plus 1e-5 instead.
 
         Raises:
             ValueError: the model lacks a head, or has another vocabulary.
         """
         valid = batch["valid"].astype(jnp.float32)
         counted = batch["mlm_valid"].astype(jnp.float32) * valid[:, None]
-        logits = self.head(outputs, "mlm", self.vocab_size)
-        terms = classified(logits, batch["mlm_labels"], counted, "mlm")
+        logits = self.check_head(outputs, "mlm", self.vocab_size)
+        terms = classification_terms(logits, batch["mlm_labels"], counted, "mlm")
         if self.next_sentence:
-            logits = self.head(outputs, "nsp", 2)
-            terms |= classified(logits, batch["is_random_next"], valid, "nsp")
+            logits = self.check_head(outputs, "nsp", 2)
+            terms |= classification_terms(logits, batch["is_random_next"], valid, "nsp")
         return terms
 
-    def head(
+    def check_head(
         self, outputs: Mapping[str, jax.Array], name: str, classes: int
     ) -> jax.Array:
         logits = outputs.get(f"{name}_logits")
@@ -221,7 +309,7 @@ class MaskedLM:
         return logits.astype(jnp.float32)
 
 
-def classified(
+def classification_terms(
     logits: jax.Array, labels: jax.Array, counted: jax.Array, name: str
 ) -> dict[str, tuple[jax.Array, jax.Array]]:
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)

@@ -1,0 +1,192 @@
+"""WordPiece vocabularies: train, read, and tokenize with one."""
+
+import collections
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import tokenizers
+from etils import epath
+from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+from attn_jax.data import corpora
+
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+LEAST_COUNT = 2  # of a character or a merged piece in the training text
+MAX_BYTES = 64_000_000  # of a vocabulary; the largest released ones have 1 to 5 MB
+
+
+class SpecialIds(NamedTuple):
+    """Token ids. Vocabularies trained here start with them; Google's do not."""
+
+    pad: int
+    unk: int
+    cls: int
+    sep: int
+    mask: int
+
+
+def special_ids(vocabulary: Sequence[str]) -> SpecialIds:
+    """Raises ValueError where a special token is missing."""
+    if missing := [piece for piece in SPECIALS if piece not in vocabulary]:
+        raise ValueError(
+            f"the vocabulary lacks {', '.join(missing)}; give a WordPiece vocabulary of "
+            "BERT (vocab.txt, a piece a line)."
+        )
+    return SpecialIds(*map(vocabulary.index, SPECIALS))
+
+
+def parse_vocabulary(text: str) -> tuple[str, ...]:
+    """The word pieces of a vocab.txt; the number of a line is the token id.
+
+    Raises:
+        ValueError: an empty or repeated piece, or a special token is missing.
+    """
+    # Not splitlines: U+2028 and the like are pieces of some vocabularies.
+    pieces = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    numbers: dict[str, int] = {}
+    for number, piece in enumerate(pieces):
+        if not piece or piece in numbers:
+            fault = f"repeats {piece!r}" if piece else "is empty"
+            raise ValueError(
+                f"line {number + 1} of the vocabulary {fault}; give a vocab.txt with "
+                "one word piece a line."
+            )
+        numbers[piece] = number
+    special_ids(pieces)
+    return tuple(pieces)
+
+
+def vocabulary_of(path: epath.PathLike) -> dict[str, str] | None:
+    """The vocabulary that a checkpoint was trained with, as assets of a run.
+
+    Args:
+        path: a workdir (assets/vocab.txt), a Hugging Face folder (vocab.txt, and
+            tokenizer_config.json for `do_lower_case`), a file in one, or a vocab.txt.
+
+    Returns:
+        {"vocab.txt": pieces, "text.json": settings}, which `MaskedLM.bind` takes; the
+        setting `lower_case` is absent where the checkpoint does not tell. None if there
+        is no vocabulary.
+
+    Raises:
+        ValueError: a file that is no text, too large, or no vocabulary.
+    """
+    # Of epath, `is_file` says yes to a FIFO, which would block.
+    kind = epath.Path if "://" in os.fspath(path) else pathlib.Path
+    path = kind(path).expanduser()
+    if path.is_dir():
+        run = path / "assets" / "vocab.txt"
+        file = run if run.exists() else path / "vocab.txt"
+    else:
+        file = path if path.suffix == ".txt" else path.parent / "vocab.txt"
+    if not file.exists():
+        return None
+    text = corpora.read_text(file, MAX_BYTES)
+    try:
+        parse_vocabulary(text)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    settings = _read_json(file.parent / "text.json")
+    foreign = _read_json(file.parent / "tokenizer_config.json")
+    if "do_lower_case" in foreign:
+        settings.setdefault("lower_case", foreign["do_lower_case"])
+    return {"vocab.txt": text, "text.json": json.dumps(settings)}
+
+
+def parse_settings(text: str) -> dict[str, Any]:
+    """A JSON object; raises ValueError for any other text."""
+    try:
+        settings = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(settings, dict):
+        raise ValueError("not a JSON object")
+    return settings
+
+
+def _read_json(file: pathlib.Path | epath.Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        return parse_settings(corpora.read_text(file, MAX_BYTES))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+
+
+def train_vocabulary(
+    sentences: Iterable[str], size: int, *, lower_case: bool = True
+) -> tuple[str, ...]:
+    """Trains `size` word pieces: the special tokens, the characters, then merges.
+
+    The trainer repeatedly merges the most frequent pair of pieces (byte-pair encoding
+    with "##"), as every WordPiece trainer of `tokenizers` does. It numbers characters in
+    the order of a randomly seeded hash map and breaks ties by number, so two runs
+    differ. Passing all characters in sorted order as special tokens makes the result
+    deterministic.
+
+    Raises:
+        ValueError: `size` is smaller than the alphabet, or larger than what the text
+            yields.
+
+    Source: google-research/bert released no trainer; Hugging Face's
+    train_bert_wordpiece.py takes the same steps and the same minimum count.
+    """
+    tokenizer = make_tokenizer(None, lower_case=lower_case)
+    starts: collections.Counter[str] = collections.Counter()
+    rests: collections.Counter[str] = collections.Counter()
+    words: collections.Counter[str] = collections.Counter()
+    for sentence in sentences:
+        sentence = tokenizer.normalizer.normalize_str(sentence)
+        parts = tokenizer.pre_tokenizer.pre_tokenize_str(sentence)
+        words.update(word for word, _ in parts)
+    for word, count in words.items():
+        starts[word[0]] += count
+        for character in word[1:]:
+            rests[character] += count
+    both = starts + rests
+    alphabet = sorted(c for c, count in both.items() if count >= LEAST_COUNT)
+    known = [*SPECIALS, *alphabet, *(f"##{c}" for c in alphabet if c in rests)]
+    if len(known) >= size:
+        raise ValueError(
+            f"vocab_size={size} leaves no room beside {len(known)} special tokens and "
+            "characters of the text; raise config.task.vocab_size and "
+            "config.model.vocab_size."
+        )
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size,
+        min_frequency=LEAST_COUNT,
+        limit_alphabet=len(alphabet),
+        special_tokens=known,
+        show_progress=False,
+    )
+    # The trainer reads word counts only, so each word stands once per occurrence.
+    lines = (f"{word} " * count for word, count in words.items())
+    tokenizer.train_from_iterator(lines, trainer)
+    numbers = tokenizer.get_vocab()
+    if len(numbers) != size:
+        raise ValueError(
+            f"the text yields {len(numbers)} word pieces that occur {LEAST_COUNT} "
+            f"times, but vocab_size={size}; set config.task.vocab_size and "
+            f"config.model.vocab_size to {len(numbers)} or less, or give more text."
+        )
+    return tuple(sorted(numbers, key=lambda piece: numbers[piece]))
+
+
+def make_tokenizer(
+    vocabulary: Sequence[str] | None, *, lower_case: bool = True
+) -> tokenizers.Tokenizer:
+    """BERT's tokenizer: clean, split off punctuation, longest piece first.
+
+    A literal "[MASK]" in a text becomes three ordinary pieces, as in
+    google-research/bert: no text turns into a special token.
+    """
+    known = {piece: number for number, piece in enumerate(vocabulary or SPECIALS)}
+    tokenizer = tokenizers.Tokenizer(
+        models.WordPiece(known, unk_token="[UNK]", max_input_chars_per_word=200)
+    )
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower_case)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
