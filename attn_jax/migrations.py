@@ -38,7 +38,16 @@ MIGRATIONS: tuple[Migration, ...] = (
                 *("BagClassifier", "FeatureEncoder"),
                 *("ImageEncoder", "MeanPooling"),
             )
-        }
+        },
+        fields={
+            # Photographs were read as they are stored.
+            "attn_jax.tasks.bags:Bags": {"exif_rotation": False},
+            "attn_jax.tasks.classify:Classify": {"exif_rotation": False},
+            "attn_jax.tasks.masked_patches:MaskedPatches": {"exif_rotation": False},
+            "attn_jax.tasks.probe:Probe": {"exif_rotation": False},
+            # The split went by file names, and some files were not read.
+            "attn_jax.tasks.masked_lm:MaskedLM": {"corpus_version": 1},
+        },
     ),
 )
 
