@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 
 from attn_jax import config as config_lib
 from attn_jax import (
@@ -392,13 +392,14 @@ def initialised_from(sources: Any, model: Any, params: Any) -> tuple[Any, list[s
 
 
 def main(arguments: list[str]) -> None:
-    """The command: an error of the user's is one line, not a traceback."""
-    if len(arguments) > 1:
-        sys.exit(f"error: {arguments[1]!r} is no flag; settings are --config.key=value")
+    """The command; `run_command` reports errors and sets the exit status."""
     options = flags.FLAGS
-    if not options["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # orbax tells every detail
-    try:
+
+    def command() -> None:
+        if len(arguments) > 1:
+            raise ValueError(
+                f"{arguments[1]!r} is no flag; settings are --config.key=value"
+            )
         config = config_lib.load(options.config, [text[9:] for text in overrides])
         if config.deterministic:
             runtime.ask_for_determinism()
@@ -406,10 +407,8 @@ def main(arguments: list[str]) -> None:
             options.coordinator, options.num_processes, options.process_id
         )
         train(config, options.workdir)
-    except (ValueError, FloatingPointError, OSError) as error:
-        if options.traceback:
-            raise
-        sys.exit(f"error: {error}")
+
+    runtime.run_command(command, traceback=options.traceback)
 
 
 if __name__ == "__main__":
@@ -421,6 +420,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
     flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is.")
     flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
+    words = flags.FLAGS.read_flags_from_files(sys.argv)  # expands --flagfile=FILE
     # Read by attn_jax.config, once the model's fields are known.
-    overrides = [text for text in sys.argv[1:] if text.startswith("--config.")]
-    app.run(main, [text for text in sys.argv if text not in overrides])
+    overrides = [text for text in words[1:] if text.startswith("--config.")]
+    app.run(main, [text for text in words if text not in overrides])
