@@ -61,6 +61,8 @@ class Peers:
         for connection in self._connections:
             with contextlib.suppress(OSError):
                 connection.send(FAILED if failed else FINISHED)
+        if failed:  # its own error has been reported; the rest follows from it
+            self._stderr.write("")
         self._stderr.restore()
 
     def settle(self) -> None:
@@ -148,6 +150,7 @@ class Peers:
             self.end()
         if last == FAILED:
             self._failed_at = self._failed_at or time.monotonic()
+            self._stderr.hold()  # what JAX says about it
         self._selector.unregister(connection)
 
     def _handle_abort(self) -> None:
@@ -158,6 +161,7 @@ class Peers:
         library = ctypes.CDLL(None)
 
         def wait(number: int) -> None:
+            self._stderr.hold()
             time.sleep(GRACE_SECONDS + 1.0)  # the thread ends the process meanwhile
             self._stderr.restore()  # an abort of another cause
             library.signal(number, None)  # the default: abort() goes on
@@ -189,6 +193,7 @@ class NativeStderr:
             closefd=False,
         )
         self._held: list[tuple[float, bytes]] = []
+        self._seconds = HOLD_SECONDS
         self._lock = threading.Lock()
         threading.Thread(target=self._pump, name="stderr", daemon=True).start()
         threading.Thread(target=self._release, name="stderr-out", daemon=True).start()
@@ -200,6 +205,10 @@ class NativeStderr:
             self._held = []
             with contextlib.suppress(OSError):
                 os.write(self._direct, text.encode())
+
+    def hold(self) -> None:
+        """Holds everything back until `restore`."""
+        self._seconds = float("inf")
 
     def restore(self) -> None:
         """Writes what is held back; from now on nothing is."""
@@ -216,7 +225,7 @@ class NativeStderr:
     def _release(self) -> None:
         while True:
             time.sleep(HOLD_SECONDS / 4)
-            self._write_held(before=time.monotonic() - HOLD_SECONDS)
+            self._write_held(before=time.monotonic() - self._seconds)
 
     def _write_held(self, *, before: float) -> None:
         with self._lock:
