@@ -13,6 +13,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from absl import flags
 from jaxtyping import Int
 
 Batch = dict[str, np.ndarray]
@@ -86,6 +87,10 @@ def batched(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     )
     if workers:
+        if (
+            not flags.FLAGS.is_parsed()
+        ):  # the workers get their values, as after app.run
+            flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(
             num_workers=workers, per_worker_buffer_size=prefetch
         )
