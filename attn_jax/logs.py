@@ -137,7 +137,7 @@ class Log:
             self.first = self.window = (step, time.monotonic())
             self.paused_seconds = 0.0
             seconds = self.first[1] - self.began
-            self.say(f"first step after {seconds:.1f} s, most of it compilation")
+            self.say(f"first step after {seconds:.1f} s (compilation included)")
         else:
             self.waiting_seconds += seconds_waiting
         self._switch_profiler()

@@ -19,7 +19,6 @@ import threading
 import time
 from typing import Any, NoReturn
 
-from absl import logging
 from jax._src import distributed  # for its key-value store, as orbax uses it
 
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on with the run
@@ -84,9 +83,12 @@ class Peers:
         os._exit(EXIT_TRY_AGAIN)
 
     def _listen(self) -> None:
-        dual = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if dual else socket.AF_INET
-        server = socket.create_server(("", 0), family=family, dualstack_ipv6=dual)
+        try:
+            server = socket.create_server(
+                ("", 0), family=socket.AF_INET6, dualstack_ipv6=True
+            )
+        except (OSError, ValueError):  # a machine without IPv6
+            server = socket.create_server(("", 0))
         self._token = secrets.token_hex(16)
         port = server.getsockname()[1]
         self._store.key_value_set(KEY, f"{port} {self._token}")
@@ -101,11 +103,10 @@ class Peers:
             connection = socket.create_connection((host, int(port)), timeout=10)
             connection.sendall(token.encode())
         except OSError as error:
-            logging.warning(
-                "no connection to process 0 on port %s (%s): the death of a process will "
-                "be noticed only after minutes.",
-                port,
-                error,
+            print(
+                f"WARNING: no connection to {host}:{port} ({error}); the death of another "
+                "process will be noticed only after minutes.",
+                file=sys.stderr,
             )
             return
         self._add(connection)

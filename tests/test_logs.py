@@ -194,7 +194,7 @@ def test_the_progress_line_says_how_it_goes_and_how_long_it_takes(
         log.write(1200, {"train/accuracy": 0.9, "train/loss": 0.3123456}, training=True)
     out, err = capsys.readouterr()
     # What a program reads from a pipe has no progress lines.
-    assert out == "first step after 1.0 s, most of it compilation\n"
+    assert out == "first step after 1.0 s (compilation included)\n"
     before, _, after = err.partition("  mem ")
     assert before == (
         "step 1,200/4,000  30%  loss 0.3123  8 ex/s  data wait 1.2%  MFU 41%"
