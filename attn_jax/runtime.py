@@ -2,9 +2,11 @@
 
 import contextlib
 import faulthandler
+import hashlib
 import logging as python_logging
 import os
 import pathlib
+import platform
 import re
 import signal
 import sys
@@ -190,11 +192,15 @@ def use_compilation_cache() -> None:
     JAX_COMPILATION_CACHE_DIR, or a folder set by the caller, takes precedence. A folder that
     cannot be used only costs the compilation.
     """
-    if jax.config.values["jax_compilation_cache_dir"] is not None:
+    settings = jax.config.values
+    if settings["jax_compilation_cache_dir"] is not None:
+        return
+    if not settings["jax_enable_compilation_cache"]:
         return
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
     try:
-        folder = pathlib.Path(root).expanduser() / "attn_jax" / "xla"
+        # Hosts that share a home may differ; code for another CPU ends with SIGILL.
+        folder = pathlib.Path(root).expanduser() / "attn_jax" / "xla" / _hash_cpu()
         folder.mkdir(parents=True, exist_ok=True)
         oldest = time.time() - CACHE_DAYS * 24 * 3600
         for file in folder.iterdir():
@@ -216,6 +222,15 @@ def use_compilation_cache() -> None:
                     file.unlink(missing_ok=True)
 
     warnings.showwarning = mend
+
+
+def _hash_cpu() -> str:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        features = {line for line in lines if line.startswith(("flags", "Features"))}
+    except OSError:  # not Linux
+        features = {platform.machine(), platform.processor()}
+    return hashlib.sha256(repr(sorted(features)).encode()).hexdigest()[:8]
 
 
 def run_command(function: Callable[[], None], *, traceback: bool = False) -> None:

@@ -19,6 +19,8 @@ def start(*arguments, devices=1, **variables):
         "PYTHONUNBUFFERED": "1",
         **variables,
     }
+    if not {"JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"} & variables.keys():
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "0"  # leaves the user's alone
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,

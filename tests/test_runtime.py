@@ -310,7 +310,7 @@ def compile_in(folder):
 
 def test_a_torn_entry_of_the_compilation_cache_is_compiled_again(tmp_path):
     compile_in(tmp_path)
-    entries = list((tmp_path / "attn_jax/xla").iterdir())
+    entries = list(tmp_path.glob("attn_jax/xla/*/*"))
     whole = {entry: entry.read_bytes() for entry in entries}
     assert whole
     for entry in entries:
