@@ -2,18 +2,12 @@
 
 import contextlib
 import faulthandler
-import hashlib
 import logging as python_logging
 import os
-import pathlib
-import platform
-import re
 import signal
 import sys
 import threading
-import time
 import traceback as python_traceback
-import warnings
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
@@ -23,6 +17,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from attn_jax.checkpoint import Damaged
+from attn_jax.compilation_cache import use_compilation_cache
 from attn_jax.peers import EXIT_TRY_AGAIN, Peers
 
 # The run was saved on SIGTERM or Ctrl-C and is not finished.
@@ -31,7 +26,6 @@ EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
 EXIT_BROKEN_PIPE = 141  # as shells report a reader of stdout that has gone
 
 DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
-CACHE_DAYS = 30  # compiled programs older than this are deleted
 
 _peers: Peers | None = None  # of this process, once it has joined a cluster
 
@@ -184,53 +178,6 @@ class Watchdog:
         # Not file descriptor 2, which `peers` delays.
         file = sys.__stderr__ if _peers is None else sys.stderr
         faulthandler.dump_traceback_later(self._seconds, exit=True, file=file or 2)
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, for the next start.
-
-    JAX_COMPILATION_CACHE_DIR, or a folder set by the caller, takes precedence. A folder that
-    cannot be used only costs the compilation.
-    """
-    settings = jax.config.values
-    if settings["jax_compilation_cache_dir"] is not None:
-        return
-    if not settings["jax_enable_compilation_cache"]:
-        return
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
-    try:
-        # Hosts that share a home may differ; code for another CPU ends with SIGILL.
-        folder = pathlib.Path(root).expanduser() / "attn_jax" / "xla" / _hash_cpu()
-        folder.mkdir(parents=True, exist_ok=True)
-        oldest = time.time() - CACHE_DAYS * 24 * 3600
-        for file in folder.iterdir():
-            if file.stat().st_mtime < oldest:
-                file.unlink(missing_ok=True)
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-    except (OSError, RuntimeError):  # RuntimeError: there is no home directory
-        return
-    show = warnings.showwarning
-
-    def mend(message: Any, *rest: Any, **options: Any) -> None:
-        # A killed process leaves half an entry, which JAX would never replace.
-        found = re.match(r"Error (\w+) persistent compilation .*?'(.+?)'", str(message))
-        if found is None:
-            show(message, *rest, **options)
-        elif found[1] == "reading":
-            for file in folder.glob(f"{found[2]}-*"):
-                with contextlib.suppress(OSError):
-                    file.unlink(missing_ok=True)
-
-    warnings.showwarning = mend
-
-
-def _hash_cpu() -> str:
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        features = {line for line in lines if line.startswith(("flags", "Features"))}
-    except OSError:  # not Linux
-        features = {platform.machine(), platform.processor()}
-    return hashlib.sha256(repr(sorted(features)).encode()).hexdigest()[:8]
 
 
 def run_command(function: Callable[[], None], *, traceback: bool = False) -> None:
