@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 
 from attn_jax import config as config_lib
 from attn_jax import metrics, paths, runtime, workdir
@@ -109,7 +109,7 @@ def train(config: config_lib.Section, directory: str) -> TrainState:
                         results |= found
                 if preemption.requested(step) and not last:
                     checkpoints.finish(state, record, results, watchdog.feed)
-                    log.say(f"SIGTERM: saved step {step:,}; the same command goes on")
+                    log.say(f"stopped: saved step {step:,}; the same command goes on")
                     raise runtime.Preempted(step)
                 if not last and (step % save_every == 0 or checkpoints.ranks(results)):
                     with log.pause(state):
@@ -147,13 +147,14 @@ def averaged_params(state: TrainState) -> Any:
 
 
 def main(arguments: list[str]) -> None:
-    """The command: an error of the user's is one line, not a traceback."""
-    if len(arguments) > 1:
-        sys.exit(f"error: {arguments[1]!r} is no flag; settings are --config.key=value")
+    """The command; `run_command` reports errors and sets the exit status."""
     options = flags.FLAGS
-    if not options["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # orbax tells every detail
-    try:
+
+    def command() -> None:
+        if len(arguments) > 1:
+            raise ValueError(
+                f"{arguments[1]!r} is no flag; settings are --config.key=value"
+            )
         config = config_lib.load(options.config, [text[9:] for text in overrides])
         if config.deterministic:
             runtime.ask_for_determinism()
@@ -161,10 +162,8 @@ def main(arguments: list[str]) -> None:
             options.coordinator, options.num_processes, options.process_id
         )
         train(config, options.workdir)
-    except (ValueError, FloatingPointError, OSError) as error:
-        if options.traceback:
-            raise
-        sys.exit(f"error: {error}")
+
+    runtime.run_command(command, traceback=options.traceback)
 
 
 if __name__ == "__main__":
@@ -176,6 +175,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
     flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is.")
     flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
+    words = flags.FLAGS.read_flags_from_files(sys.argv)  # expands --flagfile=FILE
     # Read by attn_jax.config, once the model's fields are known.
-    overrides = [text for text in sys.argv[1:] if text.startswith("--config.")]
-    app.run(main, [text for text in sys.argv if text not in overrides])
+    overrides = [text for text in words[1:] if text.startswith("--config.")]
+    app.run(main, [text for text in words if text not in overrides])

@@ -1,20 +1,32 @@
 """Dispatch only: `python -m attn_jax COMMAND ...`; each command lives in its own file."""
 
-import pkgutil
+import importlib
 import sys
 
-# By name, so that evaluating does not wait for what only drawing imports.
+from attn_jax import runtime
+
 COMMANDS = {
-    "analyze": "attn_jax.analysis.command:analyze_command",
-    "evaluate": "attn_jax.workdir:evaluate_command",
+    "analyze": "draw what a run's model attends to",
+    "evaluate": "evaluate a run from its folder",
+    "export": "write a ViT for Hugging Face or timm",
 }
 
 
 def main(arguments: list[str]) -> None:
-    if not arguments or arguments[0] not in COMMANDS:
-        sys.exit(f"usage: python -m attn_jax {{{','.join(COMMANDS)}}} --help")
-    pkgutil.resolve_name(COMMANDS[arguments[0]])(arguments[1:])
+    if arguments and arguments[0] in COMMANDS:
+        # By name, so that evaluating does not wait for what only drawing imports.
+        command = importlib.import_module(f"attn_jax.commands.{arguments[0]}")
+        command.main(arguments[1:])
+        return
+    lines = ["usage: python -m attn_jax COMMAND --help"]
+    lines += [f"  {name:10}{purpose}" for name, purpose in COMMANDS.items()]
+    if arguments in (["--help"], ["-h"]):
+        print("\n".join(lines))
+    elif arguments:
+        sys.exit("\n".join([f"error: {arguments[0]!r} is no command.", *lines]))
+    else:
+        sys.exit("\n".join(lines))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    runtime.run_command(lambda: main(sys.argv[1:]), traceback="--traceback" in sys.argv)

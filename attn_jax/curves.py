@@ -1,22 +1,24 @@
-"""The curves of a run, drawn from what it wrote."""
+"""`curves.png`: the metrics of a run over its steps."""
 
-import json
 import math
 from io import BytesIO
 
 from etils import epath
 
+from attn_jax.records import read_records
+
 
 def draw_curves(workdir: epath.PathLike) -> None:
-    """Draws `curves.png` from `metrics.jsonl`: the loss, and what evaluations measure.
+    """Draws `curves.png` from `metrics.jsonl`.
 
-    A metric has a panel, each evaluation and the training batches a line in it.
+    Every metric of the evaluations and the training loss has a panel; each evaluation and the
+    training batches are a line in it. Lines of the file that are no records are ignored.
     """
     workdir = epath.Path(workdir)
     curves = _read_curves(workdir / "metrics.jsonl")
     if not curves:
         return
-    # Imported here, because it takes a second that only the end of a run needs.
+    # Imported here: it takes a second, and only the end of a run needs it.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -29,7 +31,7 @@ def draw_curves(workdir: epath.PathLike) -> None:
         axes = figure.add_subplot(rows, columns, i + 1)
         for name, points in lines.items():
             steps, values = zip(*points, strict=True)
-            # A line of many points needs no markers, one of a single point is nothing else.
+            # A single point is invisible without a marker.
             marker = "o" if len(points) <= 30 else ""
             (line,) = axes.plot(steps, values, label=name, color=colours[name], lw=1.4)
             line.set(marker=marker, markersize=3)
@@ -49,8 +51,7 @@ def draw_curves(workdir: epath.PathLike) -> None:
 def _read_curves(path: epath.Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """{metric: {"train" or evaluation: [(step, value), ...]}}; a null is a gap."""
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        record = json.loads(line)
+    for record in read_records(path)[0]:
         for name, value in record.items():
             evaluation, _, metric = name.rpartition("/")
             if evaluation and (metric == "loss" or evaluation != "train"):

@@ -1,13 +1,15 @@
-"""What a run shows: a progress line, numbers on disk, a profile, and in the end curves.
+"""What a run reports: a progress line, metrics on disk, a profile, and curves at the end.
 
 Files in the workdir: `metrics.jsonl` (one object a line), `tensorboard/`, `profile/` and
-`curves.png`. Text for a person goes to stdout, the progress line to stderr.
+`curves.png`. Text for a person goes to stdout, the progress line to stderr. A place that
+cannot be written is an error at the start; later it is reported once, and training goes on.
 """
 
 import contextlib
 import datetime
-import json
+import functools
 import math
+import os
 import resource
 import sys
 import time
@@ -16,7 +18,6 @@ from types import TracebackType
 from typing import Any
 
 import jax
-import tensorboardX
 from etils import epath
 from rich.console import Console
 from rich.live import Live
@@ -24,25 +25,27 @@ from rich.text import Text
 
 from attn_jax.curves import draw_curves
 from attn_jax.metrics import mfu
+from attn_jax.records import Attempts, MetricsFile, TensorBoard
 
-REDRAW_SECONDS = 0.2  # of the live line; quicker only flickers
-QUIET_SECONDS = 30.0  # between progress lines where no one watches, as in a batch job
+REDRAW_SECONDS = 0.2  # between updates of the live line; faster ones only flicker
+QUIET_SECONDS = 30.0  # between progress lines without a terminal, as in a batch job
 
 
 class Log:
-    """The voice of one training session; close it, or use it in a `with`.
+    """Reports one training session. Close it, or use it in a `with` statement.
 
     Args:
-        start_step: steps done by earlier sessions. Lines that a killed session wrote
-            beyond it are dropped from `metrics.jsonl`, for this one writes them anew.
-        batch_size: examples a step, over all devices.
-        flops_per_step, peak_flops: of all devices together; `mfu` is reported only
-            where both are known.
-        lead: whether this process writes; all others stay silent. One per run.
+        start_step: steps done by earlier sessions. Lines of `metrics.jsonl` after it are
+            dropped, because this session writes them again.
+        batch_size: examples per step, over all devices.
+        flops_per_step, peak_flops: of all devices together; `mfu` is reported if both are
+            known.
+        lead: whether this process writes; exactly one process of a run does.
         profile: first and last step to record with the JAX profiler, or empty.
 
     Raises:
-        ValueError: the profile is not a window of steps of this run.
+        ValueError: `profile` is not a range of steps of this run.
+        OSError: the workdir cannot be written.
     """
 
     def __init__(
@@ -70,29 +73,43 @@ class Log:
         self.lead, self.profile, self.profiling = lead, profile, False
         self.current_step, self.latest = start_step, ""
         self.paused_seconds = self.waiting_seconds = 0.0  # since the window began
-        # (step, time); both begin after the first step, which is mostly compilation.
+        # (step, time); both start after the first step, which is mostly compilation.
         self.first: tuple[int, float] | None = None
         self.window: tuple[int, float] | None = None
         if not lead:
             return
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        earlier_seconds = _drop_lines_after(start_step, self.workdir / "metrics.jsonl")
-        self.started = time.monotonic() - earlier_seconds
-        self.tensorboard = tensorboardX.SummaryWriter(
-            str(self.workdir / "tensorboard"), purge_step=start_step + 1
-        )
+        self.began = time.monotonic()
+        self.attempts = Attempts(self.say)
+        try:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            self.metrics = MetricsFile(
+                self.workdir / "metrics.jsonl", start_step=start_step
+            )
+            self.tensorboard = TensorBoard(
+                self.workdir / "tensorboard", purge_step=start_step + 1
+            )
+        except OSError as error:
+            raise OSError(
+                f"the workdir {self.workdir} cannot be written: {error}. Free some space, "
+                "or use another --workdir."
+            ) from error
+        self.started = self.began - self.metrics.seconds
         self.drawn = -math.inf
         self.live: Live | None = None
         console = Console(stderr=True)
         if console.is_terminal and not console.is_dumb_terminal:
-            # Lines printed meanwhile must pass above the progress line; a stdout that
-            # goes elsewhere is left alone.
+            # Lines printed meanwhile must appear above the progress line, unless stdout
+            # is redirected.
             self.live = Live(
                 console=console,
                 auto_refresh=False,
                 redirect_stdout=sys.stdout.isatty(),
             )
             self.live.start()
+        if self.metrics.damaged:
+            self.say(
+                f"WARNING: metrics.jsonl: dropped {self.metrics.damaged} damaged line(s)"
+            )
         self._switch_profiler()
 
     def __enter__(self) -> "Log":
@@ -109,28 +126,30 @@ class Log:
     def say(self, text: str) -> None:
         """Prints a line that stays: the header of a run, or an event."""
         if self.lead:
-            print(text, flush=True)
+            _print(text, sys.stdout)
 
     def step(self, step: int, *, seconds_waiting: float) -> None:
-        """To be called after every step; `seconds_waiting` it waited for its batch."""
+        """Call this after every step, which waited `seconds_waiting` for its batch."""
         if not self.lead:
             return
         self.current_step = step
         if self.first is None or self.window is None:
             self.first = self.window = (step, time.monotonic())
             self.paused_seconds = 0.0
+            seconds = self.first[1] - self.began
+            self.say(f"first step after {seconds:.1f} s (compilation included)")
         else:
             self.waiting_seconds += seconds_waiting
         self._switch_profiler()
         if self.live and time.monotonic() - self.drawn > REDRAW_SECONDS:
-            self._draw()
+            self._draw_progress()
 
     @contextlib.contextmanager
     def pause(self, pending: Any = None) -> Iterator[None]:
-        """Time spent inside, evaluating or saving, is no time of training.
+        """Excludes the time inside, of an evaluation or a save, from the training speed.
 
-        `pending` arrays are waited for first: steps run ahead of Python, and those still
-        under way belong to training.
+        Waits for the `pending` arrays first: steps are dispatched asynchronously, and the
+        time of those still running belongs to training.
         """
         jax.block_until_ready(pending)
         began = time.monotonic()
@@ -140,10 +159,11 @@ class Log:
             self.paused_seconds += time.monotonic() - began
 
     def write(self, step: int, metrics: Mapping[str, Any], *, training: bool) -> None:
-        """Records `{"name/metric": number}` at `step`, on disk and on the screen.
+        """Records {"name/metric": number} at `step`, on disk and on the screen.
 
-        The name is that of an evaluation, or "train" for the training batches. A training record is joined by the speed since the last one, so its numbers must
-        have left the device already. What is not finite becomes null: JSON has no nan.
+        The name is that of an evaluation, or "train" for the training batches. A training
+        record also gets the speed since the previous one, so its numbers must have been
+        fetched from the device. A number that is not finite becomes null, as JSON has no NaN.
         """
         if not self.lead:
             return
@@ -154,38 +174,37 @@ class Log:
             "step": step,
             "seconds": round(now - self.started, 3),
         }
-        for name, value in (values | speed).items():
-            record[name] = value if math.isfinite(value) else None
-            if math.isfinite(value):
-                self.tensorboard.add_scalar(name, value, step)
-        with (self.workdir / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        finite = {n: v for n, v in (values | speed).items() if math.isfinite(v)}
+        record |= {name: finite.get(name) for name in values | speed}
+        self.attempts.run("metrics.jsonl", self.metrics.append, record)
+        self.attempts.run("TensorBoard files", self.tensorboard.write, finite, step)
         if training:
-            self.latest = _progress(values, speed)
+            self.latest = _format_progress(values, speed)
             if (
                 self.live
                 or now - self.drawn > QUIET_SECONDS
                 or step == self.total_steps
             ):
-                self._draw()
+                self._draw_progress()
         else:
-            for name, text in _by_evaluation(values).items():
+            for name, text in _format_evaluations(values).items():
                 self.say(f"step {step:,}  {name}: {text}")
 
     def close(self) -> None:
         """Ends the progress line and draws `curves.png`. A second call does nothing."""
         if not self.lead:
             return
-        self.lead = False
         if self.profiling:
-            jax.profiler.stop_trace()
+            self.profiling = False
+            self.attempts.run("the profile", jax.profiler.stop_trace)
         if self.live:
-            self.live.stop()
-        self.tensorboard.close()
-        draw_curves(self.workdir)
+            self.attempts.run("the progress line", self.live.stop)
+        self.attempts.run("TensorBoard files", self.tensorboard.close)
+        self.attempts.run("curves.png", draw_curves, self.workdir)
+        self.lead = False
 
     def _speed(self, step: int, now: float) -> dict[str, float]:
-        """Of the steps since the last call; empty if there was none but the first."""
+        """The speed since the last call; empty before the second step of a session."""
         speed: dict[str, float] = {}
         if self.window is not None and step > self.window[0]:
             steps = step - self.window[0]
@@ -200,11 +219,11 @@ class Log:
         self.paused_seconds = self.waiting_seconds = 0.0
         return speed
 
-    def _draw(self) -> None:
+    def _draw_progress(self) -> None:
         step, total, now = self.current_step, self.total_steps, time.monotonic()
         parts = [f"step {step:,}/{total:,}", f"{step / total:.0%}", self.latest]
         if self.first is not None and step > self.first[0]:
-            # Over the whole session and pauses included: what a person has to wait.
+            # Over the whole session, pauses included: the time a person has to wait.
             pace = (now - self.first[1]) / (step - self.first[0])
             remaining = datetime.timedelta(seconds=round(pace * (total - step)))
             parts.append(f"ETA {remaining}")
@@ -212,53 +231,60 @@ class Log:
         self.drawn = now
         if self.live:
             line = Text(text, no_wrap=True, overflow="ellipsis")
-            self.live.update(line, refresh=True)
+            update = functools.partial(self.live.update, line, refresh=True)
+            self.attempts.run("the progress line", update)
         else:
-            print(text, file=sys.stderr, flush=True)
+            _print(text, sys.stderr)
 
     def _switch_profiler(self) -> None:
-        """Starts or ends the recording, by the step that comes next."""
+        """Starts or ends the recording, depending on the next step."""
         if not self.profile:
             return
         first, last = self.profile
         inside = first <= self.current_step + 1 <= last
         if inside and not self.profiling:
-            jax.profiler.start_trace(str(self.workdir / "profile"))
+            folder = str(self.workdir / "profile")
+            self.attempts.run("the profile", jax.profiler.start_trace, folder)
         elif self.profiling and not inside:
-            # Steps run ahead of Python: the last one may not even have begun.
+            # Steps are dispatched asynchronously: the last one may not have started.
             jax.block_until_ready(jax.live_arrays())
-            jax.profiler.stop_trace()
+            self.attempts.run("the profile", jax.profiler.stop_trace)
         self.profiling = inside
 
 
-def _drop_lines_after(last_step: int, path: epath.Path) -> float:
-    """Cuts the file back to the checkpoint; returns the seconds that led up to it.
+def _print(text: str, stream: Any) -> None:
+    """Prints a line; if that fails, this stream is discarded from now on.
 
-    A line that ends without a newline was torn by the kill. A run from step 0 starts
-    the file anew.
+    The reader of a pipe may have gone (`| head`), or the disk behind a redirection be full.
     """
-    if not path.exists():
-        return 0.0
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1].splitlines()
-    records = [json.loads(line) for line in whole] if last_step else []
-    kept = [record for record in records if record["step"] <= last_step]
-    if len(kept) < len(whole) or not text.endswith("\n"):
-        replacement = path.parent / "metrics.jsonl.new"
-        replacement.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        replacement.replace(path)
-    return max((record["seconds"] for record in kept), default=0.0)
+    try:
+        print(text, file=stream, flush=True)
+    except UnicodeEncodeError:
+        _print(text.encode("ascii", "backslashreplace").decode(), stream)
+    except (OSError, ValueError) as error:  # ValueError: the stream is closed
+        with contextlib.suppress(OSError, ValueError):
+            # Also the interpreter flushes the stream when it ends, and would fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        name, other = "stdout", sys.stderr
+        if stream is sys.stderr:
+            name, other = "stderr", sys.stdout
+        with contextlib.suppress(OSError, ValueError):
+            print(
+                f"WARNING: cannot write to {name} ({error}); training goes on.",
+                file=other,
+                flush=True,
+            )
 
 
-def _progress(values: Mapping[str, float], speed: Mapping[str, float]) -> str:
-    """The middle of the progress line: loss, speed, memory."""
+def _format_progress(values: Mapping[str, float], speed: Mapping[str, float]) -> str:
+    """The loss, speed and memory of the progress line."""
     parts = [
         f"loss {value:.4g}"
         for name, value in values.items()
         if name.rpartition("/")[2] == "loss"
     ]
     if speed:
-        parts.append(f"{_rounded(speed['examples_per_second'])} ex/s")
+        parts.append(f"{_format_rate(speed['examples_per_second'])} ex/s")
         parts.append(f"data wait {speed['data_wait_fraction']:.1%}")
     if "mfu" in speed:
         parts.append(f"MFU {speed['mfu']:.0%}")
@@ -266,8 +292,8 @@ def _progress(values: Mapping[str, float], speed: Mapping[str, float]) -> str:
     return "  ".join(parts)
 
 
-def _by_evaluation(values: Mapping[str, float]) -> dict[str, str]:
-    """{evaluation: its metrics in words}."""
+def _format_evaluations(values: Mapping[str, float]) -> dict[str, str]:
+    """{evaluation: its metrics as text}."""
     lines: dict[str, str] = {}
     for name, value in values.items():
         evaluation, _, metric = name.rpartition("/")
@@ -278,12 +304,12 @@ def _by_evaluation(values: Mapping[str, float]) -> dict[str, str]:
     return lines
 
 
-def _rounded(number: float) -> str:
+def _format_rate(number: float) -> str:
     return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def _peak_memory_bytes() -> int:
-    """Of the fullest device here; of this process where devices do not tell (CPU)."""
+    """The peak of the fullest local device; of this process on a CPU."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     peaks = [each["peak_bytes_in_use"] for each in stats if each]
     if peaks:

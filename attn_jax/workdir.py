@@ -5,11 +5,9 @@ the run learned from its data (label names, a vocabulary). Nothing else is neede
 the folder's author runs: a config may only name classes of this package.
 """
 
-import argparse
 import functools
 import hashlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -297,32 +295,3 @@ def write(file: epath.Path, text: str) -> None:
         temporary = file.with_name(file.name + ".tmp")
         temporary.write_text(text)
         temporary.replace(file)
-
-
-def evaluate_command(arguments: Sequence[str]) -> None:
-    """`python -m attn_jax evaluate`: prints the results, last line one JSON object."""
-    parser = argparse.ArgumentParser(
-        prog="python -m attn_jax evaluate",
-        description="Evaluate a run from its folder.",
-    )
-    parser.add_argument("--workdir", required=True)
-    parser.add_argument("--step", default="latest", help="a number, latest or best")
-    parser.add_argument("--params", choices=("ema", "raw"))
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE")
-    options = parser.parse_args(arguments)
-    overrides = {}
-    for setting in options.set:
-        key, _, text = setting.partition("=")
-        overrides[key.removeprefix("config.")] = config.parse(text)
-    try:
-        results = evaluate(
-            options.workdir,
-            options.step,
-            options.params,
-            overrides,
-            trust=options.trust,
-        )
-    except (ValueError, OSError, checkpoint.Damaged) as error:
-        sys.exit(f"error: {error}")
-    print(json.dumps(results))

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -18,6 +19,8 @@ def start(*arguments, devices=1, **variables):
         "PYTHONUNBUFFERED": "1",
         **variables,
     }
+    if not {"JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"} & variables.keys():
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "0"  # leaves the user's alone
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
@@ -50,3 +53,41 @@ def train(workdir, *settings):
         "--config.model.mlp_width=8",
         *settings,
     ]
+
+
+def launch(number, devices, folder, *settings, **variables):
+    """Training by so many processes of so many devices each."""
+    return launch_command(number, devices, train(folder, *settings), **variables)
+
+
+def launch_command(number, devices, command, **variables):
+    """So many processes of so many devices each, which find each other by flags.
+
+    A single one forms a cluster of its own: it then sums over its devices in the same order
+    as several processes do. Outside a cluster the order is another, and losses differ in
+    the last digit.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [
+        *command,
+        f"--coordinator=localhost:{port}",
+        f"--num_processes={number}",
+    ]
+    return [
+        start(*command, f"--process_id={i}", devices=devices, **variables)
+        for i in range(number)
+    ]
+
+
+def finish_all(group, status=0):
+    """Waits for all; returns what the first one printed."""
+    try:
+        ends = [finish(process) for process in group]
+    finally:
+        for process in group:
+            process.kill()  # one that waits for another that failed
+    for code, _, err in ends:
+        assert code == status, err
+    return ends[0][1]

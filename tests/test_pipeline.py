@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from jax.sharding import Sharding
 
 from attn_jax import sharding
@@ -161,6 +162,7 @@ def test_a_stream_resumes_after_a_million_steps():
 
 def test_worker_processes_change_nothing():
     """Both kinds of source travel to workers; some rows, from a later step on."""
+    flags.FLAGS.unparse_flags()  # as where no absl.app.run has parsed them
     for kind in SOURCES:
         expected = batches(kind, count=3, rows=[2, 3], start_step=1)
         found = batches(kind, count=3, rows=[2, 3], start_step=1, workers=2, threads=1)

@@ -1,0 +1,44 @@
+"""`python -m attn_jax analyze`: figures of a finished run, from its folder alone."""
+
+import argparse
+from collections.abc import Sequence
+
+from attn_jax import commands
+from attn_jax.analysis.figures import analyze
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Prints the path of every figure."""
+    parser = commands.make_parser("analyze", "Draw what a run's model attends to.")
+    commands.add_checkpoint_arguments(parser)
+    parser.add_argument(
+        "--examples", type=int, default=4, help="how many to draw; default 4"
+    )
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="image files or folders to look at, instead of examples of the run's data",
+    )
+    parser.add_argument("--out", help="folder of the figures; default WORKDIR/analysis")
+    # After "=" argparse takes one word; --images=A B C shall be three files as well.
+    words: list[str] = []
+    for argument in arguments:
+        one = not argument.startswith("--images=")
+        words += [argument] if one else argument.split("=", 1)
+    commands.run(parser, run, words)
+
+
+def run(options: argparse.Namespace) -> list[str]:
+    files = analyze(
+        options.workdir,
+        options.step,
+        options.params,
+        examples=options.examples,
+        images=options.images,
+        out=options.out,
+        trust=options.trust,
+    )
+    return [str(file) for file in files]

@@ -1,0 +1,237 @@
+"""Ends a process when another process of the same run has died.
+
+Without this, JAX notices a death after 68 to 85 seconds, and aborts with pages of C++
+text. Here every process keeps a TCP connection to process 0: the operating system closes
+the sockets of a killed process at once, and keep-alive packets find a lost machine.
+Process 0 ends when any other process dies, and the others end when process 0 does.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import os
+import secrets
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import Any, NoReturn
+
+from jax._src import distributed  # for its key-value store, as orbax uses it
+
+EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on with the run
+MESSAGE = "error: another process ended; run the same command again"
+# A process that fails says so before it ends. The others get this long to report the
+# same error themselves, before they end because of it.
+GRACE_SECONDS = 5.0
+HOLD_SECONDS = 1.0  # how long native text on stderr is held back
+KEY = "attn_jax/peers"
+FINISHED, FAILED = b"0", b"1"  # the last byte of a process that ends by itself
+
+
+class Peers:
+    """The connections of this process to the other processes of its run.
+
+    Also redirects file descriptor 2: what native code writes there appears a second
+    later, and not at all if the process ends because another one died. `sys.stderr`
+    itself is not delayed.
+    """
+
+    def __init__(self) -> None:
+        state = distributed.global_state
+        assert state.client is not None and state.coordinator_address is not None
+        self._store, self._address = state.client, state.coordinator_address
+        self._failed_at: float | None = None  # when another process reported an error
+        self._ending = threading.Lock()
+        self._selector = selectors.DefaultSelector()
+        self._connections: list[socket.socket] = []
+        self._stderr = NativeStderr()
+        if state.process_id == 0:
+            self._listen()
+        else:
+            self._connect()
+        threading.Thread(target=self._watch, name="peers", daemon=True).start()
+        self._handle_abort()
+
+    def leave(self, *, failed: bool) -> None:
+        """Tells the others that this process ends by itself, with an error or without."""
+        for connection in self._connections:
+            with contextlib.suppress(OSError):
+                connection.send(FAILED if failed else FINISHED)
+        if failed:  # its own error has been reported; the rest follows from it
+            self._stderr.write("")
+        self._stderr.restore()
+
+    def settle(self) -> None:
+        """Waits a moment before an error is reported: it may be caused by a death.
+
+        Then the thread that watches ends this process meanwhile.
+        """
+        time.sleep(1.0)
+
+    @property
+    def failed(self) -> bool:
+        """Whether another process reported that it ends with an error."""
+        return self._failed_at is not None
+
+    def end(self) -> NoReturn:
+        """Ends this process at once, with one line on stderr."""
+        self._ending.acquire()  # never released: only the first caller writes
+        self._stderr.write(f"{MESSAGE}\n")
+        os._exit(EXIT_TRY_AGAIN)
+
+    def _listen(self) -> None:
+        try:
+            server = socket.create_server(
+                ("", 0), family=socket.AF_INET6, dualstack_ipv6=True
+            )
+        except (OSError, ValueError):  # a machine without IPv6
+            server = socket.create_server(("", 0))
+        self._token = secrets.token_hex(16)
+        port = server.getsockname()[1]
+        self._store.key_value_set(KEY, f"{port} {self._token}")
+        self._server = server
+        self._selector.register(server, selectors.EVENT_READ)
+
+    def _connect(self) -> None:
+        value = self._store.blocking_key_value_get(KEY, 60_000)
+        port, token = value.split()
+        host = self._address.rpartition(":")[0].strip("[]")
+        try:
+            connection = socket.create_connection((host, int(port)), timeout=10)
+            connection.sendall(token.encode())
+        except OSError as error:
+            print(
+                f"WARNING: no connection to {host}:{port} ({error}); the death of another "
+                "process will be noticed only after minutes.",
+                file=sys.stderr,
+            )
+            return
+        self._add(connection)
+
+    def _accept(self) -> None:
+        connection, _ = self._server.accept()
+        connection.settimeout(5.0)
+        token = b""
+        with contextlib.suppress(OSError):
+            token = connection.recv(len(self._token), socket.MSG_WAITALL)
+        if secrets.compare_digest(token, self._token.encode()):
+            self._add(connection)
+        else:
+            connection.close()
+
+    def _add(self, connection: socket.socket) -> None:
+        connection.settimeout(None)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in ("IDLE", 5), ("INTVL", 5), ("CNT", 3):  # 20 s in all
+            if hasattr(socket, f"TCP_KEEP{name}"):
+                option = getattr(socket, f"TCP_KEEP{name}")
+                connection.setsockopt(socket.IPPROTO_TCP, option, value)
+        self._connections.append(connection)
+        self._selector.register(connection, selectors.EVENT_READ)
+
+    def _watch(self) -> None:
+        while True:
+            for key, _ in self._selector.select(timeout=0.5):
+                if key.fileobj is getattr(self, "_server", None):
+                    self._accept()
+                else:
+                    self._read(key.fileobj)
+            if self._failed_at and time.monotonic() > self._failed_at + GRACE_SECONDS:
+                self.end()
+
+    def _read(self, connection: Any) -> None:
+        try:
+            last = connection.recv(1)
+        except OSError:
+            last = b""
+        if last not in (FINISHED, FAILED):
+            self.end()
+        if last == FAILED:
+            self._failed_at = self._failed_at or time.monotonic()
+            self._stderr.hold()  # what JAX says about it
+        self._selector.unregister(connection)
+
+    def _handle_abort(self) -> None:
+        """JAX aborts when it loses process 0, often before the thread above wakes up.
+
+        Python's own handlers do not run inside abort(), those of ctypes do.
+        """
+        library = ctypes.CDLL(None)
+
+        def wait(number: int) -> None:
+            self._stderr.hold()
+            time.sleep(GRACE_SECONDS + 1.0)  # the thread ends the process meanwhile
+            self._stderr.restore()  # an abort of another cause
+            library.signal(number, None)  # the default: abort() goes on
+
+        self._abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(wait)
+        library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        library.signal.restype = ctypes.c_void_p
+        library.signal(
+            signal.SIGABRT, ctypes.cast(self._abort_handler, ctypes.c_void_p)
+        )
+
+
+class NativeStderr:
+    """Holds back what native code writes to file descriptor 2 for a second."""
+
+    def __init__(self) -> None:
+        self._direct = os.dup(2)
+        self._pipe, write = os.pipe()
+        sys.stderr.flush()
+        os.dup2(write, 2)
+        os.close(write)
+        self._python = sys.stderr
+        sys.stderr = open(
+            self._direct,
+            "w",
+            buffering=1,
+            encoding="utf-8",
+            errors="backslashreplace",
+            closefd=False,
+        )
+        self._held: list[tuple[float, bytes]] = []
+        self._seconds = HOLD_SECONDS
+        self._lock = threading.Lock()
+        threading.Thread(target=self._pump, name="stderr", daemon=True).start()
+        threading.Thread(target=self._release, name="stderr-out", daemon=True).start()
+        atexit.register(self.restore)
+
+    def write(self, text: str) -> None:
+        """Writes directly, and drops what is held back."""
+        with self._lock:
+            self._held = []
+            with contextlib.suppress(OSError):
+                os.write(self._direct, text.encode())
+
+    def hold(self) -> None:
+        """Holds everything back until `restore`."""
+        self._seconds = float("inf")
+
+    def restore(self) -> None:
+        """Writes what is held back; from now on nothing is."""
+        with contextlib.suppress(OSError):
+            os.dup2(self._direct, 2)
+        time.sleep(0.05)  # the pump reads the rest
+        self._write_held(before=float("inf"))
+
+    def _pump(self) -> None:
+        while text := os.read(self._pipe, 65536):
+            with self._lock:
+                self._held.append((time.monotonic(), text))
+
+    def _release(self) -> None:
+        while True:
+            time.sleep(HOLD_SECONDS / 4)
+            self._write_held(before=time.monotonic() - self._seconds)
+
+    def _write_held(self, *, before: float) -> None:
+        with self._lock:
+            due = [text for at, text in self._held if at <= before]
+            self._held = self._held[len(due) :]
+            with contextlib.suppress(OSError):
+                for text in due:
+                    os.write(self._direct, text)
