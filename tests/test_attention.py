@@ -88,7 +88,7 @@ def settings_of(monkeypatch, module, inputs):
             query, key, scale=scale, mask=mask, bias=bias, over=over
         )
 
-    for file in (attention, hopfield, slot_attention):
+    for file in (attention, hopfield.equations, slot_attention.slots):
         monkeypatch.setattr(file, "attention_weights", spy)
     jax.eval_shape(lambda: module.init(jax.random.key(0), **inputs))
     return calls
