@@ -6,7 +6,7 @@ import sys
 # By name, so that evaluating does not wait for what only drawing imports.
 COMMANDS = {
     "analyze": "attn_jax.analysis.command:analyze_command",
-    "evaluate": "attn_jax.workdir:evaluate_command",
+    "evaluate": "attn_jax.restore:evaluate_command",
 }
 
 

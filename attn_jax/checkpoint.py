@@ -7,14 +7,11 @@ notice a flipped bit; the digests do.
 """
 
 import contextlib
-import dataclasses
 import errno
 import functools
-import json
 import re
 import shutil
 import time
-import zlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -25,9 +22,10 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers as policies
 
 from attn_jax import paths
+from attn_jax.digests import describe_leaves, digest_json, digest_leaves
+from attn_jax.retention import Ranking, Retention
 
 RETRY_SECONDS = 10.0
 
@@ -56,12 +54,11 @@ class Checkpoints:
         self.directory = epath.Path(workdir).resolve() / "checkpoints"
         self._keep_latest, self._patience = keep_latest, patience_seconds
         self.say = say
-        self._best = parse_best(keep_best) if keep_best else None
+        self._ranking = Ranking(keep_best)
         self._read_only = read_only
-        self._scores: dict[int, float] = {}  # higher is better
-        for step in self.steps() if self._best else []:
+        for step in self.steps() if keep_best else []:
             with contextlib.suppress(Damaged):  # said when it is to be restored
-                self._score(step, self.record(step)["results"])
+                self._ranking.add(step, self.record(step)["results"])
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
@@ -118,16 +115,16 @@ class Checkpoints:
             content = {
                 **record,
                 "step": step,
-                "leaves": described(state),
+                "leaves": describe_leaves(state),
                 "results": dict(results),
             }
             arguments = {
                 "state": ocp.args.PyTreeSave(state),
                 "record": ocp.args.JsonSave(
-                    {**content, "digest": text_digest(content)}
+                    {**content, "digest": digest_json(content)}
                 ),
             }
-            self._score(step, results)
+            self._ranking.add(step, results)
             self._manager.save(step, args=ocp.args.Composite(**arguments))
         except Exception as error:
             # Orbax passes on whatever its storage layer raised; all of it means the same
@@ -199,44 +196,15 @@ class Checkpoints:
         )
 
     def ranks(self, results: Mapping[str, float]) -> bool:
-        """Whether these results have the metric of `keep_best`.
-
-        Raises:
-            ValueError: they come from its evaluation, but the metric is not among them.
-        """
-        if self._best is None or self._best[1] in results:
-            return self._best is not None
-        evaluation = self._best[1].split("/")[0] + "/"
-        if ours := [name for name in results if name.startswith(evaluation)]:
-            raise ValueError(
-                f"config.keep_best: {self._best[1]!r} is no metric of that evaluation; "
-                f"it has {', '.join(ours)}."
-            )
-        return False
+        """Whether these results have the metric of `keep_best`; see `Ranking.is_in`."""
+        return self._ranking.is_in(results)
 
     def check_ranked_by(self, evaluations: Collection[str]) -> None:
         """Raises ValueError where `keep_best` names none of the run's evaluations."""
-        if self._best and self._best[1].split("/")[0] not in evaluations:
-            raise ValueError(
-                f"config.keep_best names the evaluation {self._best[1].split('/')[0]!r}, "
-                f"but those with a cadence are {sorted(evaluations)}; correct it, or give "
-                "that evaluation an `every`."
-            )
-
-    def _score(self, step: int, results: Mapping[str, float]) -> None:
-        if self._best is None:
-            return
-        mode, metric = self._best
-        value = float(results.get(metric, np.nan))
-        if np.isfinite(value):
-            self._scores[step] = value if mode == "max" else -value
-
-    def _best_of(self, steps: Collection[int]) -> int | None:
-        scored = [(self._scores[step], step) for step in steps if step in self._scores]
-        return max(scored)[1] if scored else None
+        self._ranking.check(evaluations)
 
     def _kept(self, steps: Collection[int]) -> set[int | None]:
-        return {*sorted(steps)[-self._keep_latest :], self._best_of(steps)}
+        return {*sorted(steps)[-self._keep_latest :], self._ranking.best(steps)}
 
     # --- restoring ------------------------------------------------------------------
 
@@ -252,7 +220,7 @@ class Checkpoints:
             )["record"]
         except Exception as error:
             raise Damaged(step, short(error)) from error
-        if content.pop("digest", None) != text_digest(content):
+        if content.pop("digest", None) != digest_json(content):
             raise Damaged(step, "its record has changed")
         return content
 
@@ -281,7 +249,7 @@ class Checkpoints:
             )["state"]
         except Exception as error:
             raise Damaged(step, short(error)) from error
-        for name, digest in digests(restored).items():
+        for name, digest in digest_leaves(restored).items():
             if digest != saved[name]["digest"]:
                 raise Damaged(
                     step,
@@ -315,7 +283,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step with the best value of `keep_best`; the newest of equals."""
-        return self._best_of(self.steps())
+        return self._ranking.best(self.steps())
 
     def _set_aside(self, step: int) -> None:
         aside = self.directory.parent / "damaged"
@@ -324,7 +292,7 @@ class Checkpoints:
             (self.directory / str(step)).rename(aside / f"{step}-{int(time.time())}")
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"damaged checkpoint {step}")
-        self._scores.pop(step, None)
+        self._ranking.remove(step)
         self._manager.reload()
 
 
@@ -335,34 +303,11 @@ class Damaged(Exception):
         super().__init__(f"the checkpoint of step {step} is damaged: {why}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Retention(policies.PreservationPolicy):
-    """Which checkpoints stay when another one is saved."""
-
-    kept: Callable[[Collection[int]], Collection[int | None]]
-
-    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
-        del context
-        kept = self.kept([checkpoint.step for checkpoint in checkpoints])
-        return [checkpoint.step in kept for checkpoint in checkpoints]
-
-
 def handlers() -> dict[str, Any]:
     return {
         "state": ocp.PyTreeCheckpointHandler(),
         "record": ocp.JsonCheckpointHandler(),
     }
-
-
-def parse_best(text: str) -> tuple[str, str]:
-    """("max" | "min", "name/metric") of `keep_best`."""
-    mode, _, metric = text.partition(":")
-    if mode not in ("max", "min") or "/" not in metric:
-        raise ValueError(
-            f"config.keep_best={text!r} must read 'max:name/metric' or 'min:name/metric', "
-            "such as 'max:validation/accuracy'."
-        )
-    return mode, metric
 
 
 def check_same_leaves(
@@ -383,59 +328,6 @@ def check_same_leaves(
             f"the checkpoint of step {step} is of another model: {'; '.join(problems[:3])}"
             f"{more}. Restore it with the config it was trained with."
         )
-
-
-def described(tree: Any) -> dict[str, dict[str, Any]]:
-    """{name: shape, dtype and digest} of every leaf."""
-    found = digests(tree)
-    return {
-        name: {
-            "shape": list(leaf.shape),
-            "dtype": str(leaf.dtype),
-            "digest": found[name],
-        }
-        for name, leaf in paths.named_leaves(tree).items()
-    }
-
-
-def digests(tree: Any) -> dict[str, int]:
-    """A 32-bit digest of every leaf, the same on any mesh; any one flipped bit changes it."""
-    return {
-        name: int(value)
-        for name, value in paths.named_leaves(jax.device_get(_digests(tree))).items()
-    }
-
-
-@jax.jit
-def _digests(tree: Any) -> Any:
-    return jax.tree.map(digest, tree)
-
-
-def digest(leaf: jax.Array) -> jax.Array:
-    """Sum over the elements of bits times an odd number of their position, mod 2^32.
-
-    Integer sums do not depend on their order, so no sharding changes the result; an odd
-    factor is invertible, so no single changed word can cancel.
-    """
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    if leaf.dtype == jnp.bool_:
-        leaf = leaf.astype(jnp.uint8)
-    width = np.dtype(leaf.dtype).itemsize * 8
-    bits = jax.lax.bitcast_convert_type(leaf, f"uint{width}").astype(jnp.uint32)
-    position = jnp.zeros((), jnp.uint32)
-    for dim, size in enumerate(leaf.shape):
-        along = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim)
-        position = position * jnp.uint32(size) + along
-    # An odd factor from a mixed position, or neighbours' differences could cancel.
-    mixed = (position + 1) * jnp.uint32(2654435761)
-    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(2246822519)
-    return jnp.sum(bits * (mixed | 1), dtype=jnp.uint32)
-
-
-def text_digest(content: Any) -> int:
-    """A 32-bit digest of what JSON can hold."""
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def size_of(tree: Any) -> int:

@@ -18,6 +18,7 @@ import report
 sys.path.insert(0, str(report.ROOT))
 
 from attn_jax import config, evaluation, sharding, workdir  # noqa: E402
+from attn_jax.restore import TRUSTED, open_run  # noqa: E402
 from attn_jax.tasks.probe import Probe  # noqa: E402
 
 FRAMING = ("image_size", "channels", "holdout", "corrupt", "resize")  # as in the run
@@ -62,8 +63,8 @@ def main() -> None:
         parser.error(f"{options.workdir} holds no run; train one with train.py.")
     step = "best" if settings["keep_best"] else "latest"
     mesh = sharding.make_mesh({"data": -1})
-    resolved = config.resolve(settings, workdir.TRUSTED)
-    model, variables, _, record = workdir.open_run(
+    resolved = config.resolve(settings, TRUSTED)
+    model, variables, _, record = open_run(
         options.workdir, resolved, step, None, (), mesh
     )
     task = Probe(

@@ -17,6 +17,7 @@ from attn_jax.models.bert import Bert
 from attn_jax.models.hopfield import BagClassifier
 from attn_jax.models.slot_attention import SlotAttentionAutoEncoder
 from attn_jax.models.vit import ViT
+from attn_jax.restore import load_settings, restore
 
 
 def analyze(
@@ -44,9 +45,9 @@ def analyze(
     """
     if examples < 1:
         raise ValueError(f"--examples={examples} must be 1 or more.")
-    settings = workdir.settings_of(directory, {}, trust)
+    settings = load_settings(directory, {}, trust)
     workdir.check_assets(directory)
-    module, variables, task = workdir.restore(directory, step, params, trust=trust)
+    module, variables, task = restore(directory, step, params, trust=trust)
     if images:
         if not isinstance(module, ViT):
             raise ValueError(

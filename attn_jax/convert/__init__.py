@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 from etils import epath
 
-from attn_jax import config, paths, workdir
+from attn_jax import config, paths
 from attn_jax.convert import bert, vit_export, vit_npz, vit_torch
 from attn_jax.convert.tensors import Description
 from attn_jax.convert.vit import (
@@ -22,6 +22,7 @@ from attn_jax.convert.vit import (
 )
 from attn_jax.models.bert import Bert
 from attn_jax.models.vit import ViT
+from attn_jax.restore import restore
 
 
 def load_pretrained(
@@ -106,7 +107,7 @@ def from_run(
     path: str, *, image_size: Size | None = None, **fields: Any
 ) -> tuple[nn.Module, dict[str, Any]]:
     overrides = {f"model.{name}": value for name, value in fields.items()}
-    module, variables, _ = workdir.restore(path, overrides=overrides)
+    module, variables, _ = restore(path, overrides=overrides)
     if image_size is not None:
         raise ValueError(
             f"{path}: image_size is for a ViT, not for {type(module).__name__}."
@@ -118,7 +119,7 @@ def vit_from_run(
     path: str, *, image_size: Size | None = None, **fields: Any
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Fields change a run's ViT as they do a file's."""
-    module, variables, _ = workdir.restore(path)
+    module, variables, _ = restore(path)
     assert isinstance(module, ViT), "as its config says"
     check_classes(fields, module.num_classes, path)
     heads = {
