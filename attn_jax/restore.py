@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from attn_jax import checkpoint, config, evaluation, paths, sharding
+from attn_jax import config, evaluation, paths, sharding
+from attn_jax.checkpoint_reader import CheckpointReader, check_same_leaves
 from attn_jax.data import pipeline
 from attn_jax.step import init_params
 from attn_jax.workdir import (
@@ -52,7 +53,7 @@ def restore(
 
     Raises:
         ValueError: no run, no such step, an override that changes the parameters.
-        checkpoint.Damaged: the checkpoint asked for is damaged.
+        damage.Damaged: the checkpoint asked for is damaged.
     """
     settings = load_settings(workdir, overrides or {}, trust)
     module, variables, task, _ = open_run(workdir, settings, step, params, trust, mesh)
@@ -133,9 +134,7 @@ def open_run(
         mesh = sharding.make_mesh({}, jax.local_devices()[:1])
     module = config.build(settings.model, trusted(trust))
     task = config.build(settings.task, trusted(trust))
-    found = checkpoint.Checkpoints(
-        workdir, keep_best=settings.keep_best, read_only=True
-    )
+    found = CheckpointReader(workdir, keep_best=settings.keep_best)
     at = choose_step(found, at, workdir)
     record = found.record(at)
     saved = record["leaves"]
@@ -187,7 +186,7 @@ def check_parameters(expected: Any, saved: Mapping[str, Any], at: int) -> None:
         if name.startswith("params/")
     }
     wanted = paths.named_leaves(expected)
-    checkpoint.check_same_leaves(params, wanted, at)
+    check_same_leaves(params, wanted, at)
     if unused := sorted(params.keys() - wanted.keys()):
         raise ValueError(
             f"the checkpoint of step {at} has parameters that this model lacks: "
@@ -195,9 +194,7 @@ def check_parameters(expected: Any, saved: Mapping[str, Any], at: int) -> None:
         )
 
 
-def choose_step(
-    found: checkpoint.Checkpoints, at: int | str, workdir: epath.PathLike
-) -> int:
+def choose_step(found: CheckpointReader, at: int | str, workdir: epath.PathLike) -> int:
     steps = found.steps()
     if not steps:
         raise ValueError(f"{workdir} holds no checkpoint yet.")
@@ -247,6 +244,6 @@ def evaluate_command(arguments: Sequence[str]) -> None:
             overrides,
             trust=options.trust,
         )
-    except (ValueError, OSError, checkpoint.Damaged) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(json.dumps(results))

@@ -28,6 +28,9 @@ class Ranking:
         if math.isfinite(value):
             self._scores[step] = value if self.mode == "max" else -value
 
+    def __contains__(self, step: int) -> bool:
+        return step in self._scores
+
     def remove(self, step: int) -> None:
         self._scores.pop(step, None)
 

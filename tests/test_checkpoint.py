@@ -1,19 +1,26 @@
 """Checkpoints: bit-equal on any mesh, kept as promised, not trusted when damaged."""
 
+import contextlib
+import errno
 import functools
+import os
+import pathlib
 import re
 import resource
 import shutil
+import tempfile
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
-from attn_jax import checkpoint, paths, sharding, step
-from attn_jax.checkpoint import Checkpoints, Damaged
+from attn_jax import checkpoint, checkpoint_reader, paths, sharding, step
+from attn_jax.checkpoint import Checkpoints
+from attn_jax.damage import Damaged, Removed
 
 BEST = "max:validation/accuracy"
 RECORD = {"config": {"seed": 0}, "data": "fingerprint"}
@@ -102,7 +109,7 @@ def test_a_state_comes_back_bit_for_bit_with_its_record(workdir, opened):
     assert bits(state) == bits(start(3))
     assert jax.tree.structure(state) == jax.tree.structure(start(3))
     assert state.key.dtype == start(3).key.dtype  # a typed key, not its numbers
-    expected = {**RECORD, "step": 3, "results": accuracy(0.25)}
+    expected = {**RECORD, "format": 1, "step": 3, "results": accuracy(0.25)}
     assert {name: record[name] for name in expected} == expected
     assert record["leaves"]["params/dense/bias"]["shape"] == [3]
     assert record["leaves"]["params/dense/bias"]["dtype"] == "bfloat16"
@@ -115,7 +122,7 @@ def test_a_relative_workdir_is_saved_to(tmp_path, monkeypatch, opened):
 
 
 def test_an_older_step_can_be_asked_for(workdir, opened):
-    checkpoints = opened(workdir, read_only=True)
+    checkpoints = opened(workdir)
     assert checkpoints.steps() == [3, 2, 1]
     assert bits(checkpoints.restore(1, blank(start(1)))) == bits(start(1))
 
@@ -128,7 +135,7 @@ def test_a_new_workdir_has_nothing_to_restore(tmp_path, opened):
 
 def test_parameters_come_back_without_the_rest(workdir, opened):
     like = {"params": blank(start(3)).params}
-    restored = opened(workdir, read_only=True).restore(3, like)
+    restored = opened(workdir).restore(3, like)
     assert bits(restored) == bits({"params": start(3).params})
 
 
@@ -196,7 +203,7 @@ def test_the_latest_and_the_best_stay(mode, reopened, tmp_path, opened):
     ]
     on_disk = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
     assert on_disk == {6, 5, 4}
-    assert opened(tmp_path, read_only=True, **options).best_step() == 4
+    assert opened(tmp_path, **options).best_step() == 4
 
 
 def test_without_keep_best_only_the_latest_stay(tmp_path, opened):
@@ -331,7 +338,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(
 
 def test_a_damaged_checkpoint_that_was_asked_for_is_named(workdir, opened):
     flip_a_bit_of_an_array(workdir / "checkpoints" / "2")
-    checkpoints = opened(workdir, read_only=True)
+    checkpoints = opened(workdir)
     with pytest.raises(Damaged, match="of step 2 is damaged: .*kernel has digest"):
         checkpoints.restore(2, blank(start(2)))
     # What is not restored is not looked at: a part may be whole.
@@ -339,17 +346,17 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_named(workdir, opened):
     assert bits(checkpoints.restore(2, part)) == bits({"opt_state": start(2).opt_state})
 
 
-def test_where_every_checkpoint_is_damaged_the_next_run_starts_anew(workdir, opened):
+def test_where_every_checkpoint_is_damaged_none_is_moved(workdir, opened):
     for at in (1, 2, 3):
         truncate(workdir / "checkpoints" / str(at))
     checkpoints = opened(workdir)
     with pytest.raises(
         ValueError,
-        match=r"every checkpoint .* is damaged \(steps \[3, 2, 1\]\).*/damaged\.",
+        match=r"every checkpoint .* is damaged \(steps \[3, 2, 1\]\).* away to start",
     ):
         checkpoints.restore_latest(blank(start(1)))
-    assert len(checkpoints.said) == len(list((workdir / "damaged").iterdir())) == 3
-    assert checkpoints.restore_latest(blank(start(1))) is None
+    assert len(checkpoints.said) == 3
+    assert checkpoints.steps() == [3, 2, 1] and not (workdir / "damaged").exists()
 
 
 def test_a_save_that_was_killed_half_way_is_no_checkpoint(workdir, opened):
@@ -376,6 +383,164 @@ def test_a_checkpoint_of_another_model_is_no_damage(workdir, opened):
     with pytest.raises(ValueError, match="params/head/bias is not in the checkpoint"):
         checkpoints.restore(3, {"params": params})
     assert checkpoints.steps() == [3, 2, 1]
+
+
+# --- storage in trouble -----------------------------------------------------------------
+
+
+def a_file_of_the_arrays(folder):
+    return max((folder / "state").rglob("*"), key=lambda file: file.stat().st_size)
+
+
+def the_index(folder):
+    return folder / "state/manifest.ocdbt"
+
+
+def the_folder_of_the_arrays(folder):
+    return folder / "state"
+
+
+def the_folder_of_the_record(folder):
+    return folder / "record"
+
+
+def contents(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@contextlib.contextmanager
+def as_nobody():
+    """Root may read everything."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        a_file_of_the_arrays,
+        the_index,
+        the_folder_of_the_arrays,
+        the_folder_of_the_record,
+    ],
+    ids=lambda part: part.__name__,
+)
+def test_a_file_that_may_not_be_read_ends_the_run_and_moves_nothing(
+    part, original, opened
+):
+    """In `original`, since nobody but its owner may look into pytest's own folders."""
+    with tempfile.TemporaryDirectory() as parent:
+        os.chmod(parent, 0o755)
+        workdir = pathlib.Path(shutil.copytree(original, f"{parent}/run"))
+        for folder in (workdir, workdir / "checkpoints"):
+            folder.chmod(0o755)
+        checkpoints = opened(workdir, keep_latest=3)
+        checkpoints.steps()  # orbax imports what nobody may not read
+        before = contents(workdir)
+        file = part(workdir / "checkpoints/3")
+        mode = file.stat().st_mode
+        file.chmod(0)
+        try:
+            with (
+                as_nobody(),
+                pytest.raises(OSError, match="3 cannot be read: .*denied"),
+            ):
+                checkpoints.restore_latest(blank(start(3)))
+        finally:
+            file.chmod(mode)
+        assert checkpoints.said == [] and contents(workdir) == before
+        state, _ = checkpoints.restore_latest(blank(start(3)))
+        assert bits(state) == bits(start(3))
+
+
+def test_too_many_open_files_end_the_run_and_move_nothing(workdir, opened):
+    checkpoints = opened(workdir, keep_latest=3)
+    checkpoints.record(3)
+    before = contents(workdir)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        files.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        with contextlib.suppress(OSError):
+            while True:
+                files.enter_context(open(os.devnull))
+        with pytest.raises(OSError, match="Too many open files"):
+            checkpoints.restore_latest(blank(start(3)))
+    assert checkpoints.said == [] and contents(workdir) == before
+    assert bits(checkpoints.restore(3, blank(start(3)))) == bits(start(3))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error"),
+        MemoryError(),
+        RuntimeError("cannot start new thread"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_other_trouble_while_restoring_moves_nothing(
+    error, workdir, opened, monkeypatch
+):
+    checkpoints = opened(workdir, keep_latest=3)
+    before = contents(workdir)
+
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", fail)
+    with pytest.raises(OSError, match="3 cannot be read: .*Nothing was changed"):
+        checkpoints.restore_latest(blank(start(3)))
+    assert checkpoints.said == [] and contents(workdir) == before
+
+
+@pytest.mark.parametrize("wrong", [None, np.zeros(3), jnp.zeros(2, jnp.bfloat16)])
+def test_a_leaf_that_comes_back_as_another_array_is_damage(
+    wrong, workdir, opened, monkeypatch
+):
+    """Orbax gives None for an array that its metadata no longer lists."""
+    checkpoints = opened(workdir, keep_latest=3)
+    restore = ocp.PyTreeCheckpointHandler.restore
+
+    def lose_a_leaf(self, directory, *arguments, **options):
+        state = restore(self, directory, *arguments, **options)
+        if "/3/" in str(directory):
+            state.params["dense"]["bias"] = wrong
+        return state
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", lose_a_leaf)
+    _, record = checkpoints.restore_latest(blank(start(3)))
+    assert record["step"] == 2
+    assert "of step 3 is damaged: params/dense/bias came back as" in checkpoints.said[0]
+
+
+def test_a_checkpoint_with_arrays_of_another_type_is_of_another_model(workdir, opened):
+    like = {"params": {"dense": {"bias": jnp.zeros(3)}}}
+    with pytest.raises(ValueError, match="bias is bfloat16 there, float32 here"):
+        opened(workdir).restore(3, like)
+
+
+def test_a_checkpoint_that_was_removed_is_not_called_damaged(workdir, opened):
+    checkpoints = opened(workdir)
+    checkpoints.record(3)
+    shutil.rmtree(workdir / "checkpoints/3")
+    with pytest.raises(Removed, match="of step 3 was removed while it was read"):
+        checkpoints.restore(3, blank(start(3)))
+    assert checkpoints.steps() == [2, 1]
+
+
+def test_a_record_of_a_later_release_is_refused(workdir, opened, monkeypatch):
+    monkeypatch.setattr(checkpoint_reader, "FORMAT", checkpoint.FORMAT - 1)
+    with pytest.raises(
+        ValueError, match=f"format {checkpoint.FORMAT}, .* update attn_"
+    ):
+        opened(workdir).restore_latest(blank(start(3)))
 
 
 # --- disks that cannot be written -----------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from attn_jax import checkpoint, workdir
+from attn_jax import workdir
 from attn_jax.analysis import bert, hopfield, slot_attention, vit
 from attn_jax.data import pipeline
 from attn_jax.data.files import SUFFIXES, FolderImages
@@ -162,7 +162,7 @@ def analyze_command(arguments: Sequence[str]) -> None:
             out=options.out,
             trust=options.trust,
         )
-    except (ValueError, OSError, checkpoint.Damaged) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     for file in files:
         print(file)
