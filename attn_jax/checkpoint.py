@@ -206,9 +206,20 @@ class Checkpoints(CheckpointReader):
         """Whether these results have the metric of `keep_best`; see `Ranking.is_in`."""
         return self._ranking.is_in(results)
 
-    def check_ranked_by(self, evaluations: Collection[str]) -> None:
-        """Raises ValueError where `keep_best` names none of the run's evaluations."""
-        self._ranking.check(evaluations)
+    def check_ranked_by(
+        self, evaluations: Mapping[str, Collection[str] | None] | Collection[str]
+    ) -> None:
+        """Raises ValueError where `keep_best` names no evaluation or no metric of it.
+
+        Args:
+            evaluations: {name: `Evaluation.metric_names`}, or only the names.
+        """
+        known = (
+            evaluations
+            if isinstance(evaluations, Mapping)
+            else dict.fromkeys(evaluations)
+        )
+        self._ranking.check(known)
 
     def _choose_kept(self, steps: Collection[int]) -> set[int | None]:
         return {*sorted(steps)[-self._keep_latest :], self._ranking.best(steps)}

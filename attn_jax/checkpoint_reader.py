@@ -17,6 +17,7 @@ from etils import epath
 from attn_jax import agreement, paths
 from attn_jax.damage import Damaged, Removed, explain_failure
 from attn_jax.digests import digest_json, digest_leaves
+from attn_jax.folder import resolve_folder
 from attn_jax.retention import Ranking
 
 FORMAT = 1  # of the record; those of earlier releases have no number
@@ -35,8 +36,7 @@ class CheckpointReader:
     """
 
     def __init__(self, workdir: epath.PathLike, *, keep_best: str | None = None):
-        # Orbax refuses a relative path, but only once it saves.
-        self.directory = epath.Path(workdir).resolve() / "checkpoints"
+        self.directory = resolve_folder(workdir) / "checkpoints"
         self._ranking = Ranking(keep_best)
         self._rank(self.steps() if keep_best else [])
 

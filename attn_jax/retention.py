@@ -52,15 +52,23 @@ class Ranking:
             raise ValueError(unknown_metric(self.metric, ours))
         return False
 
-    def check(self, evaluations: Collection[str]) -> None:
-        """Raises ValueError where `keep_best` names none of these evaluations."""
+    def check(self, known: Mapping[str, Collection[str] | None]) -> None:
+        """Raises ValueError where `keep_best` names no evaluation or no metric of it.
+
+        Args:
+            known: {evaluation: its metrics as `name/metric`, None where they only show
+                when it is run}.
+        """
         name = self.metric.split("/")[0]
-        if self.metric and name not in evaluations:
+        if self.metric and name not in known:
             raise ValueError(
                 f"config.keep_best names the evaluation {name!r}, but those with a cadence "
-                f"are {sorted(evaluations)}; correct it, or give that evaluation an "
+                f"are {sorted(known)}; correct it, or give that evaluation an "
                 "`every`."
             )
+        metrics = known[name] if self.metric else None
+        if metrics is not None and self.metric not in metrics:
+            raise ValueError(unknown_metric(self.metric, sorted(metrics)))
 
 
 def parse_best(text: str) -> tuple[str, str]:

@@ -1,43 +1,176 @@
-"""The files of a run beside its checkpoints.
+"""The files of a run beside its checkpoints, and the lock on its folder.
 
 DIR/config.json holds the resolved config, DIR/assets what the run learned from its
 training data: class names, a vocabulary.
 """
 
+import contextlib
+import errno
+import fcntl
 import json
-from collections.abc import Mapping
-from typing import Any
+import os
+import pathlib
+import shlex
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, Any
 
 import jax
 from etils import epath
 
-from attn_jax import config
+from attn_jax import agreement, config
+from attn_jax.checkpoint_reader import CheckpointReader
 from attn_jax.digests import digest_bytes
+from attn_jax.folder import resolve_folder
+
+LOCK = ".lock"
+# Some network file systems know no locks.
+UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+# --- one writer -----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def lock(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterator[None]:
+    """Holds the folder for one run; made if missing, removed again if it stays empty.
+
+    The system releases the lock when the process ends, however it ends. A cloud path is
+    not locked. A collective: process 0 holds the lock for all.
+
+    Args:
+        say: called with a warning where the file system knows no locks.
+
+    Raises:
+        ValueError: another run holds it; which process, on which machine.
+        OSError: the folder cannot be made or written.
+    """
+    folder = resolve_folder(workdir)
+    made: list[pathlib.Path] = []
+    file, error = None, None
+    if jax.process_index() == 0 and "://" not in str(folder):
+        try:
+            local = pathlib.Path(folder)
+            made = [path for path in (local, *local.parents) if not path.exists()]
+            local.mkdir(parents=True, exist_ok=True)
+            file = acquire(local / LOCK, say)
+        except (OSError, ValueError) as caught:
+            error = caught
+    try:
+        agreement.raise_together(error, f"process 0 cannot lock {folder}")
+        yield
+    finally:
+        if file is not None:
+            pathlib.Path(file.name).unlink(missing_ok=True)
+            file.close()
+        for path in made:
+            with contextlib.suppress(OSError):  # it is not empty
+                path.rmdir()
+
+
+def acquire(path: pathlib.Path, say: Callable[[str], None]) -> IO[str] | None:
+    """The locked file; None where the file system knows no locks.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+            raise ValueError(
+                f"{path.parent} is in use by {owner}, which trains there. Wait for it, "
+                "stop it, or use another --workdir."
+            ) from None
+        except OSError as error:
+            file.close()
+            if error.errno not in UNSUPPORTED:
+                raise
+            say(
+                f"WARNING: {path.parent} cannot be locked ({error.strerror}); start no "
+                "second run there"
+            )
+            return None
+        # Its last owner may have removed the file between our open and our lock.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            return file
+        file.close()
+
+
+# --- config ---------------------------------------------------------------------------
 
 
 def save_config(workdir: epath.PathLike, settings: config.Section) -> None:
-    """Writes DIR/config.json; by rename, so that a reader never sees half of it."""
-    write(epath.Path(workdir) / "config.json", as_json(settings))
+    """Writes DIR/config.json."""
+    write(resolve_folder(workdir) / "config.json", format_config(settings))
 
 
 def load_config(workdir: epath.PathLike) -> dict[str, Any] | None:
-    """The resolved config of a run, None where the folder holds no run yet.
+    """The resolved config of a run as it was saved, None where the folder has none.
 
     Raises:
         ValueError: the file is damaged, or another program's.
     """
-    file = epath.Path(workdir) / "config.json"
-    if not file.exists():
-        return None
+    file = resolve_folder(workdir) / "config.json"
     try:
         settings = json.loads(file.read_text())
-    except ValueError as error:
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{file} is damaged: {error}. Start again in a new --workdir."
+            f"{file} is damaged: {error}. Bring back a copy, or remove it: it is then "
+            "taken from the newest checkpoint."
         ) from error
     if not isinstance(settings, dict) or "task" not in settings:
         raise ValueError(f"{file} is no run's config.json; name a run's --workdir.")
     return settings
+
+
+def recover_config(
+    workdir: epath.PathLike,
+    checkpoints: CheckpointReader,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any] | None:
+    """`load_config`, or where it is damaged or missing, that of the newest checkpoint.
+
+    Args:
+        say: called with a line where the checkpoint's is used.
+
+    Raises:
+        ValueError: it is damaged, and no checkpoint is there.
+    """
+    damaged = None
+    try:
+        settings = load_config(workdir)
+    except ValueError as error:
+        settings, damaged = None, error
+    if settings is not None:
+        return settings
+    record = checkpoints.newest_record()
+    if record is None:
+        if damaged:
+            raise damaged
+        return None
+    file = resolve_folder(workdir) / "config.json"
+    say(
+        f"WARNING: {file} is {'damaged' if damaged else 'missing'}; the config of the "
+        f"checkpoint of step {record['step']} is used"
+    )
+    return record["config"]
+
+
+def format_config(settings: config.Section) -> str:
+    return json.dumps(config.plain(settings), indent=1) + "\n"
+
+
+# --- assets ---------------------------------------------------------------------------
 
 
 def save_assets(workdir: epath.PathLike, assets: Mapping[str, str]) -> None:
@@ -47,18 +180,55 @@ def save_assets(workdir: epath.PathLike, assets: Mapping[str, str]) -> None:
         ValueError: an asset of the run so far differs.
     """
     check_same_assets(workdir, assets)
-    folder = epath.Path(workdir) / "assets"
+    folder = resolve_folder(workdir) / "assets"
     for name, text in assets.items():
         write(folder / name, text)
-    digests = {n: digest_bytes(t.encode()) for n, t in assets.items()}
+    digests = {name: digest_bytes(text.encode()) for name, text in assets.items()}
     write(folder / "digests.json", json.dumps(digests, indent=1))
+
+
+def load_assets(workdir: epath.PathLike) -> dict[str, str]:
+    """{file name: text} of DIR/assets, each file as it was written; {} if there are none.
+
+    Raises:
+        ValueError: a file is missing or has changed; which one.
+    """
+    folder = resolve_folder(workdir) / "assets"
+    index = folder / "digests.json"
+    try:
+        digests = json.loads(index.read_text())
+    except FileNotFoundError:
+        digests = {}
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(damaged_asset(index)) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(damaged_asset(index)) from error
+    if not isinstance(digests, dict) or any(
+        name != pathlib.PurePath(name).name for name in digests
+    ):
+        raise ValueError(damaged_asset(index))
+    assets = {}
+    for name, digest in digests.items():
+        data = (folder / name).read_bytes() if (folder / name).is_file() else None
+        if data is None or digest_bytes(data) != digest:
+            raise ValueError(damaged_asset(folder / name))
+        assets[name] = data.decode()
+    return assets
+
+
+def damaged_asset(file: epath.Path) -> str:
+    return (
+        f"{file} is missing or has changed since it was written (or its entry in "
+        "digests.json has); bring back the original. Without it, predictions could be "
+        "named wrongly."
+    )
 
 
 def check_same_assets(workdir: epath.PathLike, assets: Mapping[str, str]) -> None:
     """Raises ValueError where an asset of the run is not what the data says now."""
     for name, text in assets.items():
-        file = epath.Path(workdir) / "assets" / name
-        if file.exists() and file.read_text() != text:
+        file = resolve_folder(workdir) / "assets" / name
+        if file.exists() and file.read_bytes() != text.encode():
             raise ValueError(
                 f"{file} differs from what the data says now: label names, a vocabulary or "
                 "the like have changed (embedded text changes with the version of "
@@ -66,22 +236,11 @@ def check_same_assets(workdir: epath.PathLike, assets: Mapping[str, str]) -> Non
             )
 
 
-def check_assets(workdir: epath.PathLike) -> None:
-    """Raises ValueError where a file of DIR/assets is not as it was written."""
-    folder = epath.Path(workdir) / "assets"
-    if not (folder / "digests.json").exists():
-        return
-    for name, digest in json.loads((folder / "digests.json").read_text()).items():
-        file = folder / name
-        if not file.exists() or digest_bytes(file.read_bytes()) != digest:
-            raise ValueError(
-                f"{file} is missing or has changed since it was written; bring back the "
-                "original, predictions would be named wrongly."
-            )
+# --- what a run and its evaluation share ----------------------------------------------
 
 
 def evaluation_key(seed: int) -> jax.Array:
-    """What evaluations that sample draw from: apart from every key of training."""
+    """The key that evaluations draw from; different from every key of training."""
     return jax.random.fold_in(jax.random.key(seed), 0xE7A1)
 
 
@@ -90,14 +249,33 @@ def row_shapes(batch: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, list]:
     return {name: [list(s.shape[1:]), str(s.dtype)] for name, s in batch.items()}
 
 
-def as_json(settings: config.Section) -> str:
-    return json.dumps(config.plain(settings), indent=1) + "\n"
+def format_evaluate_command(
+    workdir: epath.PathLike, *, best: bool = False, trust: Sequence[str] = ()
+) -> str:
+    """The shell command that evaluates a run, quoted so that it can be pasted.
+
+    Args:
+        best: evaluates the best checkpoint instead of the newest.
+        trust: packages beside this one whose classes the config names.
+    """
+    words = ["python", "-m", "attn_jax", "evaluate", f"--workdir={workdir}"]
+    words += ["--step=best"] if best else []
+    return shlex.join([*words, *(f"--trust={package}" for package in trust)])
 
 
 def write(file: epath.Path, text: str) -> None:
-    """Process 0 writes beside the target and renames."""
-    if jax.process_index() == 0:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(file.name + ".tmp")
-        temporary.write_text(text)
-        temporary.replace(file)
+    """Process 0 writes beside the target and renames: no reader sees half of a file.
+
+    Raises:
+        OSError: on every process, where process 0 cannot write.
+    """
+    error = None
+    try:
+        if jax.process_index() == 0:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_name(file.name + ".tmp")
+            temporary.write_bytes(text.encode())
+            temporary.replace(file)
+    except OSError as caught:
+        error = caught
+    agreement.raise_together(error, f"process 0 cannot write {file}")

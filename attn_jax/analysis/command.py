@@ -45,8 +45,7 @@ def analyze(
     """
     if examples < 1:
         raise ValueError(f"--examples={examples} must be 1 or more.")
-    settings = load_settings(directory, {}, trust)
-    workdir.check_assets(directory)
+    settings, _ = load_settings(directory, {}, trust)
     module, variables, task = restore(directory, step, params, trust=trust)
     if images:
         if not isinstance(module, ViT):
