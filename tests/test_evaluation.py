@@ -45,7 +45,7 @@ def test_the_names_of_metrics_are_known_before_an_evaluation_is_run():
     names = one.metric_names(jax.eval_shape(init, jax.random.key(0)))
     results = one.run(jax.jit(init)(jax.random.key(0)))
     assert names == results.keys()
-    assert {"validation/loss", "validation/accuracy"} <= names
+    assert {f"{one.name}/loss", f"{one.name}/accuracy"} <= names
 
 
 def test_a_score_has_names_that_only_show_when_it_is_run():
