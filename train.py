@@ -7,6 +7,7 @@ The same command resumes. Exit status 75: stopped by SIGTERM and saved; run it a
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from attn_jax import metrics, paths, runtime, workdir
 from attn_jax.checkpoint import Checkpoints
 from attn_jax.initialize import initialize_from
 from attn_jax.logs import Log
-from attn_jax.resume import restore_state
+from attn_jax.resume import adopt_saved_fields, restore_state
 from attn_jax.run import Run, prepare
 from attn_jax.step import TrainState
 from attn_jax.step_metrics import StepMetrics
@@ -36,21 +37,57 @@ def train(config: config_lib.Section, directory: str) -> TrainState:
         OSError: the final state could not be saved.
         runtime.Preempted: SIGTERM came; the state is saved (exit status 75).
     """
-    run = prepare(config)
-    config = run.config
+    with workdir.lock(directory):
+        run, checkpoints, state, notes = begin(config, directory)
+        return take_steps(run, directory, checkpoints, state, notes)
+
+
+def begin(
+    config: config_lib.Section, directory: str
+) -> tuple[Run, Checkpoints, TrainState, list[str]]:
+    """The run, its checkpoints, the state to begin with, and the lines that say so.
+
+    Nothing is written to the directory before all of it is known to work.
+    """
+    config = config_lib.resolve(config)
     checkpoints = Checkpoints(
         directory,
         keep_latest=config.keep_latest,
         keep_best=config.keep_best,
         patience_seconds=config.save_patience_seconds,
     )
-    checkpoints.check_ranked_by(run.evaluations.keys())
-    state, notes = start(run, directory, checkpoints)
-    first, total = int(state.step), run.total_steps
-    workdir.save_config(directory, config)
-    if hasattr(run.task, "assets"):
-        workdir.save_assets(directory, run.task.assets(run.source))
+    resumed = bool(checkpoints.steps())
+    saved = workdir.recover_config(directory, checkpoints) if resumed else None
+    notes: list[str] = []
+    if saved:
+        config, notes = adopt_saved_fields(config, saved)
+    run = prepare(config, assets=workdir.load_assets(directory) if resumed else None)
+    checkpoints.check_ranked_by(
+        {
+            name: evaluation.metric_names(run.param_shapes)
+            for name, evaluation in run.evaluations.items()
+        }
+    )
+    if restored := restore_state(run, directory, saved, checkpoints):
+        state, more = restored
+        title = f"resumed from step {int(state.step):,}"
+    else:
+        params, more = initialize_from(run, run.init_params())
+        state, title = run.init_state(params), "started from step 0"
+    workdir.save_config(directory, run.config)
+    workdir.save_assets(directory, run.assets, resumed=resumed)
+    return run, checkpoints, state, [title, *(f"  {line}" for line in notes + more)]
 
+
+def take_steps(
+    run: Run,
+    directory: str,
+    checkpoints: Checkpoints,
+    state: TrainState,
+    notes: list[str],
+) -> TrainState:
+    """The loop: batch -> step -> log -> evaluate -> save, to the end of the run."""
+    config, first, total = run.config, int(state.step), run.total_steps
     record = run.make_record()
     update = run.make_update()
     flops = run.count_flops()
@@ -114,31 +151,38 @@ def train(config: config_lib.Section, directory: str) -> TrainState:
                 if not last and (step % save_every == 0 or checkpoints.ranks(results)):
                     with log.pause(state):
                         checkpoints.save(state, record, results)
-        except FloatingPointError:
-            checkpoints.finish(state, record, {}, watchdog.feed)
+        except Exception as error:
+            save_after_error(error, state, record, checkpoints, watchdog.feed)
             raise
         checkpoints.finish(state, record, results, watchdog.feed)
-        best = " --step=best" if config.keep_best else ""
-        log.say(f"evaluate: python -m attn_jax evaluate --workdir={directory}{best}")
+        command = workdir.format_evaluate_command(
+            directory,
+            best=config.keep_best is not None,
+            trust=config_lib.foreign_packages(config),
+        )
+        log.say(f"evaluate: {command}")
     checkpoints.close()
     return state
 
 
-def start(
-    run: Run, directory: str, checkpoints: Checkpoints
-) -> tuple[TrainState, list[str]]:
-    """The state to begin with, resumed or new, and the lines that say so."""
-    if restored := restore_state(run, directory, checkpoints):
-        state, notes = restored
-        return state, [
-            f"resumed from step {int(state.step):,}",
-            *(f"  {note}" for note in notes),
-        ]
-    params, notes = initialize_from(run, run.init_params())
-    return run.init_state(params), [
-        "started from step 0",
-        *(f"  {note}" for note in notes),
-    ]
+def save_after_error(
+    error: Exception,
+    state: TrainState,
+    record: dict[str, Any],
+    checkpoints: Checkpoints,
+    tick: Callable[[], None],
+) -> None:
+    """Saves the last whole state before the error is raised, where that is possible."""
+    if jax.process_count() > 1 and not isinstance(error, FloatingPointError):
+        return  # saving needs all processes, and the others may not have failed
+    if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
+        checkpoints.say("the error came within a step, whose state cannot be saved")
+        return
+    try:
+        checkpoints.finish(state, record, {}, tick)
+        checkpoints.say(f"saved step {int(state.step):,} before the error")
+    except Exception as failure:
+        checkpoints.say(f"the state could not be saved: {failure}")
 
 
 def averaged_params(state: TrainState) -> Any:

@@ -2,19 +2,16 @@
 
 A checkpoint is the state and a JSON record: step, shape, dtype and digest of every leaf,
 the resolved config, the data's fingerprint, metrics. Orbax writes both,
-asynchronously and atomically, and restores them onto any mesh. It does not
-notice a flipped bit; the digests do.
+asynchronously and atomically, and restores them onto any mesh.
+
+With several processes every method is a collective: all call it alike, and a failure of
+one is a failure on all.
 """
 
-import contextlib
-import dataclasses
 import errno
 import functools
-import json
-import re
 import shutil
 import time
-import zlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -22,24 +19,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers as policies
 
-from attn_jax import paths
+from attn_jax import agreement
+from attn_jax.checkpoint_reader import FORMAT, CheckpointReader, make_handlers
+from attn_jax.damage import Damaged, shorten
+from attn_jax.digests import describe_leaves, digest_json
+from attn_jax.retention import Retention
 
 RETRY_SECONDS = 10.0
 
 
-class Checkpoints:
+class Checkpoints(CheckpointReader):
     """The checkpoints of one run, under DIR/checkpoints.
 
     Args:
         keep_latest: how many of the newest stay.
         keep_best: "max:name/metric" or "min:name/metric": the best one stays too.
         patience_seconds: how long `finish` waits for a disk that cannot be written.
-        say: where events worth a person's notice go.
+        say: called with a line for each event that a person should see.
     """
 
     def __init__(
@@ -50,54 +48,41 @@ class Checkpoints:
         keep_best: str | None = None,
         patience_seconds: float = 0.0,
         say: Callable[[str], None] = print,
-        read_only: bool = False,
     ):
-        # Orbax refuses a relative path, but only once it saves.
-        self.directory = epath.Path(workdir).resolve() / "checkpoints"
-        self._keep_latest, self._patience = keep_latest, patience_seconds
-        self.say = say
-        self._best = parse_best(keep_best) if keep_best else None
-        self._read_only = read_only
-        self._scores: dict[int, float] = {}  # higher is better
-        for step in self.steps() if self._best else []:
-            with contextlib.suppress(Damaged):  # said when it is to be restored
-                self._score(step, self.record(step)["results"])
+        super().__init__(workdir, keep_best=keep_best)
+        self._keep_latest, self._patience, self.say = keep_latest, patience_seconds, say
 
     @functools.cached_property
-    def _manager(self) -> ocp.CheckpointManager:
-        """Opened at its first use, and at the next one after a save that failed."""
-        if self._read_only:
-            verbosity = logging.get_verbosity()
-            logging.set_verbosity(logging.ERROR)  # orbax warns of what read-only means
-            try:
-                return ocp.CheckpointManager(
-                    self.directory,
-                    options=ocp.CheckpointManagerOptions(read_only=True, create=False),
-                    item_handlers=handlers(),
-                )
-            finally:
-                logging.set_verbosity(verbosity)
+    def _barrier(self) -> agreement.Barrier:
+        return agreement.Barrier()
+
+    @functools.cached_property
+    def _writer(self) -> ocp.CheckpointManager:
+        """Opened at the first save, and at the next one after a save that failed."""
         return ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=Retention(self._kept),
+                create=False,
+                preservation_policy=Retention(self._choose_kept),
                 cleanup_tmp_directories=True,
-                # Else a folder that cannot be made leaves threads that wait 5 minutes
-                # for it, and the process does not end before.
                 async_options=ocp.options.AsyncOptions(
-                    create_directories_asynchronously=False
+                    barrier_sync_fn=self._barrier.wait,
+                    # Otherwise a folder that cannot be made leaves threads that wait
+                    # 5 minutes for it, and the process does not end before.
+                    create_directories_asynchronously=False,
                 ),
             ),
-            item_handlers=handlers(),
+            item_handlers=make_handlers(),
         )
 
     def close(self) -> None:
-        if manager := self.__dict__.pop("_manager", None):
-            manager.close()
+        super().close()
+        self._close_writer()
 
-    def steps(self) -> list[int]:
-        """Steps with a checkpoint, newest first."""
-        return sorted(self._manager.all_steps(), reverse=True)
+    def _close_writer(self) -> None:
+        self.__dict__.pop("_barrier", None)
+        if writer := self.__dict__.pop("_writer", None):
+            writer.close()
 
     # --- saving -------------------------------------------------------------------
 
@@ -110,30 +95,25 @@ class Checkpoints:
         previous checkpoints are untouched, and the next save tries again.
         """
         step = int(state.step)
-        try:
-            self._manager.check_for_errors()  # of the save before, which ran on meanwhile
-            if step in self._manager.all_steps():
-                return True
-            self._check_space(state)
-            content = {
-                **record,
-                "step": step,
-                "leaves": described(state),
-                "results": dict(results),
-            }
-            arguments = {
-                "state": ocp.args.PyTreeSave(state),
-                "record": ocp.args.JsonSave(
-                    {**content, "digest": text_digest(content)}
-                ),
-            }
-            self._score(step, results)
-            self._manager.save(step, args=ocp.args.Composite(**arguments))
-        except Exception as error:
-            # Orbax passes on whatever its storage layer raised; all of it means the same
-            # here. A manager whose write has failed is not to be trusted with another.
-            self.say(self._failure(state, step, error))
-            self._give_up()
+        # Success of the save before, which went on meanwhile, is known first.
+        if not self._wait(state) or not self._try(state, self._check_folder, state):
+            return False
+        if step in self.steps():
+            return True
+        content = {
+            **record,
+            "format": FORMAT,
+            "step": step,
+            "leaves": describe_leaves(state),
+            "results": dict(results),
+        }
+        content["digest"] = digest_json(content)
+        self._ranking.add(step, results)
+        arguments = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave(content)
+        )
+        if not self._try(state, lambda: self._writer.save(step, args=arguments)):
+            self._ranking.remove(step)
             return False
         return True
 
@@ -156,12 +136,14 @@ class Checkpoints:
             tick()
             if self.save(state, record, results) and self._wait(state):
                 return
-            if time.monotonic() + RETRY_SECONDS > give_up:
+            # One clock decides, or one process might try again alone.
+            if agreement.largest(int(time.monotonic() + RETRY_SECONDS > give_up)):
                 raise OSError(
                     errno.EIO,
                     f"step {int(state.step)} could not be saved in {self.directory} within "
-                    f"{self._patience:.0f} s: {size_of(state):,} bytes are needed. Earlier "
-                    "checkpoints are untouched; free space there and run the same command.",
+                    f"{self._patience:.0f} s: {size_in_bytes(state):,} bytes are needed. "
+                    "Earlier checkpoints are untouched; free space there and run the same "
+                    "command.",
                 )
             self.say(
                 f"trying again every {RETRY_SECONDS:.0f} s: free space, or stop me"
@@ -169,285 +151,128 @@ class Checkpoints:
             time.sleep(RETRY_SECONDS)
 
     def _wait(self, state: Any) -> bool:
+        """Whether the save under way, if any, has come to a good end."""
+        writer = self.__dict__.get("_writer")
+        return self._try(state, writer.wait_until_finished if writer else lambda: None)
+
+    def _try(self, state: Any, action: Callable[..., Any], *arguments: Any) -> bool:
+        """Whether a part of saving succeeded on every process; says why where not."""
+        error = None
         try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            self.say(self._failure(state, int(state.step), error))
-            self._give_up()
-            return False
-        return True
-
-    def _give_up(self) -> None:
-        """Lets go of a manager that counts a failed save as a checkpoint to keep."""
-        try:
-            self.close()
-        except Exception as error:
-            self.say(f"closing the failed save: {short(error)}")
-
-    def _check_space(self, state: Any) -> None:
-        if "://" in str(self.directory):
-            return  # a cloud bucket has no free space to ask for
-        needed, free = size_of(state), shutil.disk_usage(self.directory).free
-        if needed > free:
-            raise OSError(errno.ENOSPC, f"only {free:,} bytes are free")
-
-    def _failure(self, state: Any, step: int, error: Exception) -> str:
-        return (
-            f"step {step} was NOT saved in {self.directory}: {short(error)}. "
-            f"{size_of(state):,} bytes are needed; the run goes on, nothing is lost while "
-            "it does, and the next checkpoint tries again. Free space or mend the folder."
+            action(*arguments)
+        except Exception as caught:
+            # Orbax passes on whatever its storage layer raised; all of it means the same
+            # here. A manager whose write has failed is not to be trusted with another.
+            error = caught
+            self._barrier.break_up()
+        if agreement.all_succeeded(error is None):
+            return True
+        why = shorten(error) if error else "another process could not write its part"
+        self.say(
+            f"step {int(state.step)} was NOT saved in {self.directory}: {why}. "
+            f"{size_in_bytes(state):,} bytes are needed; the run goes on, nothing is lost "
+            "while it does, and the next checkpoint tries again. Free space or mend the "
+            "folder."
         )
-
-    def ranks(self, results: Mapping[str, float]) -> bool:
-        """Whether these results have the metric of `keep_best`.
-
-        Raises:
-            ValueError: they come from its evaluation, but the metric is not among them.
-        """
-        if self._best is None or self._best[1] in results:
-            return self._best is not None
-        evaluation = self._best[1].split("/")[0] + "/"
-        if ours := [name for name in results if name.startswith(evaluation)]:
-            raise ValueError(
-                f"config.keep_best: {self._best[1]!r} is no metric of that evaluation; "
-                f"it has {', '.join(ours)}."
-            )
+        try:
+            # Orbax counts the failed save as a checkpoint to keep.
+            self._close_writer()
+        except Exception as caught:
+            self.say(f"closing the failed save: {shorten(caught)}")
         return False
 
-    def check_ranked_by(self, evaluations: Collection[str]) -> None:
-        """Raises ValueError where `keep_best` names none of the run's evaluations."""
-        if self._best and self._best[1].split("/")[0] not in evaluations:
-            raise ValueError(
-                f"config.keep_best names the evaluation {self._best[1].split('/')[0]!r}, "
-                f"but those with a cadence are {sorted(evaluations)}; correct it, or give "
-                "that evaluation an `every`."
-            )
+    def _check_folder(self, state: Any) -> None:
+        """Raises OSError where the folder cannot be written or has too little space.
 
-    def _score(self, step: int, results: Mapping[str, float]) -> None:
-        if self._best is None:
-            return
-        mode, metric = self._best
-        value = float(results.get(metric, np.nan))
-        if np.isfinite(value):
-            self._scores[step] = value if mode == "max" else -value
+        Orbax would find out too, but on one process while others wait for it.
+        """
+        if jax.process_index() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        if "://" in str(self.directory):
+            return  # a cloud bucket has no free space to ask for
+        needed, free = (
+            size_in_bytes(state),
+            shutil.disk_usage(self.directory.parent).free,
+        )
+        if needed > free:
+            raise OSError(errno.ENOSPC, f"only {free:,} bytes are free")
+        trial = self.directory.parent / f".trial-{jax.process_index()}"
+        trial.write_bytes(b"x")
+        trial.unlink()
 
-    def _best_of(self, steps: Collection[int]) -> int | None:
-        scored = [(self._scores[step], step) for step in steps if step in self._scores]
-        return max(scored)[1] if scored else None
+    # --- which stay -----------------------------------------------------------------
 
-    def _kept(self, steps: Collection[int]) -> set[int | None]:
-        return {*sorted(steps)[-self._keep_latest :], self._best_of(steps)}
+    def ranks(self, results: Mapping[str, float]) -> bool:
+        """Whether these results have the metric of `keep_best`; see `Ranking.is_in`."""
+        return self._ranking.is_in(results)
+
+    def check_ranked_by(
+        self, evaluations: Mapping[str, Collection[str] | None] | Collection[str]
+    ) -> None:
+        """Raises ValueError where `keep_best` names no evaluation or no metric of it.
+
+        Args:
+            evaluations: {name: `Evaluation.metric_names`}, or only the names.
+        """
+        known = (
+            evaluations
+            if isinstance(evaluations, Mapping)
+            else dict.fromkeys(evaluations)
+        )
+        self._ranking.check(known)
+
+    def _choose_kept(self, steps: Collection[int]) -> set[int | None]:
+        return {*sorted(steps)[-self._keep_latest :], self._ranking.best(steps)}
 
     # --- restoring ------------------------------------------------------------------
-
-    def record(self, step: int) -> dict[str, Any]:
-        """The JSON record of a checkpoint.
-
-        Raises:
-            Damaged: it cannot be read, or has changed.
-        """
-        try:
-            content = self._manager.restore(
-                step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
-            )["record"]
-        except Exception as error:
-            raise Damaged(step, short(error)) from error
-        if content.pop("digest", None) != text_digest(content):
-            raise Damaged(step, "its record has changed")
-        return content
-
-    def restore(self, step: int, like: Any) -> Any:
-        """The leaves of `like`, arrays or ShapeDtypeStructs with shardings, from a step.
-
-        `like` may be a part of the state, such as {"params": ...}.
-
-        Raises:
-            Damaged: the checkpoint cannot be read, or its content has changed.
-            ValueError: it is whole, but holds other leaves.
-        """
-        saved = self.record(step)["leaves"]
-        wanted = paths.named_leaves(like)
-        check_same_leaves(saved, wanted, step)
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeRestore(
-                        like,
-                        restore_args=ocp.checkpoint_utils.construct_restore_args(like),
-                        partial_restore=True,
-                    )
-                ),
-            )["state"]
-        except Exception as error:
-            raise Damaged(step, short(error)) from error
-        for name, digest in digests(restored).items():
-            if digest != saved[name]["digest"]:
-                raise Damaged(
-                    step,
-                    f"{name} has digest {digest}, saved was {saved[name]['digest']}",
-                )
-        return restored
 
     def restore_latest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """(state, record) of the newest whole checkpoint, None where there is none.
 
         Damaged newer ones are named and moved to DIR/damaged, so that their steps can be
-        saved again; nothing is deleted.
+        saved again; nothing is deleted, and nothing is moved before a whole one is found.
 
         Raises:
             ValueError: there are checkpoints, and every one is damaged.
+            OSError: the storage is in trouble.
         """
-        found = self.steps()
-        for step in found:
+        damaged = []
+        for step in self.steps():
             try:
-                return self.restore(step, like), self.record(step)
+                found = self.restore(step, like), self.record(step)
             except Damaged as error:
                 self.say(f"{error}. Trying the one before it.")
-                self._set_aside(step)
-        if found:
+                damaged.append(step)
+                continue
+            for each in damaged:
+                self._set_aside(each)
+            return found
+        if damaged:
             raise ValueError(
-                f"every checkpoint under {self.directory} is damaged (steps {found}); they "
-                f"now lie in {self.directory.parent / 'damaged'}. Start in a new --workdir, "
-                "or run again to start this one from step 0."
+                f"every checkpoint under {self.directory} is damaged (steps {damaged}). "
+                "Nothing was moved: bring back a copy, or move that folder away to start "
+                "from step 0."
             )
         return None
 
-    def best_step(self) -> int | None:
-        """The step with the best value of `keep_best`; the newest of equals."""
-        return self._best_of(self.steps())
-
     def _set_aside(self, step: int) -> None:
-        aside = self.directory.parent / "damaged"
-        if jax.process_index() == 0:
-            aside.mkdir(parents=True, exist_ok=True)
-            (self.directory / str(step)).rename(aside / f"{step}-{int(time.time())}")
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"damaged checkpoint {step}")
-        self._scores.pop(step, None)
-        self._manager.reload()
+        aside, error = self.directory.parent / "damaged", None
+        try:
+            if jax.process_index() == 0:
+                aside.mkdir(parents=True, exist_ok=True)
+                name = f"{step}-{int(time.time())}"
+                (self.directory / str(step)).rename(aside / name)
+        except OSError as caught:
+            error = caught
+        agreement.raise_together(error, f"process 0 cannot move files to {aside}")
+        self._ranking.remove(step)
+        self._close_writer()  # it remembers the step as saved
 
 
-class Damaged(Exception):
-    """A checkpoint that cannot be trusted."""
-
-    def __init__(self, step: int, why: str):
-        super().__init__(f"the checkpoint of step {step} is damaged: {why}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Retention(policies.PreservationPolicy):
-    """Which checkpoints stay when another one is saved."""
-
-    kept: Callable[[Collection[int]], Collection[int | None]]
-
-    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
-        del context
-        kept = self.kept([checkpoint.step for checkpoint in checkpoints])
-        return [checkpoint.step in kept for checkpoint in checkpoints]
-
-
-def handlers() -> dict[str, Any]:
-    return {
-        "state": ocp.PyTreeCheckpointHandler(),
-        "record": ocp.JsonCheckpointHandler(),
-    }
-
-
-def parse_best(text: str) -> tuple[str, str]:
-    """("max" | "min", "name/metric") of `keep_best`."""
-    mode, _, metric = text.partition(":")
-    if mode not in ("max", "min") or "/" not in metric:
-        raise ValueError(
-            f"config.keep_best={text!r} must read 'max:name/metric' or 'min:name/metric', "
-            "such as 'max:validation/accuracy'."
-        )
-    return mode, metric
-
-
-def check_same_leaves(
-    saved: Mapping[str, Any], wanted: Mapping[str, Any], step: int
-) -> None:
-    """Raises one readable error where orbax would print thousands of lines."""
-    problems = []
-    for name, leaf in wanted.items():
-        if name not in saved:
-            problems.append(f"{name} is not in the checkpoint")
-        elif tuple(saved[name]["shape"]) != tuple(leaf.shape):
-            problems.append(
-                f"{name} is {tuple(saved[name]['shape'])} there, {tuple(leaf.shape)} here"
-            )
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(
-            f"the checkpoint of step {step} is of another model: {'; '.join(problems[:3])}"
-            f"{more}. Restore it with the config it was trained with."
-        )
-
-
-def described(tree: Any) -> dict[str, dict[str, Any]]:
-    """{name: shape, dtype and digest} of every leaf."""
-    found = digests(tree)
-    return {
-        name: {
-            "shape": list(leaf.shape),
-            "dtype": str(leaf.dtype),
-            "digest": found[name],
-        }
-        for name, leaf in paths.named_leaves(tree).items()
-    }
-
-
-def digests(tree: Any) -> dict[str, int]:
-    """A 32-bit digest of every leaf, the same on any mesh; any one flipped bit changes it."""
-    return {
-        name: int(value)
-        for name, value in paths.named_leaves(jax.device_get(_digests(tree))).items()
-    }
-
-
-@jax.jit
-def _digests(tree: Any) -> Any:
-    return jax.tree.map(digest, tree)
-
-
-def digest(leaf: jax.Array) -> jax.Array:
-    """Sum over the elements of bits times an odd number of their position, mod 2^32.
-
-    Integer sums do not depend on their order, so no sharding changes the result; an odd
-    factor is invertible, so no single changed word can cancel.
-    """
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    if leaf.dtype == jnp.bool_:
-        leaf = leaf.astype(jnp.uint8)
-    width = np.dtype(leaf.dtype).itemsize * 8
-    bits = jax.lax.bitcast_convert_type(leaf, f"uint{width}").astype(jnp.uint32)
-    position = jnp.zeros((), jnp.uint32)
-    for dim, size in enumerate(leaf.shape):
-        along = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim)
-        position = position * jnp.uint32(size) + along
-    # An odd factor from a mixed position, or neighbours' differences could cancel.
-    mixed = (position + 1) * jnp.uint32(2654435761)
-    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(2246822519)
-    return jnp.sum(bits * (mixed | 1), dtype=jnp.uint32)
-
-
-def text_digest(content: Any) -> int:
-    """A 32-bit digest of what JSON can hold."""
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
-
-
-def size_of(tree: Any) -> int:
-    """Bytes of every leaf."""
+def size_in_bytes(tree: Any) -> int:
+    """Bytes of every leaf but random keys."""
     return sum(
         int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
         for leaf in jax.tree.leaves(tree)
         if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     )
-
-
-def short(error: BaseException) -> str:
-    """The first line of an error: orbax and tensorstore append pages to it."""
-    text = str(error).strip() or type(error).__name__
-    return re.sub(r"\s+", " ", text.splitlines()[0])[:200].rstrip(".")

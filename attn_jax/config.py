@@ -49,6 +49,7 @@ __all__ = [
     "differences",
     "evaluation_task",
     "explain_forbidden",
+    "foreign_packages",
     "from_json",
     "load",
     "migrate",
@@ -112,7 +113,8 @@ def from_json(text: str, where: str) -> dict[str, Any]:
         saved = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{where} is damaged: {error}. Start again in a new --workdir."
+            f"{where} is damaged: {error}. Bring back a copy, or remove it: it is then "
+            "taken from the newest checkpoint."
         ) from None
     if not isinstance(saved, dict) or "task" not in saved:
         raise ValueError(f"{where} is no run's config.json; name a run's --workdir.")
@@ -200,6 +202,13 @@ def build(section: Section, trust: Sequence[str] | None = None) -> Any:
         return as_tuple(value)
 
     return cls(**{key: value_of(v) for key, v in section.items() if key != "cls"})
+
+
+def foreign_packages(config: Section) -> list[str]:
+    """Packages other than this one whose classes a config names."""
+    names = {str(v) for k, v in flat(config).items() if k.split(".")[-1] == "cls"}
+    packages = {name.partition(":")[0].split(".")[0] for name in names}
+    return sorted(packages - {"attn_jax"})
 
 
 def evaluation_task(config: Section, name: str) -> dict:

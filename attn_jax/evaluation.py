@@ -17,8 +17,14 @@ from attn_jax.data import pipeline
 class Evaluation:
     """A task's split, ready to be run on parameters again and again.
 
-    The batch size is rounded up to what the devices divide: results do not depend on it,
-    since padded rows never count and sums are added, not means.
+    The batch size is rounded up to a multiple of the devices that share a batch. Results
+    do not depend on it: padded rows never count, and sums are added, not means.
+
+    Args:
+        name: prefix of every metric.
+        batch_size: rows of a global batch.
+        key: what a model that samples draws from.
+        reading: `threads`, `prefetch` and `workers` of `pipeline.evaluation_batches`.
     """
 
     def __init__(
@@ -39,14 +45,19 @@ class Evaluation:
         self.source = task.source(split)
         self.placement = sharding.batch_sharding(mesh)
         self.rows = pipeline.rows_of_process(self.placement, self.batch_size)
-        self.step = jax.jit(functools.partial(step.eval_step, model=model, task=task))
+        self._eval_step = functools.partial(step.eval_step, model=model, task=task)
+        # Predictions stay with their rows, so that every process has its own at hand.
+        self.step = jax.jit(self._eval_step, out_shardings=(None, self.placement))
 
     def run(
         self, params: Any, tick: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
-        """{`name/metric`: value} over the whole split; `tick` is called every batch."""
+        """{`name/metric`: value} over the whole split; `tick` is called every batch.
+
+        With several processes a collective: all call it, and all get every value.
+        """
         total: dict[str, tuple[float, float]] = {}
-        gathered = []
+        parts = []
         for batch in pipeline.evaluation_batches(
             self.source,
             self.task,
@@ -63,30 +74,55 @@ class Evaluation:
             total = metrics.add(total, sums) if total else sums
             tick()
             if predictions is not None:
-                marks = {name: on_device[name] for name in ("index", "valid")}
-                gathered.append(gather({**predictions, **marks}))
+                marks = {name: batch[name] for name in ("index", "valid")}
+                parts.append({**read_local_rows(predictions), **marks})
         results = metrics.ratio(total)
         if self.task.coefficients:  # a probe has no loss, rather than one of 0
             results["loss"] = sum(
                 weight * results[term]
                 for term, weight in self.task.coefficients.items()
             )
-        if gathered:
-            arrays = {
-                name: np.concatenate([part[name] for part in gathered])
-                for name in gathered[0]
-            }
-            valid = arrays.pop("valid")
-            predictions = {name: array[valid] for name, array in arrays.items()}
-            results |= self.task.score(predictions, self.source)
+        if parts:
+            results |= self.task.score(gather_rows(parts), self.source)
         return {f"{self.name}/{metric}": value for metric, value in results.items()}
 
+    def metric_names(self, params: Any) -> set[str] | None:
+        """{`name/metric`} of what `run` returns, without running it.
 
-def gather(arrays: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-    """Global arrays on every host."""
-    if jax.process_count() == 1:
-        return jax.device_get(arrays)
-    return {
-        name: np.asarray(multihost_utils.process_allgather(array, tiled=True))
-        for name, array in arrays.items()
-    }
+        None where the task has a `score`, whose metrics only show when it is called.
+
+        Args:
+            params: the parameters or their shapes.
+        """
+        if hasattr(self.task, "score"):
+            return None
+        batch = pipeline.batch_shapes(self.source, self.task, self.batch_size)
+        sums, _ = jax.eval_shape(self._eval_step, params, batch, self.key)
+        names = {*sums, *(["loss"] if self.task.coefficients else [])}
+        return {f"{self.name}/{metric}" for metric in names}
+
+
+def read_local_rows(arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    """The rows of global arrays that this process holds, in order, on the host."""
+
+    def read(array: jax.Array) -> np.ndarray:
+        # Devices along the tensor axis hold the same rows.
+        parts = {s.index[0].start or 0: s.data for s in array.addressable_shards}
+        return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+    return {name: read(array) for name, array in arrays.items()}
+
+
+def gather_rows(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Every valid row of all batches and processes once, in the order of `index`."""
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if jax.process_count() > 1:
+        arrays = {
+            name: np.asarray(multihost_utils.process_allgather(array, tiled=True))
+            for name, array in arrays.items()
+        }
+    valid = arrays.pop("valid")
+    arrays = {name: array[valid] for name, array in arrays.items()}
+    # Processes along the tensor axis have brought the same rows.
+    _, first = np.unique(arrays["index"], return_index=True)
+    return {name: array[first] for name, array in arrays.items()}

@@ -95,6 +95,13 @@ def find_successor(cls: str) -> str | None:
     return None
 
 
+def younger_fields(cls: Any) -> set[str]:
+    """Fields of a class whose default is not what older releases did."""
+    return {
+        field for migration in MIGRATIONS for field in migration.fields.get(cls, {})
+    }
+
+
 def explain_removed(cls: str, field: str) -> str | None:
     """What to use instead of a field that older releases had."""
     for migration in reversed(MIGRATIONS):

@@ -1,26 +1,70 @@
 """Whether a run may go on from what its folder holds, and what changed since."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
+from ml_collections import ConfigDict
 
 from attn_jax import config as config_lib
-from attn_jax import schedules, workdir
+from attn_jax import migrations, schedules, sections
 from attn_jax.checkpoint import Checkpoints
 from attn_jax.data import pipeline
 from attn_jax.run import Run
 from attn_jax.step import TrainState
 
+# Where data lies may change; that it is the same data shows in its fingerprint.
+PATHS = ("task.data", "task.real_labels", "task.vocabulary")
+
+
+def adopt_saved_fields(
+    config: ConfigDict, saved: Mapping[str, Any]
+) -> tuple[ConfigDict, list[str]]:
+    """The config with what older releases did, where the saved run began with that.
+
+    A field that is younger than the run, and whose default means something else than what
+    was done before it was there, keeps the saved value unless the user sets it.
+
+    Args:
+        saved: the run's config, in the present format.
+
+    Returns: the config, and a line for each field.
+    """
+    notes: list[str] = []
+
+    def adopt(ours: Any, theirs: Any, where: str) -> Any:
+        if not isinstance(ours, Mapping) or not isinstance(theirs, Mapping):
+            return ours
+        merged = {k: adopt(v, theirs.get(k), f"{where}{k}.") for k, v in ours.items()}
+        for field in migrations.younger_fields(ours.get("cls")):
+            default = sections.default_value(ours["cls"], field)
+            if field in theirs and ours[field] == default != theirs[field]:
+                merged[field] = theirs[field]
+                notes.append(f"{where}{field}={theirs[field]}, as when the run began")
+        return merged
+
+    plain = adopt(config_lib.plain(config), saved, "")
+    return (config_lib.resolve(plain) if notes else config), notes
+
 
 def restore_state(
-    run: Run, directory: epath.PathLike, checkpoints: Checkpoints
+    run: Run,
+    directory: epath.PathLike,
+    saved: Mapping[str, Any] | None,
+    checkpoints: Checkpoints,
 ) -> tuple[TrainState, list[str]] | None:
     """(state of the newest whole checkpoint, lines to print); None: there is none.
 
+    Args:
+        saved: the run's config as it was saved last, if there is one.
+
     Raises:
-        ValueError: the config or the data is that of another run.
+        ValueError: the config or the data is that of another run; every checkpoint is
+            damaged.
     """
-    notes = compare_configs(run, directory, checkpoints)
+    if not checkpoints.steps():
+        return None
+    notes = compare_configs(run, directory, saved) if saved else []
     restored = checkpoints.restore_latest(run.state_shapes)
     if restored is None:
         return None
@@ -36,24 +80,18 @@ def restore_state(
 
 
 def compare_configs(
-    run: Run, directory: epath.PathLike, checkpoints: Checkpoints
+    run: Run, directory: epath.PathLike, saved: Mapping[str, Any]
 ) -> list[str]:
     """A line for each key that changed since the run was last saved.
 
     Raises:
         ValueError: a key changed that would make it another run.
     """
-    before = workdir.load_config(directory)
-    if before is None or not checkpoints.steps():
-        return []
-    allowed, forbidden = config_lib.differences(before, config_lib.plain(run.config))
-    if forbidden:
-        raise ValueError(
-            f"{directory} holds a run with another config; these keys may not change on "
-            f"resume: {'; '.join(forbidden)}. Change them back, or use a new --workdir "
-            "(config.init_from starts it from this run's parameters)."
-        )
-    return [f"changed {line}" for line in allowed]
+    allowed, forbidden = config_lib.differences(saved, run.config)
+    moved = [line for line in forbidden if line.partition(":")[0] in PATHS]
+    if others := [line for line in forbidden if line not in moved]:
+        raise ValueError(config_lib.explain_forbidden(str(directory), others))
+    return [f"changed {line}" for line in [*moved, *allowed]]
 
 
 def compare_schedules(run: Run, before: dict[str, Any], step: int) -> list[str]:

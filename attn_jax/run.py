@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from attn_jax import config as config_lib
 from attn_jax import (
+    limits,
     metrics,
     optim,
     paths,
@@ -23,7 +24,7 @@ from attn_jax import (
     step,
     workdir,
 )
-from attn_jax.data import pipeline, sources
+from attn_jax.data import pipeline, sources, vocabulary
 from attn_jax.evaluation import Evaluation
 
 
@@ -37,6 +38,7 @@ class Run:
         batch_sharding: of every array of a batch.
         rows: the rows of the global batch that this process reads.
         task, source: the objective and its training records.
+        assets: {file name: text}: what an evaluation must know of the training data.
         batch_shapes: {name: shape and dtype} of a global batch.
         to_steps: optimizer steps of a duration such as "5 epochs".
         total_steps: length of the run.
@@ -54,6 +56,7 @@ class Run:
     rows: np.ndarray
     task: Any
     source: Any
+    assets: dict[str, str]
     batch_shapes: dict[str, jax.ShapeDtypeStruct]
     to_steps: Callable[[str], int]
     total_steps: int
@@ -154,19 +157,14 @@ class Run:
     def describe(self) -> list[str]:
         """The lines that a run begins with: devices, parameters, data."""
         axes = ", ".join(f"{axis}={size}" for axis, size in self.mesh.shape.items())
-        total = count_elements(self.param_shapes)
-        trained = count_elements(paths.pick(self.param_shapes, self.trained))
         lines = [
             f"devices: {self.mesh.size} x {jax.devices()[0].device_kind} of "
             f"{jax.process_count()} process(es), mesh {axes}",
-            f"parameters: {total:,}",
+            f"parameters: {count_elements(self.param_shapes):,}",
         ]
-        if trained < total:
-            lines.append(
-                f"  frozen by config.freeze: {total - trained:,} parameters in "
-                f"{len(jax.tree.leaves(self.param_shapes)) - len(self.trained)} arrays; "
-                f"{trained:,} are trained"
-            )
+        if self.config.freeze:
+            frozen = optim.describe_frozen(self.config.freeze, self.param_shapes)
+            lines.append(f"  {frozen}")
         if self.mesh.size > 1:
             table = sharding.table(self.param_shapes, self.param_shardings)
             lines += [f"  {line}" for line in table]
@@ -179,13 +177,19 @@ class Run:
 
 
 def prepare(
-    config: config_lib.Section, devices: Sequence[jax.Device] | None = None
+    config: config_lib.Section,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    assets: Mapping[str, str] | None = None,
 ) -> Run:
     """Opens the data and lays out model, optimizer and evaluations; trains nothing.
 
     Args:
         config: what a recipe's `get_config` returns, or a resolved config.
         devices: of the mesh; None takes all.
+        assets: {file name: text} of DIR/assets of a run that is resumed: its class names,
+            its vocabulary. None: a new run learns them from its data, or takes the
+            vocabulary of its `init_from`.
 
     Raises:
         ValueError: a setting that cannot be honored.
@@ -196,8 +200,9 @@ def prepare(
     sharding.check_batch_size(config.batch_size, mesh, config.micro_batches)
     batch_sharding = sharding.batch_sharding(mesh)
 
-    task = config_lib.build(config.task)
+    task = bind_task(config_lib.build(config.task), config.init_from, assets)
     source = task.source("train")
+    assets = task.assets(source) if hasattr(task, "assets") else {}
     batch_shapes = pipeline.batch_shapes(source, task, config.batch_size)
     to_steps = functools.partial(
         config_lib.to_steps,
@@ -210,6 +215,9 @@ def prepare(
     key = jax.random.key(config.seed)
     init = functools.partial(step.init_params, model, task)
     param_shapes = jax.eval_shape(init, batch_shapes, key)
+    limits.check_size(
+        param_shapes, batch_shapes, copies=4 + (config.ema_decay is not None)
+    )
     param_shardings = sharding.param_shardings(
         mesh, param_shapes, config.sharding_rules, config.fsdp_min_elements
     )
@@ -225,6 +233,7 @@ def prepare(
         rows=pipeline.rows_of_process(batch_sharding, config.batch_size),
         task=task,
         source=source,
+        assets=assets,
         batch_shapes=batch_shapes,
         to_steps=to_steps,
         total_steps=total_steps,
@@ -234,29 +243,60 @@ def prepare(
         trained=trained,
         schedule=schedule,
         optimizer=optim.make_optimizer(config, param_shapes, schedule),
-        evaluations={
-            name: open_evaluation(config, name, model, mesh)
-            for name, section in config.evals.items()
-            if section.every is not None
-        },
+        evaluations=open_evaluations(config, model, mesh, assets),
     )
 
 
-def open_evaluation(
-    config: ConfigDict, name: str, model: nn.Module, mesh: Mesh
-) -> Evaluation:
-    """The evaluation `config.evals[name]`, its data opened."""
-    section = config.evals[name]
-    return Evaluation(
-        name,
-        model,
-        config_lib.build(config_lib.evaluation_task(config, name)),
-        section.split,
-        mesh=mesh,
-        batch_size=section.batch_size or config.batch_size,
-        key=workdir.evaluation_key(config.seed),
-        reading=reading_options(config),
-    )
+def bind_task(task: Any, init_from: Any, assets: Mapping[str, str] | None) -> Any:
+    """The task with the names of the run that goes on, or of the one it starts from.
+
+    Raises:
+        ValueError: the checkpoint of a text model tells no vocabulary.
+    """
+    if assets:
+        return task.bind(assets) if hasattr(task, "bind") else task
+    if not hasattr(task, "vocabulary"):
+        return task
+    for path, _, _ in init_from:
+        found = vocabulary.vocabulary_of(path)
+        if found is not None:
+            task = task.bind(found)
+        elif task.vocabulary is None:
+            raise ValueError(
+                f"config.init_from: {path} has no vocab.txt, so its token embedding cannot "
+                "be read; put it beside the checkpoint, or set config.task.vocabulary."
+            )
+    return task
+
+
+def open_evaluations(
+    config: ConfigDict, model: nn.Module, mesh: Mesh, assets: Mapping[str, str]
+) -> dict[str, Evaluation]:
+    """The evaluations with a cadence, by name; of all others only the data is opened.
+
+    An evaluation names classes and tokens as the training data does, whatever its own data.
+    """
+    evaluations = {}
+    for name, section in config.evals.items():
+        task = config_lib.build(config_lib.evaluation_task(config, name))
+        if assets and hasattr(task, "bind"):
+            task = task.bind(assets)
+        if section.every is None:
+            task.source(
+                section.split
+            )  # a missing split is an error now, not at the end
+            continue
+        evaluations[name] = Evaluation(
+            name,
+            model,
+            task,
+            section.split,
+            mesh=mesh,
+            batch_size=section.batch_size or config.batch_size,
+            key=workdir.evaluation_key(config.seed),
+            reading=reading_options(config),
+        )
+    return evaluations
 
 
 def reading_options(config: ConfigDict) -> dict[str, int]:

@@ -16,7 +16,6 @@ import jax
 from absl import logging
 from jax.experimental import multihost_utils
 
-from attn_jax.checkpoint import Damaged
 from attn_jax.compilation_cache import use_compilation_cache
 from attn_jax.peers import EXIT_TRY_AGAIN, Peers
 
@@ -227,7 +226,7 @@ def explain(error: BaseException) -> tuple[int, str | None]:
             f"error: out of memory: {text.splitlines()[0]} Use a smaller batch_size, or "
             "more micro_batches."
         )
-    if isinstance(error, ValueError | OSError | FloatingPointError | Damaged):
+    if isinstance(error, ValueError | OSError | FloatingPointError):
         return 1, f"error: {text}"
     return 1, None
 

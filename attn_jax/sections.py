@@ -115,6 +115,12 @@ def fill_evaluation(section: Any, where: str, training: Mapping, trust) -> dict:
     return filled
 
 
+def default_value(cls: str, name: str) -> Any:
+    """The default of a field of the class that a section names, as JSON has it."""
+    fields = dataclasses.fields(class_of({"cls": cls}, "config", None))
+    return plain(default_of(next(field for field in fields if field.name == name)))
+
+
 def default_of(field: dataclasses.Field) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()

@@ -17,7 +17,8 @@ import report
 
 sys.path.insert(0, str(report.ROOT))
 
-from attn_jax import config, evaluation, sharding, workdir  # noqa: E402
+from attn_jax import config, evaluation, sharding  # noqa: E402
+from attn_jax.restore import load_settings, open_run  # noqa: E402
 from attn_jax.tasks.probe import Probe  # noqa: E402
 
 FRAMING = ("image_size", "channels", "holdout", "corrupt", "resize")  # as in the run
@@ -57,15 +58,10 @@ def main() -> None:
     parser.add_argument("--batch-size", default=500, type=int)
     options = parser.parse_args()
 
-    settings = workdir.load_config(options.workdir)
-    if settings is None:
-        parser.error(f"{options.workdir} holds no run; train one with train.py.")
-    step = "best" if settings["keep_best"] else "latest"
+    settings, saved = load_settings(options.workdir, None, ())
+    step = "best" if settings.keep_best else "latest"
     mesh = sharding.make_mesh({"data": -1})
-    resolved = config.resolve(settings, workdir.TRUSTED)
-    model, variables, _, record = workdir.open_run(
-        options.workdir, resolved, step, None, (), mesh
-    )
+    run = open_run(options.workdir, (settings, saved), step, None, (), mesh)
     task = Probe(
         data=options.data or settings["task"]["data"],
         shots=tuple(map(int, options.shots.split(","))),
@@ -75,18 +71,18 @@ def main() -> None:
         **{key: config.as_tuple(settings["task"][key]) for key in FRAMING},
     )
     h, w = task.size
-    random = model.init(
+    random = run.module.init(
         jax.random.key(options.seed),
         jax.numpy.zeros((1, h, w, task.channels)),
         train=False,
     )
-    trained = f"{settings['model']['cls'].split(':')[1]}, step {record['step']:,}"
+    trained = f"{settings['model']['cls'].split(':')[1]}, step {run.record['step']:,}"
     rows = {
         trained: measured(
-            model, variables["params"], task, options.split, options.batch_size
+            run.module, run.params, task, options.split, options.batch_size
         ),
         "the same at random initialisation": measured(
-            model, random["params"], task, options.split, options.batch_size
+            run.module, random["params"], task, options.split, options.batch_size
         ),
         "raw pixels": measured(Pixels(), {}, task, options.split, options.batch_size),
     }

@@ -11,7 +11,7 @@ import pytest
 from processes import finish_all, launch, launch_command
 
 import attn_jax
-from attn_jax.checkpoint import Checkpoints
+from attn_jax.checkpoint_reader import CheckpointReader
 from attn_jax.paths import named_leaves
 
 # Half of what there is to compile ...
@@ -81,8 +81,7 @@ def test_two_processes_resume_what_two_have_saved_bit_for_bit(two, halfway):
     assert "resumed from step 4" in run(2, 4, halfway)
     assert metrics(halfway) == metrics(two)
     ours, theirs = (
-        Checkpoints(folder, read_only=True).record(8)["leaves"]
-        for folder in (halfway, two)
+        CheckpointReader(folder).record(8)["leaves"] for folder in (halfway, two)
     )
     assert ours == theirs  # with a digest of every leaf
 
@@ -142,6 +141,6 @@ def test_a_signal_to_one_process_stops_both_at_the_same_saved_step(tmp_path, sen
         time.sleep(0.01)
     group[1].send_signal(sent)  # not the one that writes
     out = finish_all(group, status=75)
-    [step] = Checkpoints(tmp_path, read_only=True).steps()
+    [step] = CheckpointReader(tmp_path).steps()
     assert metrics(tmp_path)[-1]["step"] == step
     assert f"saved step {step:,}" in out

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import attn_jax
 import train
 from attn_jax import config as config_lib
-from attn_jax import evaluation, probes, sharding, workdir
+from attn_jax import evaluation, probes, sharding
 from attn_jax.models import vit
 from attn_jax.tasks import classify, probe
 
@@ -216,7 +217,7 @@ def test_a_run_can_be_probed_while_it_trains_and_afterwards(
     assert "probe/loss" not in written
 
     more = {"evals.more": {**entry, "task": {**task, "neighbours": 20}}}
-    results = workdir.evaluate(tmp_path, "best", overrides=more)
+    results = attn_jax.evaluate(tmp_path, "best", overrides=more)
     for metric in ("accuracy_1_shot", "accuracy_5_shot"):
         assert results[f"probe/{metric}"] == written[f"probe/{metric}"]
         assert results[f"more/{metric}"] == results[f"probe/{metric}"]

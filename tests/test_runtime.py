@@ -10,7 +10,7 @@ import processes
 import pytest
 
 from attn_jax import runtime
-from attn_jax.checkpoint import Checkpoints
+from attn_jax.checkpoint_reader import CheckpointReader
 
 TOTAL = 300  # steps of some milliseconds: time enough to be hit in the middle
 SETTINGS = [
@@ -54,7 +54,7 @@ def resume(folder, compiled):
 
 def digests(folder):
     """Of every leaf of the final state: bit for bit the same if these are equal."""
-    return Checkpoints(folder, read_only=True).record(TOTAL)["leaves"]
+    return CheckpointReader(folder).record(TOTAL)["leaves"]
 
 
 def logged(folder):

@@ -24,6 +24,7 @@ import numpy as np
 from attn_jax import workdir
 from attn_jax.data import pipeline
 from attn_jax.data.files import SUFFIXES, FolderImages
+from attn_jax.restore import load_settings, restore
 
 
 def analyze(
@@ -52,9 +53,8 @@ def analyze(
     """
     if examples < 1:
         raise ValueError(f"--examples={examples} must be 1 or more.")
-    settings = workdir.settings_of(directory, {}, trust)
-    workdir.check_assets(directory)
-    module, variables, task = workdir.restore(directory, step, params, trust=trust)
+    settings, _ = load_settings(directory, {}, trust)
+    module, variables, task = restore(directory, step, params, trust=trust)
     drawing = find_drawing(module)
     if images:
         if not getattr(drawing, "IMAGE_FILES", False):
@@ -73,7 +73,7 @@ def analyze(
         variables,
         task.inputs(batch),
         batch=batch,
-        assets=read_assets(pathlib.Path(directory) / "assets"),
+        assets=workdir.load_assets(directory),
         folder=pathlib.Path(out or pathlib.Path(directory) / "analysis"),
     )
 
@@ -96,14 +96,6 @@ def no_figure(module: nn.Module) -> ValueError:
         f"{type(module).__name__} has no figure yet; attn_jax.analysis.attention_maps "
         "gives its attention as arrays."
     )
-
-
-def read_assets(folder: pathlib.Path) -> dict[str, str]:
-    """{file name: text} of what the run learned from its data."""
-    if not folder.is_dir():
-        return {}
-    files = sorted(file for file in folder.iterdir() if file.name != "digests.json")
-    return {file.name: file.read_text("utf-8") for file in files}
 
 
 def open_image_files(given: Sequence[str], count: int) -> FolderImages:

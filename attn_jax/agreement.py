@@ -1,0 +1,82 @@
+"""Several processes agree, so that none waits for another that has failed.
+
+Every function here is a collective: all processes call it at the same point, also the one
+that has failed. With one process each of them is free.
+"""
+
+import itertools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src import distributed
+from jax.experimental import multihost_utils
+
+POLL_SECONDS = 0.2
+NUMBERS = itertools.count()  # of barriers; the same on every process
+
+
+def largest(value: int) -> int:
+    """The largest value of any process."""
+    if jax.process_count() == 1:
+        return value
+    return int(np.max(multihost_utils.process_allgather(np.array(value, np.int32))))
+
+
+def all_succeeded(ok: bool) -> bool:
+    """Whether every process succeeded."""
+    return not largest(int(not ok))
+
+
+def from_first(values: Sequence[int]) -> list[int]:
+    """The values of process 0: what it sees on a shared disk, others may see later."""
+    if jax.process_count() == 1:
+        return list(values)
+    length = int(multihost_utils.broadcast_one_to_all(np.array(len(values), np.int32)))
+    padded = np.resize(np.array([*values, 0], np.int32), length + 1)
+    return multihost_utils.broadcast_one_to_all(padded)[:length].tolist()
+
+
+def raise_together(error: Exception | None, elsewhere: str) -> None:
+    """Raises the error here, and OSError(elsewhere) on processes that have none."""
+    if not all_succeeded(error is None):
+        raise error or OSError(elsewhere)
+
+
+class Barrier:
+    """Waits until every process has arrived; a process that failed can break it.
+
+    The barrier of JAX has only a timeout, of 20 minutes in orbax: long enough for a slow
+    disk, hence far too long to wait for a process that will never come. Safe in a thread
+    beside the one that computes, since it uses no device.
+    """
+
+    def __init__(self) -> None:
+        self._name = f"attn_jax/barrier/{next(NUMBERS)}"
+
+    def wait(self, key: str, timeout_ms: int) -> None:
+        """Raises OSError once the barrier is broken, TimeoutError after the timeout."""
+        if jax.process_count() == 1:
+            return
+        arrived = f"{self._name}/{key}"
+        client().key_value_increment(arrived, 1)
+        end = time.monotonic() + timeout_ms / 1000
+        # Adding 0 reads a counter, also one that nobody has set yet.
+        while client().key_value_increment(arrived, 0) < jax.process_count():
+            if client().key_value_increment(f"{self._name}/broken", 0):
+                raise OSError("another process could not write its part")
+            if time.monotonic() > end:
+                raise TimeoutError(f"other processes did not arrive at {key!r} in time")
+            time.sleep(POLL_SECONDS)
+
+    def break_up(self) -> None:
+        """Whoever waits or comes gets an OSError."""
+        if jax.process_count() > 1:
+            client().key_value_increment(f"{self._name}/broken", 1)
+
+
+def client() -> Any:
+    """JAX's client of the coordinator; orbax and others use it, but it has no public name."""
+    return distributed.global_state.client
