@@ -80,7 +80,7 @@ def main() -> None:
         times: list[list[float]] = [[], [], []]
         for _ in range(options.rounds):
             for kept, function in zip(
-                times, [*functions, lambda: product(square, square)]
+                times, [*functions, lambda: product(square, square)], strict=True
             ):
                 kept.append(seconds(function))
         mine, theirs, peak = map(statistics.median, times)
