@@ -187,7 +187,7 @@ def save_after_error(
 
 def averaged_params(state: TrainState) -> Any:
     """The parameters that evaluations use: averaged where an average is kept."""
-    return paths.overlay(state.params, state.average or {})
+    return paths.replace_leaves(state.params, state.average or {})
 
 
 def main(arguments: list[str]) -> None:

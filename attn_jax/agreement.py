@@ -18,7 +18,7 @@ POLL_SECONDS = 0.2
 NUMBERS = itertools.count()  # of barriers; the same on every process
 
 
-def largest(value: int) -> int:
+def max_over_processes(value: int) -> int:
     """The largest value of any process."""
     if jax.process_count() == 1:
         return value
@@ -27,10 +27,10 @@ def largest(value: int) -> int:
 
 def all_succeeded(ok: bool) -> bool:
     """Whether every process succeeded."""
-    return not largest(int(not ok))
+    return not max_over_processes(int(not ok))
 
 
-def from_first(values: Sequence[int]) -> list[int]:
+def broadcast_from_first(values: Sequence[int]) -> list[int]:
     """The values of process 0: what it sees on a shared disk, others may see later."""
     if jax.process_count() == 1:
         return list(values)
@@ -61,11 +61,11 @@ class Barrier:
         if jax.process_count() == 1:
             return
         arrived = f"{self._name}/{key}"
-        client().key_value_increment(arrived, 1)
+        get_client().key_value_increment(arrived, 1)
         end = time.monotonic() + timeout_ms / 1000
         # Adding 0 reads a counter, also one that nobody has set yet.
-        while client().key_value_increment(arrived, 0) < jax.process_count():
-            if client().key_value_increment(f"{self._name}/broken", 0):
+        while get_client().key_value_increment(arrived, 0) < jax.process_count():
+            if get_client().key_value_increment(f"{self._name}/broken", 0):
                 raise OSError("another process could not write its part")
             if time.monotonic() > end:
                 raise TimeoutError(f"other processes did not arrive at {key!r} in time")
@@ -74,9 +74,9 @@ class Barrier:
     def break_up(self) -> None:
         """Whoever waits or comes gets an OSError."""
         if jax.process_count() > 1:
-            client().key_value_increment(f"{self._name}/broken", 1)
+            get_client().key_value_increment(f"{self._name}/broken", 1)
 
 
-def client() -> Any:
+def get_client() -> Any:
     """JAX's client of the coordinator; orbax and others use it, but it has no public name."""
     return distributed.global_state.client

@@ -137,7 +137,8 @@ class Checkpoints(CheckpointReader):
             if self.save(state, record, results) and self._wait(state):
                 return
             # One clock decides, or one process might try again alone.
-            if agreement.largest(int(time.monotonic() + RETRY_SECONDS > give_up)):
+            late = time.monotonic() + RETRY_SECONDS > give_up
+            if agreement.max_over_processes(int(late)):
                 raise OSError(
                     errno.EIO,
                     f"step {int(state.step)} could not be saved in {self.directory} within "

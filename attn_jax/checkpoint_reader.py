@@ -80,7 +80,7 @@ class CheckpointReader:
         except OSError as caught:
             error = caught
         agreement.raise_together(error, f"another process cannot read {self.directory}")
-        return agreement.from_first(found)
+        return agreement.broadcast_from_first(found)
 
     def best_step(self) -> int | None:
         """The step with the best value of `keep_best`; the newest of equals."""
@@ -169,7 +169,7 @@ class CheckpointReader:
         except Exception as error:
             failure = explain_failure(error, step, self.directory / str(step))
             failure.__cause__ = error
-        kind = KINDS[agreement.largest(KINDS.index(type(failure)))]
+        kind = KINDS[agreement.max_over_processes(KINDS.index(type(failure)))]
         if kind is type(None):
             return result
         if failure is not None and type(failure) is kind:

@@ -30,14 +30,14 @@ from attn_jax.sections import (
     unknown_key,
 )
 from attn_jax.values import (
-    as_tuple,
+    check_against,
     check_structure,
     check_value,
-    checked,
     parse,
-    plain,
     show,
     suggest,
+    to_plain,
+    to_tuple,
 )
 
 __all__ = [
@@ -55,7 +55,7 @@ __all__ = [
     "migrate",
     "override",
     "parse",
-    "plain",
+    "to_plain",
     "resolve",
     "suggest",
     "to_steps",
@@ -134,14 +134,14 @@ def override(
         ValueError: a key is unknown, or a value has the wrong type.
     """
     check_structure(config)
-    given = plain(config)
+    given = to_plain(config)
     if trust is not None:
         given = migrate(given)
     for setting in overrides:
         key, _, text = setting.partition("=")
         if key.split(".")[0] not in given:
             raise ValueError(unknown_knob(key, given, trust))
-        put(given, key, parse(text))
+        set_key(given, key, parse(text))
     return resolve(given, trust)
 
 
@@ -154,7 +154,7 @@ def resolve(config: Section, trust: Sequence[str] | None = None) -> ConfigDict:
         ValueError: nothing reads a key, or a value has the wrong type.
     """
     check_structure(config)
-    given = plain(config)
+    given = to_plain(config)
     if trust is not None:
         given = migrate(given)
     given.pop("format", None)
@@ -170,7 +170,7 @@ def resolve(config: Section, trust: Sequence[str] | None = None) -> ConfigDict:
             raise ValueError(
                 f"config.evals={show(given[key])} must be a section; {{}} is none at all."
             )
-        given[key] = checked(given[key], knob.type, f"config.{key}", knob.example)
+        given[key] = check_against(given[key], knob.type, f"config.{key}", knob.example)
     for key in ("model", "task"):
         given[key] = fill_class(given[key], f"config.{key}", trust)
     for key, functions in NAMED.items():
@@ -193,28 +193,28 @@ def build(section: Section, trust: Sequence[str] | None = None) -> Any:
     Raises:
         ValueError: the class is not trusted, not found, or neither module nor task.
     """
-    section = plain(section)
+    section = to_plain(section)
     cls = class_of(section, "config", trust)
 
     def value_of(value: Any) -> Any:
         if isinstance(value, Mapping):
             return build(value, trust) if "cls" in value else value
-        return as_tuple(value)
+        return to_tuple(value)
 
     return cls(**{key: value_of(v) for key, v in section.items() if key != "cls"})
 
 
 def foreign_packages(config: Section) -> list[str]:
     """Packages other than this one whose classes a config names."""
-    names = {str(v) for k, v in flat(config).items() if k.split(".")[-1] == "cls"}
+    names = {str(v) for k, v in flatten(config).items() if k.split(".")[-1] == "cls"}
     packages = {name.partition(":")[0].split(".")[0] for name in names}
     return sorted(packages - {"attn_jax"})
 
 
 def evaluation_task(config: Section, name: str) -> dict:
     """The task section of one evaluation: the training task with what differs."""
-    changes = plain(config["evals"][name]["task"])
-    return changes if "cls" in changes else {**plain(config["task"]), **changes}
+    changes = to_plain(config["evals"][name]["task"])
+    return changes if "cls" in changes else {**to_plain(config["task"]), **changes}
 
 
 def differences(old: Section, new: Section) -> tuple[list[str], list[str]]:
@@ -225,7 +225,7 @@ def differences(old: Section, new: Section) -> tuple[list[str], list[str]]:
             value that means what that release did.
         new: a resolved config.
     """
-    before, after = flat(lift(old, new)), flat(new)
+    before, after = flatten(complete_saved(old, new)), flatten(new)
     allowed: list[str] = []
     forbidden: list[str] = []
     for key in sorted(before.keys() | after.keys()):
@@ -247,16 +247,16 @@ def explain_forbidden(workdir: str, forbidden: Sequence[str]) -> str:
     )
 
 
-def lift(old: Section, new: Section) -> dict:
+def complete_saved(old: Section, new: Section) -> dict:
     """A saved config in the present format, with defaults of keys that it lacks.
 
     Only packages that `new` names are imported. What cannot be resolved is left as saved.
     """
-    saved = migrate(plain(old))
-    names = [str(v) for k, v in flat(new).items() if k.split(".")[-1] == "cls"]
+    saved = migrate(to_plain(old))
+    names = [str(v) for k, v in flatten(new).items() if k.split(".")[-1] == "cls"]
     packages = tuple(name.partition(":")[0].split(".")[0] for name in names)
     try:
-        return plain(resolve(saved, trust=packages))
+        return to_plain(resolve(saved, trust=packages))
     except ValueError:
         return saved
 
@@ -264,18 +264,18 @@ def lift(old: Section, new: Section) -> dict:
 # --- keys -----------------------------------------------------------------------------
 
 
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """{"a.b": value} of every leaf of nested sections."""
-    config = plain(config)
+    config = to_plain(config)
     if not isinstance(config, dict) or not config:
         return {prefix: config}
     leaves: dict[str, Any] = {}
     for key, value in config.items():
-        leaves |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+        leaves |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return leaves
 
 
-def put(config: dict, key: str, value: Any) -> None:
+def set_key(config: dict, key: str, value: Any) -> None:
     """Sets `a.b.c` in nested dicts; `resolve` checks the keys inside a section."""
     *parents, last = key.split(".")
     for parent in parents:
@@ -292,9 +292,9 @@ def unknown_knob(key: str, config: Mapping, trust: Sequence[str] | None) -> str:
     top, last = key.split(".")[0], key.split(".")[-1]
     known = {k: v for k, v in config.items() if k in KNOBS}
     try:
-        inside = flat(resolve(known, trust))
+        inside = flatten(resolve(known, trust))
     except ValueError:
-        inside = flat(known)
+        inside = flatten(known)
     found = [name for name in inside if "." in name and name.split(".")[-1] == last]
     if found and "." not in key:
         return (

@@ -69,8 +69,8 @@ def explain_failure(error: Exception, step: int, folder: epath.Path) -> Exceptio
         except OSError as trouble:
             if trouble.errno not in LOST:
                 cause = trouble
-    if cause is None and any(isinstance(e, CONTENT) for e in chain(error)):
-        return Damaged(step, shorten(list(chain(error))[-1]))
+    if cause is None and any(isinstance(e, CONTENT) for e in iterate_causes(error)):
+        return Damaged(step, shorten(list(iterate_causes(error))[-1]))
     return OSError(
         f"{folder} cannot be read: {shorten(cause or error)}. Nothing was changed: correct "
         "the cause and run the same command again."
@@ -79,7 +79,7 @@ def explain_failure(error: Exception, step: int, folder: epath.Path) -> Exceptio
 
 def find_trouble(error: Exception) -> BaseException | None:
     """The first error of the chain that is about the storage, not about the content."""
-    for each in chain(error):
+    for each in iterate_causes(error):
         code = each.errno if isinstance(each, OSError) else None
         if found := OS_ERROR.search(str(each)):
             code = int(found[1])
@@ -93,7 +93,7 @@ def find_trouble(error: Exception) -> BaseException | None:
     return None
 
 
-def chain(error: BaseException) -> Iterator[BaseException]:
+def iterate_causes(error: BaseException) -> Iterator[BaseException]:
     """The error and what caused it."""
     found: BaseException | None = error
     while found is not None:

@@ -76,7 +76,7 @@ class Evaluation:
             if predictions is not None:
                 marks = {name: batch[name] for name in ("index", "valid")}
                 parts.append({**read_local_rows(predictions), **marks})
-        results = metrics.ratio(total)
+        results = metrics.compute_means(total)
         if self.task.coefficients:  # a probe has no loss, rather than one of 0
             results["loss"] = sum(
                 weight * results[term]

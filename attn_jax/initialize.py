@@ -36,13 +36,14 @@ def initialize_from(run: Run, params: Any) -> tuple[Any, list[str]]:
                 f"{config_lib.suggest(prefix, params)}"
             )
         module, theirs = read_checkpoint(run, path, shapes, skip)
-        if misfit := explain_misfit(theirs, shapes, module, part_of(run.model, prefix)):
+        part = find_submodule(run.model, prefix)
+        if misfit := explain_misfit(theirs, shapes, module, part):
             raise ValueError(f"config.init_from: {path}: {misfit}")
         found = {
             inside + name: jax.device_put(leaf, ours[inside + name].sharding)
             for name, leaf in theirs.items()
         }
-        params = paths.overlay(params, found)
+        params = paths.replace_leaves(params, found)
         notes.append(
             f"init_from {path}: {len(found)} of {len(ours)} parameters"
             + "".join(f"; {line}" for line in compare_fields(module, run.model))
@@ -94,7 +95,7 @@ def explain_misfit(
     )
 
 
-def part_of(model: nn.Module, prefix: str) -> nn.Module | None:
+def find_submodule(model: nn.Module, prefix: str) -> nn.Module | None:
     """The submodule at a prefix such as "encoder"; None: it is no field."""
     part: Any = model
     for name in prefix.split("/") if prefix else []:

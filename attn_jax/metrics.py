@@ -53,7 +53,7 @@ def add(left: Sums, right: Sums) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def ratio(sums: Sums) -> dict[str, float]:
+def compute_means(sums: Sums) -> dict[str, float]:
     """sum / count of every metric, on the host; nan if the count is 0."""
     return {
         name: float(total) / float(count) if float(count) else math.nan

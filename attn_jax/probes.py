@@ -34,7 +34,7 @@ class LinearClassifier:
         return self.scores(features).argmax(axis=1)
 
 
-def ridge(
+def fit_ridge(
     features: Float[np.ndarray, "N D"],
     labels: Integer[np.ndarray, " N"],
     l2: Sequence[float],
@@ -82,7 +82,7 @@ def append_bias(features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D+1"
     return np.pad(features, ((0, 0), (0, 1)), constant_values=BIAS)
 
 
-def nearest_neighbours(
+def predict_knn(
     features: Float[np.ndarray, "N D"],
     labels: Integer[np.ndarray, " N"],
     queries: Float[np.ndarray, "Q D"],

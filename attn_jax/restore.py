@@ -99,7 +99,7 @@ def evaluate(
         if hasattr(task, "assets") and not hasattr(task, "bind") and not own_data:
             workdir_lib.check_same_assets(workdir, task.assets(one.source))
         limits.check_size({}, pipeline.batch_shapes(one.source, task, one.batch_size))
-        row = workdir_lib.row_shapes(pipeline.batch_shapes(one.source, task, 1))
+        row = workdir_lib.describe_row(pipeline.batch_shapes(one.source, task, 1))
         check_parameters(
             shape_parameters(run.module, task, row), saved, results["step"]
         )
@@ -138,7 +138,7 @@ def open_run(
         mesh = sharding.make_mesh({}, jax.local_devices()[:1])
     settings, saved = loaded
     assets = workdir_lib.load_assets(workdir)
-    module = config.build(settings.model, trusted(trust))
+    module = config.build(settings.model, list_trusted(trust))
     task = build_task(settings.task, assets, trust)
     checkpoints = CheckpointReader(workdir, keep_best=settings.keep_best)
     try:
@@ -159,7 +159,7 @@ def open_run(
                     raise Removed(at) from None
     finally:
         checkpoints.close()
-    merged = paths.overlay(restored["params"], restored.get("average", {}))
+    merged = paths.replace_leaves(restored["params"], restored.get("average", {}))
     return Opened(settings, module, merged, task, assets, record)
 
 
@@ -186,7 +186,7 @@ def load_settings(
     if saved is None:
         raise ValueError(f"{workdir} holds no run: there is no config.json in it.")
     texts = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
-    return config.override(saved, texts, trusted(trust)), saved
+    return config.override(saved, texts, list_trusted(trust)), saved
 
 
 def check_same_config(
@@ -203,7 +203,9 @@ def check_same_config(
     Raises:
         ValueError: keys differ that a run never changes.
     """
-    there, here = (config.resolve(c, trusted(trust)) for c in (record["config"], saved))
+    there, here = (
+        config.resolve(c, list_trusted(trust)) for c in (record["config"], saved)
+    )
     allowed, forbidden = config.differences(there, here)
     file = f"{workdir}/config.json"
     if forbidden:
@@ -250,7 +252,7 @@ def plan_restore(
             if name.startswith(prefix)
         }
 
-    like = {"params": paths.overlay(expected, shapes_below("params/"))}
+    like = {"params": paths.replace_leaves(expected, shapes_below("params/"))}
     average = shapes_below("average/")
     if params == "ema" and not average:
         raise ValueError(
@@ -284,7 +286,7 @@ def build_task(
     section: config.Section, assets: Mapping[str, str], trust: Sequence[str]
 ) -> Any:
     """The task, with what the run learned from its training data where it can take it."""
-    task = config.build(section, trusted(trust))
+    task = config.build(section, list_trusted(trust))
     return task.bind(assets) if assets and hasattr(task, "bind") else task
 
 
@@ -340,5 +342,5 @@ def warn(text: str) -> None:
     logging.warning("%s", text)
 
 
-def trusted(trust: Sequence[str]) -> tuple[str, ...]:
+def list_trusted(trust: Sequence[str]) -> tuple[str, ...]:
     return (*TRUSTED, *trust)

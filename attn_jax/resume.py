@@ -43,7 +43,7 @@ def adopt_saved_fields(
                 notes.append(f"{where}{field}={theirs[field]}, as when the run began")
         return merged
 
-    plain = adopt(config_lib.plain(config), saved, "")
+    plain = adopt(config_lib.to_plain(config), saved, "")
     return (config_lib.resolve(plain) if notes else config), notes
 
 

@@ -75,7 +75,7 @@ class Run:
         shardings = sharding.state_shardings(
             self.mesh, shapes, self.param_shapes, self.param_shardings
         )
-        return sharding.placed(shapes, shardings)
+        return sharding.add_shardings(shapes, shardings)
 
     @property
     def state_shardings(self) -> step.TrainState:
@@ -149,9 +149,9 @@ class Run:
     def make_record(self) -> dict[str, Any]:
         """What a checkpoint says of the run beside its state."""
         return {
-            "config": config_lib.plain(self.config),
+            "config": config_lib.to_plain(self.config),
             "data": pipeline.read_fingerprint(self.source),
-            "row": workdir.row_shapes(self.batch_shapes),
+            "row": workdir.describe_row(self.batch_shapes),
         }
 
     def describe(self) -> list[str]:
@@ -166,7 +166,7 @@ class Run:
             frozen = optim.describe_frozen(self.config.freeze, self.param_shapes)
             lines.append(f"  {frozen}")
         if self.mesh.size > 1:
-            table = sharding.table(self.param_shapes, self.param_shardings)
+            table = sharding.describe_shardings(self.param_shapes, self.param_shardings)
             lines += [f"  {line}" for line in table]
         lines.append(
             f"data: {len(self.source):,} records{sources.describe_left_out(self.source)}, "
@@ -222,7 +222,7 @@ def prepare(
         mesh, param_shapes, config.sharding_rules, config.fsdp_min_elements
     )
     names = paths.named_leaves(param_shapes).keys()
-    trained = frozenset(names - paths.matching(config.freeze, names, key="freeze"))
+    trained = frozenset(names - paths.match_names(config.freeze, names, key="freeze"))
     schedule = schedules.make_schedule(
         config.schedule, total_steps=total_steps, to_steps=to_steps
     )

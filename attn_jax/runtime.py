@@ -194,7 +194,7 @@ def run_command(function: Callable[[], None], *, traceback: bool = False) -> Non
         if hasattr(stream, "reconfigure"):  # a name may not fit the terminal's encoding
             stream.reconfigure(errors="backslashreplace")
     if not traceback:
-        _quieten_libraries()
+        _silence_libraries()
     use_compilation_cache()
     try:
         function()
@@ -255,7 +255,7 @@ def _end(
     raise SystemExit(status)
 
 
-def _quieten_libraries() -> None:
+def _silence_libraries() -> None:
     """Libraries log what they also raise, and their threads print what nobody catches."""
     logging.set_verbosity(logging.ERROR)
     logging.set_stderrthreshold(logging.FATAL)

@@ -37,7 +37,7 @@ def make_schedule(
             f"config.schedule: {parts} last {warmup + cooldown} steps, but the run has "
             f"{total_steps}; shorten the warm-up or raise config.duration."
         )
-    run = Run(warmup, total_steps, to_steps)
+    run = RunLengths(warmup, total_steps, to_steps)
 
     def factor(step):
         rise = jnp.minimum(1.0, step / warmup) if warmup else 1.0
@@ -47,7 +47,7 @@ def make_schedule(
     return factor
 
 
-class Run(NamedTuple):
+class RunLengths(NamedTuple):
     """The lengths of a run, in steps."""
 
     warmup: int
@@ -63,7 +63,7 @@ class Curve(NamedTuple):
     """min(1, step / warmup) * decay(step, run) * min(1, steps left / cooldown)."""
 
     warmup: str
-    decay: Callable[[Any, Run], Any]
+    decay: Callable[[Any, RunLengths], Any]
     cooldown: str = "0 steps"
 
 

@@ -13,7 +13,7 @@ import flax.linen as nn
 from attn_jax.knobs import EVALUATION
 from attn_jax.migrations import explain_removed, find_successor
 from attn_jax.schedules import Section
-from attn_jax.values import check_value, is_json, plain, show, suggest
+from attn_jax.values import check_value, is_json, show, suggest, to_plain
 
 TASK_VERBS = ("source", "example", "inputs", "loss")
 MISSING = object()
@@ -118,7 +118,7 @@ def fill_evaluation(section: Any, where: str, training: Mapping, trust) -> dict:
 def default_value(cls: str, name: str) -> Any:
     """The default of a field of the class that a section names, as JSON has it."""
     fields = dataclasses.fields(class_of({"cls": cls}, "config", None))
-    return plain(default_of(next(field for field in fields if field.name == name)))
+    return to_plain(default_of(next(field for field in fields if field.name == name)))
 
 
 def default_of(field: dataclasses.Field) -> Any:
@@ -143,7 +143,7 @@ def fill(
             value = check_value(key, value, annotation, f"{where}.")
         elif not is_json(value):
             continue  # such as an initializer: the class keeps its own default
-        filled[key] = copy.deepcopy(plain(value))
+        filled[key] = copy.deepcopy(to_plain(value))
     return filled
 
 

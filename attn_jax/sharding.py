@@ -101,7 +101,7 @@ def param_shardings(
     Raises:
         ValueError: a rule matches nothing or does not fit a parameter's shape.
     """
-    chosen = paths.first_match(rules, paths.named_leaves(params), key="sharding_rules")
+    chosen = paths.match_first(rules, paths.named_leaves(params), key="sharding_rules")
 
     def sharding(name: str, leaf: Any) -> NamedSharding:
         if name in chosen:
@@ -166,7 +166,7 @@ def state_shardings(mesh: Mesh, state: Any, params: Any, shardings: Any) -> Any:
     return paths.map_named(sharding, state)
 
 
-def placed(shapes: Any, shardings: Any) -> Any:
+def add_shardings(shapes: Any, shardings: Any) -> Any:
     """Shapes and dtypes with shardings: what a checkpoint is restored into."""
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(
@@ -177,7 +177,7 @@ def placed(shapes: Any, shardings: Any) -> Any:
     )
 
 
-def table(params: Any, shardings: Any) -> list[str]:
+def describe_shardings(params: Any, shardings: Any) -> list[str]:
     """One line per partitioning, with the number of parameters that have it."""
     groups: dict[str, list[tuple[str, int]]] = {}
     leaves = zip(

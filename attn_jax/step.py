@@ -37,7 +37,7 @@ def init_params(model: Any, task: Any, batch: Batch, key: jax.Array) -> Any:
         ValueError: the module keeps state besides parameters.
     """
     params_key, prepare_key = jax.random.split(key)
-    batch = prepared(task, batch, prepare_key, train=False)
+    batch = prepare_batch(task, batch, prepare_key, train=False)
     variables = model.init(params_key, **task.inputs(batch), train=False)
     others = sorted(set(variables) - {"params", "intermediates"})
     if others:
@@ -63,7 +63,7 @@ def init_state(
         key=key,
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
-        average=None if averaged is None else paths.pick(params, averaged),
+        average=None if averaged is None else paths.select_leaves(params, averaged),
     )
 
 
@@ -90,7 +90,7 @@ def train_step(
             nothing: no gradient is computed for them, and none has a share in its norm.
     """
     prepare_key, model_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-    batch = prepared(task, batch, prepare_key, train=True)
+    batch = prepare_batch(task, batch, prepare_key, train=True)
     # Strided, so that every device keeps its own rows; contiguous parts would move them.
     parts = jax.tree.map(
         lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch
@@ -103,7 +103,7 @@ def train_step(
         state.params,
     )
 
-    def outputs_of(moving: Any, part: Batch, number: jax.Array) -> Any:
+    def compute_outputs(moving: Any, part: Batch, number: jax.Array) -> Any:
         rngs = {"dropout": jax.random.fold_in(model_key, number)}
         params = merge(moving, state.params)
         return model.apply(
@@ -111,27 +111,28 @@ def train_step(
         )
 
     first = jax.tree.map(lambda x: x[0], (parts, numbers))
-    shapes = jax.eval_shape(outputs_of, moving, *first)
+    shapes = jax.eval_shape(compute_outputs, moving, *first)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     # A count depends on the batch alone, so any outputs will do.
-    counts = jax.vmap(lambda part: counts_of(task.loss(zeros, part)))(parts)
+    counts = jax.vmap(lambda part: get_counts(task.loss(zeros, part)))(parts)
     counts = jax.tree.map(lambda count: count.sum(axis=0), counts)
 
-    def gradient_of(part: Batch, number: jax.Array) -> tuple[Any, Sums]:
+    def compute_gradient(part: Batch, number: jax.Array) -> tuple[Any, Sums]:
         def scalar(moving: Any) -> tuple[jax.Array, Sums]:
-            terms = task.loss(outputs_of(moving, part, number), part)
-            return scalar_loss(task, terms, counts), terms
+            terms = task.loss(compute_outputs(moving, part, number), part)
+            return compute_loss(task, terms, counts), terms
 
         return jax.grad(scalar, has_aux=True)(moving)
 
     if micro_batches == 1:
-        gradient, terms = gradient_of(*first)
+        gradient, terms = compute_gradient(*first)
     else:
         zero = jax.tree.map(
-            lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient_of, *first)
+            lambda s: jnp.zeros(s.shape, s.dtype),
+            jax.eval_shape(compute_gradient, *first),
         )
         gradient, terms = jax.lax.scan(
-            lambda total, x: (jax.tree.map(jnp.add, total, gradient_of(*x)), None),
+            lambda total, x: (jax.tree.map(jnp.add, total, compute_gradient(*x)), None),
             zero,
             (parts, numbers),
         )[0]
@@ -149,7 +150,7 @@ def train_step(
         average = jax.tree.map(
             lambda a, p: decay * a + (1 - decay) * p,
             average,
-            paths.pick(merge(params, state.params), average),
+            paths.select_leaves(merge(params, state.params), average),
         )
     new, old = (params, opt_state, average), (moving, state.opt_state, state.average)
     finite = jnp.isfinite(norm) & all_finite(new)
@@ -165,7 +166,7 @@ def train_step(
         skipped=state.skipped + one,
         skipped_in_a_row=(state.skipped_in_a_row + one) * one,
     )
-    sums = with_loss(task, terms) | {
+    sums = add_loss(task, terms) | {
         "gradient_norm": (norm, jnp.ones(())),
         "skipped": (state.skipped, jnp.ones(())),
         "skipped_in_a_row": (state.skipped_in_a_row, jnp.ones(())),
@@ -177,13 +178,13 @@ def eval_step(
     params: Any, batch: Batch, key: jax.Array, *, model: Any, task: Any
 ) -> tuple[Sums, Any]:
     """(sums of every term, the task's predictions or None) of one batch."""
-    batch = prepared(task, batch, key, train=False)
+    batch = prepare_batch(task, batch, key, train=False)
     outputs = model.apply({"params": params}, **task.inputs(batch), train=False)
     predict = getattr(task, "predictions", None)
     return task.loss(outputs, batch), predict(outputs, batch) if predict else None
 
 
-def prepared(task: Any, batch: Batch, key: jax.Array, *, train: bool) -> Batch:
+def prepare_batch(task: Any, batch: Batch, key: jax.Array, *, train: bool) -> Batch:
     """The batch after the task's optional work on the device."""
     return task.prepare(batch, key, train) if hasattr(task, "prepare") else batch
 
@@ -207,11 +208,11 @@ def all_finite(tree: Any) -> jax.Array:
     return finite
 
 
-def counts_of(terms: Sums) -> dict[str, jax.Array]:
+def get_counts(terms: Sums) -> dict[str, jax.Array]:
     return {name: count for name, (_, count) in terms.items()}
 
 
-def scalar_loss(task: Any, terms: Sums, counts: Mapping[str, jax.Array]) -> jax.Array:
+def compute_loss(task: Any, terms: Sums, counts: Mapping[str, jax.Array]) -> jax.Array:
     """sum over the task's loss terms of coefficient * sum / count; other terms only report.
 
     A batch with nothing to count has no loss, rather than a loss of 0 / 0.
@@ -222,6 +223,8 @@ def scalar_loss(task: Any, terms: Sums, counts: Mapping[str, jax.Array]) -> jax.
     )
 
 
-def with_loss(task: Any, terms: Sums) -> Sums:
+def add_loss(task: Any, terms: Sums) -> Sums:
     """The terms and, as `loss`, the scalar that they make."""
-    return {"loss": (scalar_loss(task, terms, counts_of(terms)), jnp.ones(()))} | terms
+    return {
+        "loss": (compute_loss(task, terms, get_counts(terms)), jnp.ones(()))
+    } | terms

@@ -39,7 +39,7 @@ class StepMetrics:
         """{"train/metric": mean} since the last call."""
         while self.pending:
             self._fetch()
-        means = metrics.ratio(self.total) | {"skipped": float(self.skipped)}
+        means = metrics.compute_means(self.total) | {"skipped": float(self.skipped)}
         self.total = {}
         return {f"train/{name}": value for name, value in means.items()}
 

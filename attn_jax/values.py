@@ -32,13 +32,13 @@ def check_value(key: str, value: Any, annotation: Any, inside: str = "") -> Any:
     Raises:
         ValueError: the value has another type or violates the annotation's rule.
     """
-    value = checked(value, annotation, inside + key)
+    value = check_against(value, annotation, inside + key)
     if key == "dtype" and value not in DTYPES:
         raise ValueError(f"{inside}{key}={show(value)}: {suggest(value, DTYPES)}")
     return value
 
 
-def checked(value: Any, annotation: Any, where: str, example: str = "") -> Any:
+def check_against(value: Any, annotation: Any, where: str, example: str = "") -> Any:
     """The value, with ints converted where floats are annotated.
 
     Args:
@@ -49,21 +49,22 @@ def checked(value: Any, annotation: Any, where: str, example: str = "") -> Any:
     """
     example = example or next(find_examples(annotation), "")
     hint = f" For example: {example}" if example else ""
-    for candidate in (value, as_floats(value)):
-        if fits(candidate, annotation):
+    for candidate in (value, to_floats(value)):
+        if has_type(candidate, annotation):
             rule = find_complaint(candidate, annotation)
             if rule is None:
                 return candidate
             raise ValueError(f"{where}={show(value)} must be {rule}.")
     if typing.get_origin(annotation) is dict and isinstance(value, Mapping):
+        inner = typing.get_args(annotation)[1]
         for key, item in value.items():  # name the entry, not the whole section
-            checked(item, typing.get_args(annotation)[1], f"{where}.{key}", example)
+            check_against(item, inner, f"{where}.{key}", example)
     raise ValueError(
         f"{where}={show(value)} must be of type {describe(annotation)}.{hint}"
     )
 
 
-def fits(value: Any, annotation: Any) -> bool:
+def has_type(value: Any, annotation: Any) -> bool:
     """Whether the value has the annotated type; rules of `attn_jax.bounds` aside."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any or annotation is inspect.Parameter.empty:
@@ -71,20 +72,20 @@ def fits(value: Any, annotation: Any) -> bool:
     if annotation is None or annotation is type(None):
         return value is None
     if origin is Annotated:
-        return fits(value, args[0])
+        return has_type(value, args[0])
     if origin in (typing.Union, types.UnionType):
-        return any(fits(value, arg) for arg in args)
+        return any(has_type(value, arg) for arg in args)
     if origin is typing.Literal:
         return any(type(value) is type(arg) and value == arg for arg in args)
     if origin is tuple or annotation in (tuple, list) or origin in (list, Sequence):
         if not isinstance(value, list | tuple):
             return False
         if not args or Ellipsis in args or origin is not tuple:
-            return not args or all(fits(item, args[0]) for item in value)
-        return len(value) == len(args) and all(map(fits, value, args))
+            return not args or all(has_type(item, args[0]) for item in value)
+        return len(value) == len(args) and all(map(has_type, value, args))
     if origin in (dict, Mapping) or annotation is dict:
         return isinstance(value, Mapping) and all(
-            fits(item, args[1]) for item in (value.values() if args else ())
+            has_type(item, args[1]) for item in (value.values() if args else ())
         )
     if isinstance(annotation, type):
         if issubclass(annotation, nn.Module):
@@ -106,7 +107,7 @@ def find_complaint(value: Any, annotation: Any) -> str | None:
         rules = (rule.complaint(value) for rule in args[1:])
         return next(filter(None, rules), None) or find_complaint(value, args[0])
     if origin in (typing.Union, types.UnionType):
-        found = [find_complaint(value, arg) for arg in args if fits(value, arg)]
+        found = [find_complaint(value, arg) for arg in args if has_type(value, arg)]
         return None if None in found else next(iter(found), None)
     if isinstance(value, list | tuple):
         each = (
@@ -183,7 +184,7 @@ def parse(text: str) -> Any:
     """
     for read in (json.loads, ast.literal_eval):
         try:
-            return plain(read(text))
+            return to_plain(read(text))
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             pass  # the last two: nested too deeply for the parser
     if text.lstrip().startswith(("{", "[")):
@@ -195,32 +196,32 @@ def parse(text: str) -> Any:
 
 def is_json(value: Any) -> bool:
     try:
-        json.dumps(plain(value))
+        json.dumps(to_plain(value))
     except TypeError:
         return False
     return True
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Nested dicts and lists, as JSON has them."""
     if isinstance(value, ConfigDict):
         value = value.to_dict()
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_plain(item) for item in value]
     return value
 
 
-def as_tuple(value: Any) -> Any:
+def to_tuple(value: Any) -> Any:
     """Lists as tuples: the fields of a module must be hashable."""
-    return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value
+    return tuple(map(to_tuple, value)) if isinstance(value, list | tuple) else value
 
 
-def as_floats(value: Any) -> Any:
+def to_floats(value: Any) -> Any:
     """Ints as floats, also those in lists; ints beyond the range of a float stay."""
     if isinstance(value, list | tuple):
-        return [as_floats(item) for item in value]
+        return [to_floats(item) for item in value]
     if type(value) is int and abs(value) < MAX_INT:
         return float(value)
     return value

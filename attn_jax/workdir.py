@@ -53,7 +53,7 @@ def lock(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterato
             local = pathlib.Path(folder)
             made = [path for path in (local, *local.parents) if not path.exists()]
             local.mkdir(parents=True, exist_ok=True)
-            file = acquire(local / LOCK, say)
+            file = acquire_lock(local / LOCK, say)
         except (OSError, ValueError) as caught:
             error = caught
     try:
@@ -68,7 +68,7 @@ def lock(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterato
                 path.rmdir()
 
 
-def acquire(path: pathlib.Path, say: Callable[[str], None]) -> IO[str] | None:
+def acquire_lock(path: pathlib.Path, say: Callable[[str], None]) -> IO[str] | None:
     """The locked file; None where the file system knows no locks.
 
     Raises:
@@ -109,7 +109,7 @@ def acquire(path: pathlib.Path, say: Callable[[str], None]) -> IO[str] | None:
 
 def save_config(workdir: epath.PathLike, settings: config.Section) -> None:
     """Writes DIR/config.json."""
-    write(resolve_folder(workdir) / "config.json", format_config(settings))
+    write_text(resolve_folder(workdir) / "config.json", format_config(settings))
 
 
 def load_config(workdir: epath.PathLike) -> dict[str, Any] | None:
@@ -162,7 +162,7 @@ def recover_config(
 
 
 def format_config(settings: config.Section) -> str:
-    return json.dumps(config.plain(settings), indent=1) + "\n"
+    return json.dumps(config.to_plain(settings), indent=1) + "\n"
 
 
 # --- assets ---------------------------------------------------------------------------
@@ -180,9 +180,9 @@ def save_assets(
         check_same_assets(workdir, assets)
     folder = resolve_folder(workdir) / "assets"
     for name, text in assets.items():
-        write(folder / name, text)
+        write_text(folder / name, text)
     digests = {name: digest_bytes(text.encode()) for name, text in assets.items()}
-    write(folder / "digests.json", json.dumps(digests, indent=1))
+    write_text(folder / "digests.json", json.dumps(digests, indent=1))
 
 
 def load_assets(workdir: epath.PathLike) -> dict[str, str]:
@@ -259,7 +259,7 @@ def evaluation_key(seed: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), 0xE7A1)
 
 
-def row_shapes(batch: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, list]:
+def describe_row(batch: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, list]:
     """{name: [shape without the batch dimension, dtype]}, as JSON."""
     return {name: [list(s.shape[1:]), str(s.dtype)] for name, s in batch.items()}
 
@@ -278,7 +278,7 @@ def format_evaluate_command(
     return shlex.join([*words, *(f"--trust={package}" for package in trust)])
 
 
-def write(file: epath.Path, text: str) -> None:
+def write_text(file: epath.Path, text: str) -> None:
     """Process 0 writes beside the target and renames: no reader sees half of a file.
 
     Raises:

@@ -159,7 +159,7 @@ def test_a_saved_config_draws_only_classes_of_ours(tmp_path):
     config = config_lib.load(
         f"{ROOT}/configs/vit/digits.py:debug", ["duration=1 steps"]
     )
-    saved = config_lib.plain(config)
+    saved = config_lib.to_plain(config)
     saved["model"]["cls"] = "subprocess:Popen"
     (tmp_path / "config.json").write_text(json.dumps(saved))
     with pytest.raises(ValueError, match="may only name classes below attn_jax"):

@@ -79,7 +79,7 @@ def test_a_state_comes_back_bit_for_bit_on_another_mesh(
     split = jax.device_put(state, layout_on(*MESHES[before], state))
     checkpoints.finish(split, RECORD, {})
     layout = layout_on(*MESHES[after], state)
-    restored, _ = checkpoints.restore_latest(sharding.placed(state, layout))
+    restored, _ = checkpoints.restore_latest(sharding.add_shardings(state, layout))
     assert bits(restored) == bits(state)
     for leaf, where in zip(
         jax.tree.leaves(restored), jax.tree.leaves(layout), strict=True

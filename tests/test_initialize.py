@@ -37,7 +37,7 @@ def test_parameters_come_from_another_run_into_a_part_of_the_model(finished, tmp
     source = [[str(finished[1]), "inner", ""]]
     config = tiny({**FROZEN, "init_from": source, "sharding_rules": []})
     config = config.copy_and_resolve_references().unlock()
-    inner = config_lib.plain(config.model)
+    inner = config_lib.to_plain(config.model)
     config.model = {"cls": "runs:Wrapped", "inner": inner}
     state = train.train(config, str(tmp_path))
     check_equal(state.params, {"inner": theirs})

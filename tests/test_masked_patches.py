@@ -46,7 +46,7 @@ def on_device(batch: dict) -> dict[str, jax.Array]:
 
 def many(task: MaskedPatches, images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(corrupted, masked, source) of that many images, each [images, N]."""
-    drawn = jax.jit(jax.vmap(task.corruption))(jax.random.split(KEY, images))
+    drawn = jax.jit(jax.vmap(task.draw_corruption))(jax.random.split(KEY, images))
     return tuple(np.asarray(array) for array in drawn)
 
 
@@ -341,7 +341,7 @@ def test_the_recipes_for_cifar10_have_one_encoder():
     encoders = []
     for recipe in ("masked_patches", "finetune"):
         config = config_lib.load(f"configs/vit/{recipe}.py:cifar10")
-        model = config_lib.plain(config.model)
+        model = config_lib.to_plain(config.model)
         for name in ("num_classes", "mask_token", "patch_outputs"):
             del model[name]
         encoders.append(model)

@@ -28,10 +28,10 @@ def digits():
 
 def test_a_config_without_a_format_resolves_to_what_it_said(first):
     assert "format" not in first
-    resolved = config_lib.plain(config_lib.resolve(first, OURS))
+    resolved = config_lib.to_plain(config_lib.resolve(first, OURS))
     assert resolved["format"] == migrations.current_format()
-    flat = config_lib.flat(resolved)
-    assert {k: flat[k] for k in config_lib.flat(first)} == config_lib.flat(first)
+    flat = config_lib.flatten(resolved)
+    assert {k: flat[k] for k in config_lib.flatten(first)} == config_lib.flatten(first)
 
 
 def test_a_run_of_an_older_format_differs_in_nothing_from_its_own_recipe(first):

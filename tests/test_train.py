@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 def test_the_saved_config_holds_every_default(finished):
     saved = json.loads((finished[1] / "config.json").read_text())
-    assert saved == config_lib.plain(config_lib.resolve(tiny()))
+    assert saved == config_lib.to_plain(config_lib.resolve(tiny()))
     assert saved["model"]["remat"] is False  # named by no recipe
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from attn_jax.analysis import attention_maps
-from attn_jax.analysis.drawing import figure, save, show_image
+from attn_jax.analysis.drawing import make_figure, save_figure, show_image
 from attn_jax.models.bags import BagClassifier, MeanPooling
 from attn_jax.models.hopfield import retrieve
 
@@ -51,15 +51,15 @@ def draw_bags(
     path: pathlib.Path,
 ) -> pathlib.Path:
     columns = int(mask.sum(axis=1).max())
-    page, axes = figure(len(instances), columns, cell=(0.75, 0.95))
-    for one in axes.flat:
-        one.set_frame_on(False)
+    fig, axes = make_figure(len(instances), columns, cell=(0.75, 0.95))
+    for ax in axes.flat:
+        ax.set_frame_on(False)
     for row, (bag, real) in enumerate(zip(instances, mask, strict=True)):
         order = np.argsort(-np.where(real, weights[row], -1))[: int(real.sum())]
-        for one, i in zip(axes[row], order, strict=False):
-            show_image(one, bag[i], f"{weights[row, i]:.0%}")
+        for ax, i in zip(axes[row], order, strict=False):
+            show_image(ax, bag[i], f"{weights[row, i]:.0%}")
         axes[row, 0].set_ylabel("positive" if labels[row] else "negative", fontsize=8)
-    return save(page, path)
+    return save_figure(fig, path)
 
 
 def draw_completion(
@@ -78,8 +78,8 @@ def draw_completion(
     for beta in BETAS:
         found = retrieve(stored, state, beta=beta, steps=1)
         columns[f"beta {beta:g}"] = np.asarray(found).reshape(wholes.shape)
-    page, axes = figure(len(wholes), len(columns), cell=(1.1, 1.1))
+    fig, axes = make_figure(len(wholes), len(columns), cell=(1.1, 1.1))
     for column, (title, images) in enumerate(columns.items()):
         for row, image in enumerate(images):
             show_image(axes[row, column], image, title if row == 0 else "")
-    return save(page, path)
+    return save_figure(fig, path)

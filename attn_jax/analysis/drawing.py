@@ -9,24 +9,24 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 
-def figure(
+def make_figure(
     rows: int, columns: int, cell: tuple[float, float] = (1.6, 1.6)
 ) -> tuple[Figure, np.ndarray]:
     """(figure, axes [rows, columns]) without ticks; `cell` is (width, height) in inches."""
-    page = Figure(figsize=(cell[0] * columns, cell[1] * rows), layout="constrained")
-    FigureCanvasAgg(page)
-    axes = page.subplots(rows, columns, squeeze=False)
-    for one in axes.flat:
-        one.set_xticks([])
-        one.set_yticks([])
-    return page, axes
+    fig = Figure(figsize=(cell[0] * columns, cell[1] * rows), layout="constrained")
+    FigureCanvasAgg(fig)
+    axes = fig.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.set_xticks([])
+        ax.set_yticks([])
+    return fig, axes
 
 
-def chart(inches: tuple[float, float]) -> tuple[Figure, Any]:
+def make_chart(inches: tuple[float, float]) -> tuple[Figure, Any]:
     """(figure, one axes with ticks) of (width, height) in inches."""
-    page = Figure(figsize=inches, layout="constrained")
-    FigureCanvasAgg(page)
-    return page, page.subplots()
+    fig = Figure(figsize=inches, layout="constrained")
+    FigureCanvasAgg(fig)
+    return fig, fig.subplots()
 
 
 def show_image(axes: Any, image: Float[np.ndarray, "H W C"], title: str = "") -> None:
@@ -39,7 +39,7 @@ def show_image(axes: Any, image: Float[np.ndarray, "H W C"], title: str = "") ->
         axes.set_title(title, fontsize=8)
 
 
-def save(page: Figure, path: pathlib.Path) -> pathlib.Path:
+def save_figure(fig: Figure, path: pathlib.Path) -> pathlib.Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    page.savefig(path, dpi=120)
+    fig.savefig(path, dpi=120)
     return path

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from attn_jax.analysis import attention_maps, readings
-from attn_jax.analysis.drawing import chart, figure, save, show_image
+from attn_jax.analysis.drawing import make_chart, make_figure, save_figure, show_image
 from attn_jax.data import images as image_lib
 from attn_jax.models.vit import PatchEmbedding, ViT, sincos2d
 
@@ -76,7 +76,7 @@ def measure(
     `posemb_similarity` [G, G]; `pca_*`, the fields of `readings.FilterComponents`.
     """
     images = np.asarray(inputs["images"])
-    grid = grid_of(module, variables, inputs)
+    grid = compute_grid(module, variables, inputs)
     # Not patch_size: a stem reduces the image before patches are taken.
     pixels = (images.shape[1] / grid[0], images.shape[2] / grid[1])
     blocks = [weights for path, weights in maps.items() if is_block(path)]
@@ -127,7 +127,7 @@ def measure(
     return arrays
 
 
-def grid_of(
+def compute_grid(
     module: ViT, variables: Mapping[str, Any], inputs: Mapping[str, Any]
 ) -> tuple[int, int]:
     """Patches (down, across) as the patch embedding outputs them, by shape evaluation.
@@ -215,17 +215,17 @@ def draw_attention(
     module: ViT, maps: Maps, arrays: Arrays, path: pathlib.Path
 ) -> pathlib.Path:
     images, grid = arrays["images"], (int(arrays["grid"][0]), int(arrays["grid"][1]))
-    page, axes = figure(len(images), 1 + len(maps))
+    fig, axes = make_figure(len(images), 1 + len(maps))
     over = [
         average_over_queries(module, at, w, grid).mean(axis=1) for at, w in maps.items()
     ]
     titles = [at.removesuffix("/attention") for at in maps]
     for row, image in enumerate(images):
         show_image(axes[row, 0], image, "image" if row == 0 else "")
-        for one, title, weights in zip(axes[row, 1:], titles, over, strict=True):
-            draw_over_image(one, image, weights[row], title if row == 0 else "")
-    page.suptitle("attention to patches, mean over heads, each map scaled", fontsize=9)
-    return save(page, path)
+        for ax, title, weights in zip(axes[row, 1:], titles, over, strict=True):
+            draw_over_image(ax, image, weights[row], title if row == 0 else "")
+    fig.suptitle("attention to patches, mean over heads, each map scaled", fontsize=9)
+    return save_figure(fig, path)
 
 
 def draw_heads(maps: Maps, arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
@@ -238,19 +238,19 @@ def draw_heads(maps: Maps, arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
     for head, weights in enumerate(arrays.get("pooling_to_patches", [[]])[0]):
         panels[f"pooling, head {head}"] = weights
     columns = min(1 + len(panels), 7)
-    page, axes = figure(-(-(1 + len(panels)) // columns), columns, cell=(1.6, 1.9))
-    for one in axes.flat[1 + len(panels) :]:
-        one.set_frame_on(False)
+    fig, axes = make_figure(-(-(1 + len(panels)) // columns), columns, cell=(1.6, 1.9))
+    for ax in axes.flat[1 + len(panels) :]:
+        ax.set_frame_on(False)
     show_image(axes.flat[0], image, "image")
-    for one, (title, weights) in zip(axes.flat[1:], panels.items(), strict=False):
-        draw_over_image(one, image, weights, f"{title}\n{weights.max():.1%} at most")
-    page.suptitle("attention to patches by head, each map scaled", fontsize=9)
-    return save(page, path)
+    for ax, (title, weights) in zip(axes.flat[1:], panels.items(), strict=False):
+        draw_over_image(ax, image, weights, f"{title}\n{weights.max():.1%} at most")
+    fig.suptitle("attention to patches by head, each map scaled", fontsize=9)
+    return save_figure(fig, path)
 
 
 def draw_rollout(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
     images = arrays["images"]
-    page, axes = figure(len(images), 2, cell=(2.2, 1.9))
+    fig, axes = make_figure(len(images), 2, cell=(2.2, 1.9))
     for row, (image, shares) in enumerate(
         zip(images, arrays["rollout_map"], strict=True)
     ):
@@ -259,17 +259,17 @@ def draw_rollout(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
         # Interpolated, because flat squares would hide the outlines of the image.
         smooth = image_lib.resize(100 * shares[..., None], image.shape[:2], "bicubic")
         shown = draw_over_image(axes[row, 1], image, smooth[..., 0], title)
-        bar = page.colorbar(shown, ax=axes[row, 1])
+        bar = fig.colorbar(shown, ax=axes[row, 1])
         bar.set_label("share per patch (%)", fontsize=7)
         bar.ax.tick_params(labelsize=7)
-    page.suptitle("what the head reads, through all blocks", fontsize=9)
-    return save(page, path)
+    fig.suptitle("what the head reads, through all blocks", fontsize=9)
+    return save_figure(fig, path)
 
 
 def draw_distance(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
     distance, images = arrays["mean_attention_distance"], arrays["images"]
     layers, heads = distance.shape
-    page, axes = chart((max(3.5, 1.5 + 0.3 * layers), 3.2))
+    fig, axes = make_chart((max(3.5, 1.5 + 0.3 * layers), 3.2))
     axes.plot(
         np.repeat(np.arange(layers), heads), distance.ravel(), "o", alpha=0.6, ms=5
     )
@@ -284,7 +284,7 @@ def draw_distance(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
     height, width = images.shape[1:3]
     count = f"{len(images)} image{'s' if len(images) > 1 else ''}"
     axes.set_title(f"one dot a head, {count} of {height}x{width} pixels", fontsize=9)
-    return save(page, path)
+    return save_figure(fig, path)
 
 
 def draw_position(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
@@ -294,7 +294,7 @@ def draw_position(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
     tiles = np.pad(tiles, ((0, 0),) * 2 + ((0, 1),) * 2, constant_values=np.nan)
     mosaic = tiles.transpose(0, 2, 1, 3).reshape(rows * (rows + 1), -1)[:-1, :-1]
     widest = max(mosaic.shape)
-    page, axes = chart(
+    fig, axes = make_chart(
         (1.6 + 4.5 * mosaic.shape[1] / widest, 1.0 + 4.5 * mosaic.shape[0] / widest)
     )
     shown = axes.imshow(mosaic, "viridis", vmin=-1, vmax=1, interpolation="nearest")
@@ -304,25 +304,25 @@ def draw_position(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
     axes.set_xlabel("patch column")
     axes.set_ylabel("patch row")
     axes.set_title("a tile a patch: position embedding against all others", fontsize=9)
-    page.colorbar(shown, ax=axes, shrink=0.8).set_label("cosine similarity")
-    return save(page, path)
+    fig.colorbar(shown, ax=axes, shrink=0.8).set_label("cosine similarity")
+    return save_figure(fig, path)
 
 
 def draw_filters(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
     shown, ratio = arrays["pca_minmax"], arrays["pca_explained_variance_ratio"]
     columns = min(len(shown), 7)
-    page, axes = figure(-(-len(shown) // columns), columns, cell=(1.0, 1.15))
-    for one in axes.flat[len(shown) :]:
-        one.set_frame_on(False)
-    for one, component, share in zip(axes.flat, shown, ratio, strict=False):
-        show_image(one, 2 * component - 1, f"{share:.1%}")
+    fig, axes = make_figure(-(-len(shown) // columns), columns, cell=(1.0, 1.15))
+    for ax in axes.flat[len(shown) :]:
+        ax.set_frame_on(False)
+    for ax, component, share in zip(axes.flat, shown, ratio, strict=False):
+        show_image(ax, 2 * component - 1, f"{share:.1%}")
     height, width = shown.shape[1:3]
-    page.suptitle(
+    fig.suptitle(
         f"patch filters, {height}x{width} pixels: principal components\n"
         "and their share of the variance",
         fontsize=9,
     )
-    return save(page, path)
+    return save_figure(fig, path)
 
 
 def draw_over_image(

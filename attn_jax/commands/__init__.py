@@ -42,7 +42,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--params", choices=("ema", "raw"), help="default: ema if kept")
 
 
-def run(
+def parse_and_run(
     parser: argparse.ArgumentParser,
     function: Callable[[argparse.Namespace], Sequence[str]],
     arguments: Sequence[str],

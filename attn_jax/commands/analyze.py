@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     for argument in arguments:
         one = not argument.startswith("--images=")
         words += [argument] if one else argument.split("=", 1)
-    commands.run(parser, run, words)
+    commands.parse_and_run(parser, run, words)
 
 
 def run(options: argparse.Namespace) -> list[str]:

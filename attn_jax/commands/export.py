@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
         metavar="PIXELS",
         help="a side, or height and width; needed if the model does not tell",
     )
-    commands.run(parser, run, arguments)
+    commands.parse_and_run(parser, run, arguments)
 
 
 def run(options: argparse.Namespace) -> list[str]:

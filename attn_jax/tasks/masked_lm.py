@@ -213,7 +213,7 @@ class MaskedLM:
         """
         if rng is None:
             rng = np.random.default_rng(record["number"])
-        a, b, is_random = self.segments(record, rng)
+        a, b, is_random = self.draw_segments(record, rng)
         special = record["special_ids"]
         cls, sep = [special.cls], [special.sep]
         parts: list[Any] = [cls, a, sep, *([b, sep] if self.next_sentence else [])]
@@ -247,7 +247,7 @@ class MaskedLM:
             "is_random_next": np.int32(is_random),
         }
 
-    def segments(
+    def draw_segments(
         self, record: Mapping[str, Any], rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, bool]:
         """(A, B, whether B is random), at most `text_length` tokens together."""

@@ -137,17 +137,17 @@ class MaskedPatches(CroppedImageReading):
             keys = jax.random.split(key, len(batch["index"]))
         else:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
-        corrupted, mask, source = jax.vmap(self.corruption)(keys)
+        corrupted, mask, source = jax.vmap(self.draw_corruption)(keys)
         return {
             **batch,
             "images": self.to_model_range(batch["images"]),
             "patch_corrupted": corrupted,
             "patch_mask": mask,
             "patch_source": source,
-            "patch_targets": self.mean_colours(batch["images"]),
+            "patch_targets": self.quantize_colors(batch["images"]),
         }
 
-    def corruption(
+    def draw_corruption(
         self, key: jax.Array
     ) -> tuple[Bool[Array, " N"], Bool[Array, " N"], Int[Array, " N"]]:
         """(corrupted, masked, source) of one image's patches."""
@@ -162,9 +162,11 @@ class MaskedPatches(CroppedImageReading):
         others = (numbers + away) % self.patches
         return corrupted, mask, jnp.where(replace, others, numbers)
 
-    def mean_colours(self, pixels: UInt8[Array, "B H W channels"]) -> Int[Array, "B N"]:
-        """The class of each patch: the first `bits` bits of its mean colour, channel after
-        channel, red the highest. In integers, so that no rounding moves a mean.
+    def quantize_colors(
+        self, pixels: UInt8[Array, "B H W channels"]
+    ) -> Int[Array, "B N"]:
+        """The class of each patch: the first `bits` bits of its mean color per channel,
+        concatenated with red as the most significant. In integers, so that means are exact.
         """
         (ph, pw), (b, h, w, channels) = self.patch, pixels.shape
         tiles = pixels.astype(jnp.int32).reshape(b, h // ph, ph, w // pw, pw, channels)

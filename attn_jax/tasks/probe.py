@@ -94,7 +94,7 @@ class Probe(ImageReading):
         if self.shots:  # else the labels, which may have to be read, are not needed
             targets = everything.targets
             drawn = {
-                (shots, draw): self.drawn(targets, training.labels, shots, draw)
+                (shots, draw): self.draw_support(targets, training.labels, shots, draw)
                 for shots in self.shots
                 for draw in range(self.draws)
             }
@@ -106,7 +106,7 @@ class Probe(ImageReading):
         rows = {key: np.searchsorted(chosen, members) for key, members in drawn.items()}
         return SupportAndQueries(support, queries, rows)
 
-    def drawn(
+    def draw_support(
         self,
         targets: Integer[np.ndarray, " N"],
         names: tuple[str, ...] | None,
@@ -193,11 +193,12 @@ class Probe(ImageReading):
             shares = []
             for draw in range(self.draws):
                 rows = records.drawn[shots, draw]
-                [probe] = probes.ridge(features[rows], labels[rows], [self.l2], classes)
+                x, y = features[rows], labels[rows]
+                [probe] = probes.fit_ridge(x, y, [self.l2], classes)
                 shares.append(np.mean(probe.predict(queries) == true))
             results[f"accuracy_{shots}_shot"] = float(np.mean(shares))
         if self.neighbours:
-            found = probes.nearest_neighbours(
+            found = probes.predict_knn(
                 features[:size], labels[:size], queries, k=self.neighbours
             )
             results["accuracy_knn"] = float(np.mean(found == true))

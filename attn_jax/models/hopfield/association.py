@@ -35,7 +35,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
 }
 
-Normalisation = Literal["off", "plain", "affine"]
+Normalization = Literal["off", "plain", "affine"]
 
 
 class Hopfield(nn.Module):
@@ -102,10 +102,10 @@ class Hopfield(nn.Module):
     eps: NonNegativeFloat | Sequence[NonNegativeFloat] | np.ndarray | Array | None = (
         1e-4
     )
-    norm_stored: Normalisation = "affine"
-    norm_state: Normalisation = "affine"
-    norm_projection: Normalisation = "affine"
-    norm_association: Normalisation = "off"
+    norm_stored: Normalization = "affine"
+    norm_state: Normalization = "affine"
+    norm_projection: Normalization = "affine"
+    norm_association: Normalization = "off"
     norm_stored_epsilon: NonNegativeFloat = 1e-5
     norm_state_epsilon: NonNegativeFloat = 1e-5
     norm_projection_epsilon: NonNegativeFloat = 1e-5
@@ -322,7 +322,7 @@ class Hopfield(nn.Module):
             width = projection.shape[-1]
         return width
 
-    def norm(self, name: str, kind: Normalisation, epsilon: float) -> Callable:
+    def norm(self, name: str, kind: Normalization, epsilon: float) -> Callable:
         if kind == "off":
             return lambda x: x
         return LayerNorm(
