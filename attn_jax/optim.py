@@ -66,7 +66,7 @@ def make_optimizer(
 
 
 def describe_frozen(freeze: Sequence[str], params: Any) -> str:
-    """One line: how many parameters `config.freeze` excludes from training.
+    """One line that says how many parameters `config.freeze` excludes from training.
 
     Args:
         params: the parameters, or their shapes.
@@ -82,14 +82,14 @@ def describe_frozen(freeze: Sequence[str], params: Any) -> str:
 
 
 class Selection(NamedTuple):
-    """The parameters that the config selects by name; see `make_optimizer`."""
+    """The parameters that the config selects by name, as in `make_optimizer`."""
 
     names: tuple[str, ...]
     decayed: set[str]
     multipliers: Mapping[str, Factor]
 
 
-# An optimizer that still needs the parameter paths: clipped gradients -> r m d + r w p.
+# An optimizer that still needs the parameter names: clipped gradients -> r m d + r w p.
 Rule = Callable[[Selection], optax.GradientTransformation]
 
 
@@ -159,15 +159,15 @@ def lamb(
 ) -> Rule:
     """r * m * u * |parameter| / |u| with u = d + w * parameter, d as in `adamw`.
 
-    The ratio is computed per tensor. It scales the decay as well, and so does a multiplier.
-    It is 1 if a norm is 0, and for parameters without decay.
+    The trust ratio |parameter| / |u| is computed per tensor. It is 1 if a norm is 0, and
+    for parameters without decay. Ratio and multiplier scale the decay as well.
 
     Args:
         stacked: regexes of parameters with a leading layer axis (`nn.scan`). The ratio is
             then computed per layer.
 
-    Source: You 2020 (arXiv:1904.00962) alg. 2 with phi = identity; which parameters
-    have no ratio follows the TensorFlow implementation.
+    Source: You 2020 (arXiv:1904.00962) alg. 2 with phi = identity. As in the TensorFlow
+    implementation, parameters without decay have no ratio.
     """
     ratio = optax.scale_by_trust_ratio()
 

@@ -1,7 +1,7 @@
 """Parameters by name: a tree as {"block_0/mlp/kernel": leaf}, and regexes over names.
 
 Weight decay, learning-rate multipliers, freezing, sharding rules and checkpoint loading
-select parameters this way. A regex must match the whole name.
+select parameters by regex. A regex must match the whole name.
 """
 
 import re
@@ -33,9 +33,11 @@ def map_named(function: Any, tree: Any) -> Any:
 def match_names(patterns: Iterable[str], names: Iterable[str], *, key: str) -> set[str]:
     """The names that at least one regex matches in full.
 
+    Args:
+        key: the config key, for messages.
+
     Raises:
-        ValueError: a pattern is no safe regex or matches nothing. `key` is the config key
-            that the message names.
+        ValueError: a pattern is not a safe regex, or matches nothing.
     """
     names, found = list(names), set()
     for pattern in patterns:
@@ -53,7 +55,7 @@ def match_first(
     """{name: value of the first rule whose regex matches it}, without unmatched names.
 
     Raises:
-        ValueError: a pattern is no safe regex or matches nothing.
+        ValueError: a pattern is not a safe regex, or matches nothing.
     """
     names = list(names)
     values: dict[str, Any] = {}
@@ -71,7 +73,7 @@ def compile_pattern(pattern: str, key: str) -> re.Pattern[str]:
     """The compiled regex.
 
     Raises:
-        ValueError: it is none, or one that can take exponential time.
+        ValueError: it is not a regex, or one that can take exponential time.
     """
     if fault := find_fault(pattern):
         raise ValueError(f"config.{key}: {shorten(pattern)} must be {fault}.")

@@ -155,7 +155,7 @@ def test_ranks_is_whether_the_metric_is_there(tmp_path, opened):
     assert not checkpoints.ranks({"test/loss": 1.0})
     assert not opened(tmp_path).ranks(accuracy(0.5))
     with pytest.raises(
-        ValueError, match="'validation/accuracy' is no metric .* validation/loss, .*/f1"
+        ValueError, match="'validation/accuracy' is not a metric .* validation/loss, .*/f1"
     ):
         checkpoints.ranks({"validation/loss": 1.0, "validation/f1": 1.0})
 
@@ -165,7 +165,7 @@ def test_keep_best_of_no_evaluation_is_refused(tmp_path, opened):
     checkpoints.check_ranked_by({"validation", "test"})
     opened(tmp_path).check_ranked_by(())
     with pytest.raises(
-        ValueError, match=r"evaluation 'validation', .* are \['test'\]; .* an `every`"
+        ValueError, match=r"evaluation 'validation', .* are \['test'\]; .* set `every`"
     ):
         checkpoints.check_ranked_by({"test"})
 

@@ -64,7 +64,7 @@ def test_positions_and_filters_of_another_resolution_are_resized(tmp_path, capsy
         (["nowhere", "", ""], {}, "nowhere does not exist; name a run's --workdir"),
         (["{run}", "", "nothing"], {}, "config.init_from: the regex 'nothing' matches"),
         (["{run}", "inner", ""], {}, "the model has no part 'inner'; .*Known: "),
-        (["{run}", "", "head/("], {}, r"'head/\(' is no regular expression"),
+        (["{run}", "", "head/("], {}, r"'head/\(' must be a regular expression"),
         (
             ["{run}", "", ""],
             {"model.qkv_bias": False, "sharding_rules": []},

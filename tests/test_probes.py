@@ -85,7 +85,7 @@ def test_a_feature_that_never_changes_is_no_division_by_zero():
     [
         ([0, 2], [1.0], r"labels \[0, 2\]; .* num_classes - 1 = 1"),
         ([0, -1], [1.0], r"labels \[-1, 0\]"),
-        ([0, 1], [0.0], r"l2=\[0.0\] must be numbers above 0"),
+        ([0, 1], [0.0], r"l2=\[0.0\] must be one or more numbers above 0"),
         ([0, 1], [], r"l2=\[\] must be"),
     ],
 )
@@ -136,5 +136,5 @@ def test_neighbours_equal_a_sort_of_all_of_them_in_chunks_of_any_size(monkeypatc
 @pytest.mark.parametrize("k", [0, 91])
 def test_more_neighbours_than_examples_are_refused(k):
     features, labels = clusters(30)
-    with pytest.raises(ValueError, match=rf"k={k} neighbours of 90 examples"):
+    with pytest.raises(ValueError, match=rf"k={k} neighbors of 90 examples"):
         probes.predict_knn(features, labels, features, k=k)

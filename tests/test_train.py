@@ -142,7 +142,7 @@ def test_a_saved_config_runs_no_foreign_code(copied, key):
 
 
 def test_a_folder_without_a_run_says_so(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no run: there is no config\.json"):
+    with pytest.raises(ValueError, match=r"holds no run: it has no config\.json"):
         attn_jax.evaluate(tmp_path)
 
 
