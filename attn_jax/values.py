@@ -1,4 +1,4 @@
-"""Values of a config: parsed from text, made plain, checked against an annotation."""
+"""Values of a config: parses text, converts to plain types, checks annotations."""
 
 import ast
 import difflib
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
-# What any real config stays far below. They bound the work on a stranger's file.
+# Far above any real config; they bound the work on a stranger's file.
 MAX_DEPTH = 20
 MAX_VALUES = 10_000
 MAX_TEXT = 10_000
@@ -27,7 +27,7 @@ MAX_INT = 2**63
 
 
 def check_value(key: str, value: Any, annotation: Any, inside: str = "") -> Any:
-    """The value of a field, with ints converted where floats are annotated.
+    """The value of a field, checked; ints are converted where floats are annotated.
 
     Raises:
         ValueError: the value has another type or violates the annotation's rule.
@@ -39,10 +39,10 @@ def check_value(key: str, value: Any, annotation: Any, inside: str = "") -> Any:
 
 
 def check_against(value: Any, annotation: Any, where: str, example: str = "") -> Any:
-    """The value, with ints converted where floats are annotated.
+    """The value, checked; ints are converted where floats are annotated.
 
     Args:
-        example: shown if the type does not fit; default: the example of a rule.
+        example: shown if the type is wrong; default: the example of the annotated rule.
 
     Raises:
         ValueError: the value has another type or violates the annotation's rule.
@@ -65,7 +65,7 @@ def check_against(value: Any, annotation: Any, where: str, example: str = "") ->
 
 
 def has_type(value: Any, annotation: Any) -> bool:
-    """Whether the value has the annotated type; rules of `attn_jax.bounds` aside."""
+    """Whether the value has the annotated type; ignores the rules of `attn_jax.bounds`."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any or annotation is inspect.Parameter.empty:
         return True
@@ -91,13 +91,13 @@ def has_type(value: Any, annotation: Any) -> bool:
         if issubclass(annotation, nn.Module):
             return isinstance(value, Mapping) and "cls" in value
         if annotation in (int, float):
-            return type(value) is annotation  # bool is no number here
+            return type(value) is annotation  # unlike isinstance, rejects bool
         return isinstance(value, annotation)
     return True
 
 
 def find_complaint(value: Any, annotation: Any) -> str | None:
-    """What a value of the annotated type must be; None if it obeys every rule."""
+    """The first rule that a value of the annotated type breaks; None if there is none."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if isinstance(value, float) and not math.isfinite(value):
         return "finite"
@@ -122,6 +122,7 @@ def find_complaint(value: Any, annotation: Any) -> str | None:
 
 
 def find_examples(annotation: Any) -> Iterator[str]:
+    """The examples that the rules of an annotation provide."""
     for rule in getattr(annotation, "__metadata__", ()):
         if hasattr(rule, "example"):
             yield rule.example
@@ -130,7 +131,7 @@ def find_examples(annotation: Any) -> Iterator[str]:
 
 
 def describe(annotation: Any) -> str:
-    """The type as it is written, without rules."""
+    """The annotated type as text, without rules."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         return describe(args[0])
@@ -148,7 +149,7 @@ def describe(annotation: Any) -> str:
 
 
 def check_structure(config: Any) -> None:
-    """Raises ValueError if a config is deeper, longer or larger than any real one."""
+    """Raises ValueError if a config is nested deeper or larger than any real one."""
     level, count, depth = [("config", config)], 0, 0
     while level:
         count, depth = count + len(level), depth + 1
@@ -180,13 +181,13 @@ def parse(text: str) -> Any:
     """JSON, else a Python literal, else the text itself.
 
     Raises:
-        ValueError: the text opens a list or a section and is neither of the two.
+        ValueError: the text begins like a list or a section, but cannot be parsed.
     """
     for read in (json.loads, ast.literal_eval):
         try:
             return to_plain(read(text))
         except (ValueError, SyntaxError, RecursionError, MemoryError):
-            pass  # the last two: nested too deeply for the parser
+            pass  # RecursionError, MemoryError: nested too deeply for the parser
     if text.lstrip().startswith(("{", "[")):
         raise ValueError(
             f"{show(text)} is neither JSON nor a Python literal; correct it."
@@ -203,7 +204,7 @@ def is_json(value: Any) -> bool:
 
 
 def to_plain(value: Any) -> Any:
-    """Nested dicts and lists, as JSON has them."""
+    """Converts to nested dicts and lists, the types of JSON."""
     if isinstance(value, ConfigDict):
         value = value.to_dict()
     if isinstance(value, Mapping):
@@ -214,12 +215,12 @@ def to_plain(value: Any) -> Any:
 
 
 def to_tuple(value: Any) -> Any:
-    """Lists as tuples: the fields of a module must be hashable."""
+    """Converts nested lists to tuples, because fields of a module must be hashable."""
     return tuple(map(to_tuple, value)) if isinstance(value, list | tuple) else value
 
 
 def to_floats(value: Any) -> Any:
-    """Ints as floats, also those in lists; ints beyond the range of a float stay."""
+    """Converts ints to floats, also in nested lists; integers beyond 64 bits stay."""
     if isinstance(value, list | tuple):
         return [to_floats(item) for item in value]
     if type(value) is int and abs(value) < MAX_INT:
@@ -242,11 +243,12 @@ class _ShortRepr(reprlib.Repr):
 
 
 def show(value: Any) -> str:
-    """repr() of at most a few lines, for messages."""
+    """A shortened repr(), for messages."""
     return _ShortRepr().repr(value)
 
 
 def suggest(word: Any, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: the closest known one, and all."""
     known = list(known)
     close = difflib.get_close_matches(str(word)[:100], known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""

@@ -155,7 +155,8 @@ def test_ranks_is_whether_the_metric_is_there(tmp_path, opened):
     assert not checkpoints.ranks({"test/loss": 1.0})
     assert not opened(tmp_path).ranks(accuracy(0.5))
     with pytest.raises(
-        ValueError, match="'validation/accuracy' is not a metric .* validation/loss, .*/f1"
+        ValueError,
+        match="'validation/accuracy' is not a metric .* validation/loss, .*/f1",
     ):
         checkpoints.ranks({"validation/loss": 1.0, "validation/f1": 1.0})
 

@@ -67,7 +67,7 @@ def test_a_moved_class_is_found_in_every_section(first):
 def test_a_recipe_that_names_a_moved_class_is_told_its_new_name():
     section = {"cls": "attn_jax.models.hopfield:MeanPooling"}
     with pytest.raises(
-        ValueError, match="it is 'attn_jax.models.bags:MeanPooling' now"
+        ValueError, match="it is now 'attn_jax.models.bags:MeanPooling'"
     ):
         config_lib.build(section)
 

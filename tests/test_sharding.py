@@ -157,7 +157,10 @@ def test_without_an_fsdp_axis_nothing_is_split():
             ["kernel", ["tensor"]],
             r"\['tensor'\] has 1 entries, but kernel has the shape",
         ),
-        (["kernel", [None, "model"]], "sharding_rules: 'model' is none of .*'tensor'"),
+        (
+            ["kernel", [None, "model"]],
+            "sharding_rules: 'model' is not a mesh axis; .* tensor",
+        ),
         (["kernel", [None, "tensor"]], r"config.mesh.tensor=2 must divide .*\(4, 7\)"),
         (["kernl", [None, None]], "sharding_rules: the regex 'kernl' matches no param"),
     ],

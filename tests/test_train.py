@@ -98,7 +98,9 @@ def test_a_step_is_chosen_by_number_or_by_rank(finished, copied):
     early, late = attn_jax.restore(copied, step=4), attn_jax.restore(copied, step="8")
     assert differ(early[1], late[1])
     for unknown in (5, "newest"):
-        with pytest.raises(ValueError, match=rf"step {unknown} is none of .*\[8, 4\]"):
+        with pytest.raises(
+            ValueError, match=rf"no checkpoint of step {unknown}; .*\[8, 4\]"
+        ):
             attn_jax.restore(copied, step=unknown)
 
 

@@ -215,7 +215,9 @@ def test_assets_come_back_as_they_were_saved(saved, tmp_path):
     assert workdir.load_assets(saved) == ASSETS
     assert workdir.load_assets(tmp_path / "elsewhere") == {}
     workdir.save_assets(saved, ASSETS)
-    with pytest.raises(ValueError, match=r"vocab\.txt differs from what the data says"):
+    with pytest.raises(
+        ValueError, match=r"vocab\.txt differs from what the data gives"
+    ):
         workdir.save_assets(saved, {"vocab.txt": "[PAD]\nGrüße\n"})
 
 
