@@ -1,4 +1,4 @@
-"""Bags: which instances a Hopfield pooling attends to, and pattern completion."""
+"""Figures of bag classifiers: attention to the instances, and pattern completion."""
 
 import pathlib
 from collections.abc import Mapping
@@ -28,19 +28,17 @@ def draw(
     """Writes association.png and completion.png.
 
     association.png: the instances of each bag, sorted by association weight (not for mean
-    pooling, which has no weights); completion.png: patterns retrieved from their upper half.
+    pooling, which has none); completion.png: patterns retrieved from their upper half.
     """
     del assets
     instances, mask = np.asarray(inputs["instances"]), np.asarray(inputs["mask"])
-    files = [draw_completion(instances, mask, folder / "completion.png")]
+    files = []
     if not isinstance(module.pooling, MeanPooling):
         maps = attention_maps(module, variables, **inputs)
         weights = next(iter(maps.values())).mean(axis=(1, 2))  # over heads and queries
-        path = folder / "association.png"
-        files.insert(
-            0, draw_bags(instances, mask, weights, np.asarray(batch["labels"]), path)
-        )
-    return files
+        labels, path = np.asarray(batch["labels"]), folder / "association.png"
+        files.append(draw_bags(instances, mask, weights, labels, path))
+    return [*files, draw_completion(instances, mask, folder / "completion.png")]
 
 
 def draw_bags(
@@ -72,7 +70,7 @@ def draw_completion(
     stored = jnp.asarray(instances[mask].reshape(int(mask.sum()), -1))
     wholes = instances[:, 0]
     halves = wholes.copy()
-    halves[:, shape[0] // 2 :] = 0  # mid-grey: nothing known
+    halves[:, shape[0] // 2 :] = 0  # mid-gray: unknown
     state = jnp.asarray(halves.reshape(len(halves), -1))
     columns = {"pattern": wholes, "state": halves}
     for beta in BETAS:

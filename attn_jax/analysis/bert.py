@@ -1,4 +1,4 @@
-"""Attention of BERT over a sentence, and its predictions for masked words."""
+"""Figures of BERT: attention over a sentence, and predictions for masked words."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -38,18 +38,11 @@ def draw(
     length = int(row["mask"].sum()) if "mask" in row else row["token_ids"].shape[1]
     tokens = [vocabulary[i] for i in np.asarray(row["token_ids"][0, :length])]
     maps = attention_maps(module, variables, **row)
-    return [
-        draw_heads(maps, tokens, folder / "attention.png"),
-        *(
-            [
-                draw_masks(
-                    module, variables, row, vocabulary, folder / "filled_masks.png"
-                )
-            ]
-            if "mlm" in module.heads
-            else []
-        ),
-    ]
+    files = [draw_heads(maps, tokens, folder / "attention.png")]
+    if "mlm" in module.heads:
+        path = folder / "filled_masks.png"
+        files.append(draw_masks(module, variables, row, vocabulary, path))
+    return files
 
 
 def draw_heads(

@@ -1,4 +1,4 @@
-"""What all figures share, drawn without a display."""
+"""Helpers that all figures share; they need no display."""
 
 import pathlib
 from typing import Any
@@ -23,14 +23,14 @@ def make_figure(
 
 
 def make_chart(inches: tuple[float, float]) -> tuple[Figure, Any]:
-    """(figure, one axes with ticks) of (width, height) in inches."""
+    """(figure, axes) of one plot with ticks; `inches` is (width, height)."""
     fig = Figure(figsize=inches, layout="constrained")
     FigureCanvasAgg(fig)
     return fig, fig.subplots()
 
 
 def show_image(axes: Any, image: Float[np.ndarray, "H W C"], title: str = "") -> None:
-    """Draws an image in [-1, 1], in grey if it has one channel."""
+    """Draws an image in [-1, 1], in gray if it has one channel."""
     pixels = np.clip((image + 1) / 2, 0, 1)
     axes.imshow(
         pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, "gray", vmin=0, vmax=1
@@ -40,6 +40,7 @@ def show_image(axes: Any, image: Float[np.ndarray, "H W C"], title: str = "") ->
 
 
 def save_figure(fig: Figure, path: pathlib.Path) -> pathlib.Path:
+    """Writes a PNG file, with its folder if needed, and returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=120)
     return path

@@ -1,4 +1,4 @@
-"""How slots decompose an image: what each holds after every iteration."""
+"""Figures of Slot Attention: how slots decompose an image, after every iteration."""
 
 import pathlib
 from collections.abc import Mapping
@@ -25,7 +25,8 @@ def draw(
     """Writes slots.png and iterations.png.
 
     slots.png: each image, its reconstruction and its slots; iterations.png: the first
-    image decoded after every iteration, although only the last was trained (paper fig. 4).
+    image decoded after every iteration, although only the last one is trained (paper fig.
+    4).
 
     Raises:
         ValueError: the model is not the autoencoder.
@@ -44,7 +45,7 @@ def draw(
 
 
 def blend_on_white(outputs: Mapping[str, Any], row: int) -> np.ndarray:
-    """The contribution of each slot on a white background, [K, H, W, 3] in [-1, 1]."""
+    """Each slot's contribution on a white background, [K, H, W, 3] in [-1, 1]."""
     parts = np.asarray(outputs["slot_reconstructions"][row])
     masks = np.asarray(outputs["masks"][row])[..., None]
     return parts * masks + (1 - masks)
