@@ -66,6 +66,16 @@ def draw_slots(
     return save_figure(fig, path)
 
 
+def compute_grid(
+    module: SlotAttentionAutoEncoder, image: np.ndarray
+) -> tuple[int, int]:
+    """The encoder's grid (down, across) for an image [H, W, 3]."""
+    down, across = image.shape[:2]
+    for stride in module.encoder_strides:  # convolutions are padded, so sizes round up
+        down, across = -(-down // stride), -(-across // stride)
+    return down, across
+
+
 def draw_iterations(
     module: SlotAttentionAutoEncoder,
     variables: Mapping[str, Any],
@@ -76,8 +86,8 @@ def draw_iterations(
     """One row per iteration: decoded image, attention and contribution of each slot."""
     attention = np.asarray(outputs["attention_per_iteration"][:, 0])  # [T, K, N]
     slots = outputs["slots_per_iteration"][1:, :1]  # [T, 1, K, D]
-    T, K, N = attention.shape
-    side = round(N**0.5 * (image.shape[0] / image.shape[1]) ** 0.5)
+    T, K, _ = attention.shape
+    down, across = compute_grid(module, image)
     fig, axes = make_figure(T, 1 + 2 * K, cell=(1.2, 1.2))
     for t in range(T):
         decoded: Any = module.apply(variables, jnp.asarray(slots[t]), method="decode")
@@ -85,7 +95,7 @@ def draw_iterations(
         show_image(axes[t, 0], np.asarray(decoded["reconstruction"][0]), title)
         parts = blend_on_white(decoded, 0)
         for k in range(K):
-            weights = attention[t, k].reshape(side, N // side)
+            weights = attention[t, k].reshape(down, across)
             axes[t, 1 + k].imshow(weights, "inferno", vmin=0, vmax=1)
             show_image(axes[t, 1 + K + k], parts[k])
             if t == 0:
