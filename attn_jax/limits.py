@@ -29,9 +29,9 @@ def check_size(
     memory = find_memory() if memory is None else memory
     if memory is None:
         return
-    times = f", {copies} times in training" if copies > 1 else ""
+    times = f", {copies} times in training," if copies > 1 else ""
     for what, tree, factor, remedy in (
-        (f"the parameters{times},", params, copies, "reduce config.model"),
+        (f"the parameters{times}", params, copies, "reduce config.model"),
         ("one batch", batch, 1, "reduce config.batch_size or the sizes in config.task"),
     ):
         sizes = {name: count_bytes(leaf) for name, leaf in named_leaves(tree).items()}

@@ -108,7 +108,7 @@ def test_a_home_is_expanded_and_a_relative_path_made_absolute(tmp_path, monkeypa
     for text in ("~/run", "run", f"file://{tmp_path}/run"):
         assert str(folder.resolve_folder(text)) == str(tmp_path / "run")
     workdir.save_config("~/run", {"task": {}})
-    assert workdir.load_config(tmp_path / "run") == {"task": {}}
+    assert workdir.load_config(tmp_path / "run") == {"format": 1, "task": {}}
     assert CheckpointReader("~/run").directory == folder.resolve_folder(
         tmp_path / "run/checkpoints"
     )
@@ -149,7 +149,7 @@ def test_the_printed_command_is_split_by_a_shell_as_it_was_meant():
 # --- config ---------------------------------------------------------------------------
 
 
-CONFIG = {"task": {"cls": "attn_jax.tasks.classify:Classify"}, "seed": 3}
+CONFIG = {"format": 1, "task": {"cls": "attn_jax.tasks.classify:Classify"}, "seed": 3}
 
 
 class Checkpoints(CheckpointReader):
