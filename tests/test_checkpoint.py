@@ -187,7 +187,7 @@ def test_a_full_disk_is_said_and_the_next_save_works(tmp_path, opened, monkeypat
     needed = sum(map(len, bits(start(2)).values())) - 8  # the key is not counted
     [said] = checkpoints.said
     assert said.startswith(f"step 2 was NOT saved in {tmp_path / 'checkpoints'}: ")
-    assert f"only 10 bytes are free. {needed:,} bytes are needed; the run goes" in said
+    assert f"only 10 bytes are free. {needed:,} bytes are needed. Training" in said
     assert checkpoints.best_step() == 1
     assert bits(checkpoints.restore(1, blank(start(1)))) == bits(start(1))
 

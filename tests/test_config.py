@@ -90,7 +90,7 @@ def test_a_variant_changes_what_its_recipe_says():
 
 def test_a_misspelt_variant_names_the_known_ones():
     with pytest.raises(
-        ValueError, match="'debg' is no variant.* mean 'debug'"
+        ValueError, match="'debg' is not a variant.* mean 'debug'"
     ) as error:
         config_lib.load(f"{DIGITS}:debg")
     assert "'base', 'debug'" in str(error.value)

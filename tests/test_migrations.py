@@ -121,5 +121,5 @@ def test_a_removed_field_names_its_successor(first, later):
 
 
 def test_a_config_of_a_newer_release_is_refused(first):
-    with pytest.raises(ValueError, match="format=99 was saved by a newer.*update attn"):
+    with pytest.raises(ValueError, match="format=99 was saved by a newer.*Update attn"):
         config_lib.resolve(first | {"format": 99}, OURS)

@@ -124,7 +124,10 @@ def test_an_override_may_change_what_leaves_the_parameters_alone(copied):
         ({"model.width": 16}, r"of another model: .* is \(.*\) there, \(.*\) here"),
         ({"model.num_classes": 0}, "parameters that this model lacks: head/"),
         ({"model.detph": 1}, "did you mean 'depth'"),
-        ({"optimizer.b1": 0.8}, r"optimizer.b1 cannot be set .* only model\.\*, task"),
+        (
+            {"optimizer.b1": 0.8},
+            r"optimizer.b1 cannot be changed .* only model\.\*, task",
+        ),
     ],
 )
 def test_an_override_may_not_change_the_parameters(finished, overrides, message):
