@@ -203,19 +203,14 @@ class Checkpoints(CheckpointReader):
         return self._ranking.is_in(results)
 
     def check_ranked_by(
-        self, evaluations: Mapping[str, Collection[str] | None] | Collection[str]
+        self, evaluations: Mapping[str, Collection[str] | None]
     ) -> None:
         """Raises ValueError if `keep_best` names an unknown evaluation or metric.
 
         Args:
-            evaluations: {name: `Evaluation.metric_names`}, or only the names.
+            evaluations: {name: `Evaluation.metric_names`}.
         """
-        known = (
-            evaluations
-            if isinstance(evaluations, Mapping)
-            else dict.fromkeys(evaluations)
-        )
-        self._ranking.check(known)
+        self._ranking.check(evaluations)
 
     def _choose_kept(self, steps: Collection[int]) -> set[int | None]:
         return {*sorted(steps)[-self._keep_latest :], self._ranking.best(steps)}

@@ -163,12 +163,12 @@ def test_ranks_is_whether_the_metric_is_there(tmp_path, opened):
 
 def test_keep_best_of_no_evaluation_is_refused(tmp_path, opened):
     checkpoints = opened(tmp_path, keep_best=BEST)
-    checkpoints.check_ranked_by({"validation", "test"})
-    opened(tmp_path).check_ranked_by(())
+    checkpoints.check_ranked_by({"validation": None, "test": None})
+    opened(tmp_path).check_ranked_by({})
     with pytest.raises(
         ValueError, match=r"evaluation 'validation', .* are \['test'\]; .* set `every`"
     ):
-        checkpoints.check_ranked_by({"test"})
+        checkpoints.check_ranked_by({"test": None})
 
 
 # --- disks that cannot be written -----------------------------------------------------
