@@ -68,7 +68,7 @@ def main() -> None:
         draws=options.draws,
         neighbours=options.neighbours,
         seed=options.seed,
-        **{key: config.as_tuple(settings["task"][key]) for key in FRAMING},
+        **{key: config.to_tuple(settings["task"][key]) for key in FRAMING},
     )
     h, w = task.size
     random = run.module.init(

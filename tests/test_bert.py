@@ -238,7 +238,7 @@ def test_each_dialect_has_its_own_gelu():
     [
         ({"max_positions": 5}, "has 7 tokens, but max_positions=5; shorten"),
         ({"pooler": False}, "'nsp' reads the pooled token"),
-        ({"heads": ("cls",)}, "'cls' is none of 'mlm', 'nsp'"),
+        ({"heads": ("cls",)}, "'cls' is not a head; use 'mlm'"),
         ({"num_heads": 5}, "width=12 must be divisible by num_heads=5"),
     ],
 )

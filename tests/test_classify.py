@@ -178,5 +178,5 @@ def test_a_folder_with_fewer_classes_than_the_head_is_refused_with_a_remedy(tmp_
 
 @pytest.mark.parametrize("names", [("a", "a"), tuple("abcdefghijk")])
 def test_class_names_that_cannot_be_are_refused(names):
-    with pytest.raises(ValueError, match="up to num_classes=10 different ones"):
+    with pytest.raises(ValueError, match="at most num_classes=10, all distinct"):
         classify(class_names=names)

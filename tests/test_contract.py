@@ -108,9 +108,9 @@ def test_there_is_a_recipe_and_each_has_a_debug_variant():
 def test_every_variant_builds_and_survives_json(recipe):
     for variant in runpy.run_path(str(ROOT / recipe))["VARIANTS"]:
         resolved = config_lib.load(f"{ROOT / recipe}:{variant}")
-        saved = json.loads(json.dumps(config_lib.plain(resolved)))
+        saved = json.loads(json.dumps(config_lib.to_plain(resolved)))
         again = config_lib.resolve(saved)
-        assert config_lib.plain(again) == config_lib.plain(resolved)
+        assert config_lib.to_plain(again) == config_lib.to_plain(resolved)
         assert config_lib.build(again.model) == config_lib.build(resolved.model)
         assert config_lib.build(again.task) == config_lib.build(resolved.task)
 
@@ -170,7 +170,7 @@ def classes_of(section):
 
 @pytest.mark.parametrize("recipe", KINDS)
 def test_every_field_of_a_model_or_task_is_read_by_its_class(recipe):
-    config = config_lib.plain(debug(recipe))
+    config = config_lib.to_plain(debug(recipe))
     for cls in [*classes_of(config["model"]), *classes_of(config["task"])]:
         read = set()
         for part in cls.__mro__:  # a task inherits how it reads images
@@ -318,7 +318,7 @@ def test_micro_batches_with_unequal_counts_are_one_batch(straight):
     config = straight.config.copy_and_resolve_references().unlock()
     config.optimizer = {"name": "sgd", "learning_rate": 0.01}
     config.schedule, config.clip_norm = {"name": "constant"}, None
-    config.model = without_noise(config_lib.plain(config.model))
+    config.model = without_noise(config_lib.to_plain(config.model))
     params = jax.device_get(straight.state.params)
 
     def update(micro_batches):

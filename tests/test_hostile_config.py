@@ -147,8 +147,8 @@ def test_a_hostile_value_is_refused_in_one_line(key, value, message, workdir, sa
 TEXTS = {
     "empty": ("", "is damaged"),
     "no JSON": ("{", "is damaged"),
-    "a list": ("[]", "is no run's config.json"),
-    "a number": ("1e400", "is no run's config.json"),
+    "a list": ("[]", "is not the config.json of a run"),
+    "a number": ("1e400", "is not the config.json of a run"),
     "nested": ("[" * 500_000, "is damaged.*recursion"),
     "nested sections": ('{"task":' * 100_000, "is damaged.*recursion"),
     "nested closed": (

@@ -206,7 +206,7 @@ def test_a_model_that_does_not_fit_is_refused(task, outputs, message):
     ("fields", "message"),
     [
         ({"sequence_length": 4}, "leaves 1 tokens.*8"),
-        ({"mask_probability": 1.5}, "is no probability"),
+        ({"mask_probability": 1.5}, "is a probability"),
         ({"max_predictions": 0}, "must be 1 or more"),
         ({"duplicates": 0}, "must be 1 or more"),
     ],

@@ -157,7 +157,10 @@ def test_without_an_fsdp_axis_nothing_is_split():
             ["kernel", ["tensor"]],
             r"\['tensor'\] has 1 entries, but kernel has the shape",
         ),
-        (["kernel", [None, "model"]], "sharding_rules: 'model' is none of .*'tensor'"),
+        (
+            ["kernel", [None, "model"]],
+            "sharding_rules: 'model' is not a mesh axis; .* tensor",
+        ),
         (["kernel", [None, "tensor"]], r"config.mesh.tensor=2 must divide .*\(4, 7\)"),
         (["kernl", [None, None]], "sharding_rules: the regex 'kernl' matches no param"),
     ],
@@ -205,7 +208,7 @@ def test_placed_joins_shapes_and_shardings():
     made = mesh(data=2, fsdp=4)
     params = shapes(kernel=(8, 4))
     layout = sharding.param_shardings(made, params, [], fsdp_min_elements=1)
-    placed = sharding.placed(params, layout)["kernel"]
+    placed = sharding.add_shardings(params, layout)["kernel"]
     assert (placed.shape, placed.dtype) == ((8, 4), jnp.float32)
     assert placed.sharding == layout["kernel"]
 
@@ -214,7 +217,7 @@ def test_the_table_has_a_line_for_each_way_of_splitting():
     made = mesh(data=2, fsdp=4)
     params = shapes(a=(1000, 4), b=(8, 2), c=(3,), d=(5, 5))
     layout = sharding.param_shardings(made, params, [], fsdp_min_elements=1)
-    assert sharding.table(params, layout) == [
+    assert sharding.describe_shardings(params, layout) == [
         "fsdp, None: 2 arrays, 4,016 parameters, such as a",
         "replicated: 2 arrays, 28 parameters, such as d",
     ]

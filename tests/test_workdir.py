@@ -119,7 +119,7 @@ def test_a_home_is_expanded_and_a_relative_path_made_absolute(tmp_path, monkeypa
     [
         ("", "workdir='' is empty; name a folder"),
         ("  ", "workdir='  ' is empty"),
-        ("~nobody-of-this-name/run", "no such user's home"),
+        ("~nobody-of-this-name/run", "home directory is unknown"),
         ("gs://bucket/run", "gs://bucket/run needs a package: .*gcsfs"),
         ("s3://bucket/run", "s3://bucket/run needs a package: .*s3fs"),
         ("abc://bucket/run", "abc:// is not supported; use a local folder, gs://"),
@@ -195,7 +195,7 @@ def test_without_a_checkpoint_a_missing_config_is_none_and_a_damaged_one_an_erro
 
 def test_a_config_of_another_program_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match=r"is no run's config\.json"):
+    with pytest.raises(ValueError, match=r"is not the config\.json of a run"):
         workdir.load_config(tmp_path)
 
 
@@ -215,7 +215,9 @@ def test_assets_come_back_as_they_were_saved(saved, tmp_path):
     assert workdir.load_assets(saved) == ASSETS
     assert workdir.load_assets(tmp_path / "elsewhere") == {}
     workdir.save_assets(saved, ASSETS)
-    with pytest.raises(ValueError, match=r"vocab\.txt differs from what the data says"):
+    with pytest.raises(
+        ValueError, match=r"vocab\.txt differs from what the data gives"
+    ):
         workdir.save_assets(saved, {"vocab.txt": "[PAD]\nGrüße\n"})
 
 
@@ -249,8 +251,8 @@ def test_a_write_that_fails_leaves_the_old_file(saved, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     file = workdir.resolve_folder(saved) / "config.json"
-    workdir.write(file, "old")
+    workdir.write_text(file, "old")
     monkeypatch.setattr(type(file), "replace", fail)
     with pytest.raises(OSError, match="No space left"):
-        workdir.write(file, "new")
+        workdir.write_text(file, "new")
     assert file.read_text() == "old" and workdir.load_assets(saved) == before

@@ -123,7 +123,7 @@ def load_parameters(
     """
     loaded = open_checkpoint(path, {}, {})
     leaves = paths.named_leaves(loaded.params)
-    for name in paths.matching([skip] if skip else [], leaves, key="init_from"):
+    for name in paths.match_names([skip] if skip else [], leaves, key="init_from"):
         del leaves[name]
     if isinstance(loaded.module, ViT):
         leaves = fit_leaves(loaded, leaves, shapes, image_size)
