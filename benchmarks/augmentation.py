@@ -29,7 +29,7 @@ from attn_jax.data import augment, decoding, images
 STAGES = ("decode", "crop to 224", "flip, RandAugment", "all")
 SIZE = 224
 LEVEL = 1.0  # magnitude 10 of 10
-GREY = (128, 128, 128)
+GRAY = (128, 128, 128)
 
 
 def photos() -> list[bytes]:
@@ -100,7 +100,7 @@ def moved(image, rng, a=1.0, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0):
         Image.Transform.AFFINE,
         (a, b, c, d, e, f),
         interpolation(rng),
-        fillcolor=GREY,
+        fillcolor=GRAY,
     )
 
 
@@ -118,7 +118,7 @@ OPERATIONS = [
     lambda image, rng: ImageOps.equalize(image),
     lambda image, rng: ImageOps.invert(image),
     lambda image, rng: image.rotate(
-        signed(30 * LEVEL, rng), interpolation(rng), fillcolor=GREY
+        signed(30 * LEVEL, rng), interpolation(rng), fillcolor=GRAY
     ),
     lambda image, rng: ImageOps.posterize(image, int(4 * LEVEL)),
     lambda image, rng: ImageOps.solarize(image, int(256 * LEVEL)),

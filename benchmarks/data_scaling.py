@@ -62,7 +62,7 @@ def draw(table: dict[str, dict[int, list[float]]]) -> None:
             sizes, [statistics.mean(row[n]) for n in sizes], marker="o", label=name
         )
         for size, values in row.items():
-            axes.plot([size] * len(values), values, ".", color="grey", ms=3)
+            axes.plot([size] * len(values), values, ".", color="gray", ms=3)
     axes.set_xscale("log")
     axes.set_xlabel("training images")
     axes.set_ylabel("test accuracy")

@@ -2,8 +2,8 @@
 
     python benchmarks/fewshot_mnist.py --workdir=runs/mnist --data=mnist.npz
 
-Few-shot linear and nearest-neighbour accuracy (attn_jax/tasks/probe.py) of one run's model,
-of the same model at random initialisation, and of the raw pixels, all on the same images and
+Few-shot linear and nearest-neighbor accuracy (attn_jax/tasks/probe.py) of one run's model,
+of the same model at random initialization, and of the raw pixels, all on the same images and
 the same draws. Takes the best checkpoint where the run ranks them, else the last.
 """
 
@@ -81,7 +81,7 @@ def main() -> None:
         trained: measured(
             run.module, run.params, task, options.split, options.batch_size
         ),
-        "the same at random initialisation": measured(
+        "the same at random initialization": measured(
             run.module, random["params"], task, options.split, options.batch_size
         ),
         "raw pixels": measured(Pixels(), {}, task, options.split, options.batch_size),

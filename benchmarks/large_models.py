@@ -131,7 +131,7 @@ def hopfield_pooling(batch_size: int, debug: bool) -> Case:
     return Case(model, Pooled(), batch_size, arrays)
 
 
-# Batch sizes fill a good part of 80 GB without rematerialisation.
+# Batch sizes fill a good part of 80 GB without rematerialization.
 CASES: dict[str, Callable[[bool], Case]] = {
     "ViT-S/16, 224 px": functools.partial(vit, "S", 256),
     "ViT-B/16, 224 px": functools.partial(vit, "B", 128),

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     c.init_from = []  # [[checkpoint, into-prefix, skip-regex], ...]; "" is the whole tree
 
     # How long.
-    c.seed = 0  # of initialisation, data order, augmentation, dropout
+    c.seed = 0  # of initialization, data order, augmentation, dropout
     c.batch_size = 128  # examples per step over all devices; divisible by data x fsdp
     c.micro_batches = 1  # parts of a batch that are computed in turn, to save memory
     c.duration = "10 epochs"  # of the whole run

@@ -115,7 +115,7 @@ def test_bag_sizes_are_normal_and_say_nothing_about_the_label(splits):
     assert abs(sizes.std() - 2) < 4 * 2 / 2000**0.5
     difference = sizes[::2].mean() - sizes[1::2].mean()
     assert abs(difference) < 4 * 2 * (2 / 500) ** 0.5
-    clipped = bag_data.LabelledBags(
+    clipped = bag_data.LabeledBags(
         sources.load("digits", "train"),
         target=9,
         bags=50,

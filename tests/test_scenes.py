@@ -10,7 +10,7 @@ import pytest
 from slot_models import KEY, tiny
 
 from attn_jax import step
-from attn_jax.data.scenes import COLOURS, SHAPES, TILE, Tetrominoes, pixels
+from attn_jax.data.scenes import COLORS, SHAPES, TILE, Tetrominoes, pixels
 from attn_jax.tasks.reconstruct import Reconstruct
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -48,7 +48,7 @@ def test_a_scene_is_three_whole_tetrominoes_on_black(canvas, tile):
             seen.add(shape)
             values = image[mask == piece]
             colour = (values > 0).all(axis=0)
-            assert tuple(colour.astype(int)) in COLOURS
+            assert tuple(colour.astype(int)) in COLORS
             assert not values[:, ~colour].any()
     assert len(seen) == 19
 

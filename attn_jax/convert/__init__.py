@@ -108,7 +108,7 @@ def load_parameters(
     *,
     image_size: Size | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """(module, parameters by name) of a checkpoint, to initialise another model.
+    """(module, parameters by name) of a checkpoint, to initialize another model.
 
     Args:
         shapes: of the other model's parameters; a ViT's positions and patch filters are
@@ -151,7 +151,7 @@ def export(
             not tell it. None: square images are assumed and a warning says so.
         labels: names of the classes in the order of the head, for `id2label` or
             `label_names`. None: LABEL_0, LABEL_1, ...
-        mean, std: by which images are normalised, in units of 0..1, one number or one per
+        mean, std: by which images are normalized, in units of 0..1, one number or one per
             channel, for preprocessor_config.json or `pretrained_cfg`. None: not written.
 
     Raises:

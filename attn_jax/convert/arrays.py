@@ -272,7 +272,7 @@ def describe_differences(
     if count > MAX_ROWS:
         lines.append(f"  ... and {count - MAX_ROWS:,} more")
     if all(model == "floating point" for _, _, model in rows):
-        remedy = "save a quantised model in full precision first"
+        remedy = "save a quantized model in full precision first"
     return f"{source} and the model differ in {count} arrays; {remedy}:\n" + "\n".join(
         lines
     )

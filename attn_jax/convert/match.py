@@ -96,7 +96,7 @@ def explain_mismatch(theirs: nn.Module, ours: nn.Module) -> str | None:
 
     Args:
         theirs: the checkpoint's module.
-        ours: the module that is to be initialised from it (of a composed model, its part).
+        ours: the module that is to be initialized from it (of a composed model, its part).
     """
     if type(theirs) is not type(ours):
         return (

@@ -20,7 +20,7 @@ MINUS_ONE_TO_ONE: Statistics = ((0.5,), (0.5,))
 
 
 def pixel_statistics(path: epath.PathLike) -> Statistics | None:
-    """The (mean, deviation) by which a checkpoint's images are normalised; None: unknown.
+    """The (mean, deviation) by which a checkpoint's images are normalized; None: unknown.
 
     Read from transformers' preprocessor_config.json, timm's `pretrained_cfg`, or a run's
     assets. Files of vision_transformer and big_vision were trained on [-1, 1].
@@ -188,7 +188,7 @@ def explain_statistics(
     if theirs is None:
         return None
     ours = np.atleast_1d(mean), np.atleast_1d(std)
-    # Published statistics have three digits or more; 1e-4 is a fortieth of a grey level.
+    # Published statistics have three digits or more; 1e-4 is a fortieth of a gray level.
     if all(
         len(a) in (1, len(b)) or len(b) == 1 for a, b in zip(ours, theirs, strict=True)
     ) and all(
@@ -206,7 +206,7 @@ def explain_statistics(
         for name, numbers in zip(("mean", "std"), theirs, strict=True)
     ]
     return (
-        f"its images were normalised by mean {as_setting(theirs[0])} and std "
+        f"its images were normalized by mean {as_setting(theirs[0])} and std "
         f"{as_setting(theirs[1])} of 0..1, the task's are by mean "
         f"{as_setting(ours[0].tolist())} and std {as_setting(ours[1].tolist())}; set "
         + " ".join(settings)

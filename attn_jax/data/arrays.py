@@ -1,4 +1,4 @@
-"""Labelled images in memory: the embedded digits, .npz archives, idx files (MNIST).
+"""Labeled images in memory: the embedded digits, .npz archives, idx files (MNIST).
 
 Each `open_*` returns {split: function that opens it}; `sources.load` chooses one.
 """
@@ -85,9 +85,9 @@ def open_digits() -> Mapping[str, Callable[[], Arrays]]:
 
             pixels, labels = load_digits(return_X_y=True)
             pixels = np.round(pixels * 255 / 16)  # 0..16 in the original
-            grey = pixels.astype(np.uint8).reshape(-1, 8, 8, 1)
+            gray = pixels.astype(np.uint8).reshape(-1, 8, 8, 1)
             chosen = stratified(labels, 360)[part]
-            return Arrays(grey[chosen], labels[chosen], tuple("0123456789"))
+            return Arrays(gray[chosen], labels[chosen], tuple("0123456789"))
 
         return open_split
 

@@ -2,7 +2,7 @@
 
 The 16 operations give the same bytes as TensorFlow, oddities included, because recipes
 were tuned with them (timm's RandAugment differs). An operation never changes its input,
-but may return it. A grey image is treated as one channel of a colour image.
+but may return it. A gray image is treated as one channel of a color image.
 Axes: H height, W width, C channels (1 or 3).
 
 Source: Cubuk 2020; big_vision, pp/archive/autoaugment.py; golden arrays of TF 2.21.
@@ -121,13 +121,13 @@ def brightness(image: Pixels, factor: float) -> Pixels:
 
 
 def contrast(image: Pixels, factor: float) -> Pixels:
-    """0 is a flat grey, 1 the image, more is starker.
+    """0 is a flat gray, 1 the image, more is starker.
 
-    The grey is H * W / 256, at most 255 (196 for 224 x 224 pixels): the original divides
+    The gray is H * W / 256, at most 255 (196 for 224 x 224 pixels): the original divides
     the sum of a histogram's counts by 256, where the mean intensity was meant.
     """
-    grey = min(image.shape[0] * image.shape[1] // 256, 255)
-    return _look_up(_blend(np.full(256, grey, np.uint8), _VALUES, factor), image)
+    gray = min(image.shape[0] * image.shape[1] // 256, 255)
+    return _look_up(_blend(np.full(256, gray, np.uint8), _VALUES, factor), image)
 
 
 def autocontrast(image: Pixels) -> Pixels:
@@ -181,18 +181,18 @@ _VALUES = np.arange(256, dtype=np.uint8)
 
 
 def color(image: Pixels, factor: float) -> Pixels:
-    """0 is grey, 1 the image, more is more colourful; a grey image stays."""
+    """0 is gray, 1 the image, more is more colorful; a gray image stays."""
     if image.shape[2] == 1:
         return image
     # Channel by channel: a broadcast over a last axis of 3 takes three times as long.
     unit = [image[:, :, c] * np.float32(1 / 255) for c in range(3)]
-    grey = unit[0] * np.float32(0.2989) + unit[1] * np.float32(0.587)
-    grey += unit[2] * np.float32(0.114)
-    grey *= np.float32(255.5)  # TensorFlow's way back from 0..1 to uint8
-    grey = grey.astype(np.uint8)
+    gray = unit[0] * np.float32(0.2989) + unit[1] * np.float32(0.587)
+    gray += unit[2] * np.float32(0.114)
+    gray *= np.float32(255.5)  # TensorFlow's way back from 0..1 to uint8
+    gray = gray.astype(np.uint8)
     out = np.empty_like(image)
     for c in range(3):
-        out[:, :, c] = _blend(grey, image[:, :, c], factor)
+        out[:, :, c] = _blend(gray, image[:, :, c], factor)
     return out
 
 
@@ -273,7 +273,7 @@ _SMOOTH_FLAT = _fused_mean([_VALUES] * 9)  # what a flat window's value becomes
 
 
 def rotate(image: Pixels, degrees: float) -> Pixels:
-    """Counter-clockwise about the centre, nearest pixel."""
+    """Counter-clockwise about the center, nearest pixel."""
     angle = np.float32(math.radians(degrees))
     cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
     bottom, right = np.float32(image.shape[0] - 1), np.float32(image.shape[1] - 1)

@@ -11,8 +11,8 @@ from attn_jax.data.sources import Source
 from attn_jax.data.views import read_labels
 
 
-class LabelledBags:
-    """Bags drawn from labelled records: is one of the given label among them?
+class LabeledBags:
+    """Bags drawn from labeled records: is one of the given label among them?
 
     The size of a bag is N(mean, std) rounded and clipped to [1, `max_size`]. Every
     other bag (odd numbers) is positive: as drawn from all records, given that the

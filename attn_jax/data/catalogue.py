@@ -55,7 +55,7 @@ def open_prepared(address: str) -> Mapping[str, Callable[[], "CatalogueImages"]]
         if feature not in builder.info.features:
             raise ValueError(
                 f"tfds:{name} has no feature {feature!r}; it has: "
-                f"{', '.join(builder.info.features)}. Use a set of labelled images."
+                f"{', '.join(builder.info.features)}. Use a set of labeled images."
             )
     return {
         {"val": "validation"}.get(split, split): functools.partial(

@@ -15,7 +15,7 @@ from attn_jax.data import bounded
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485  # Pillow's own limit, of which it only warns
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
 def decode(
@@ -24,7 +24,7 @@ def decode(
     *,
     name: str = "",
     exif_rotation: bool = True,
-    background: Colour | None = None,
+    background: Color | None = None,
 ) -> UInt8[np.ndarray, "H W C"]:
     """The pixels of an encoded image, or of an array, with 1 or 3 channels.
 
@@ -34,19 +34,19 @@ def decode(
 
     Args:
         data: a file's content, or uint8 [H, W] or [H, W, 1 | 3].
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (gray) or 3 (RGB).
         name: what the error message calls the image, such as its path.
         exif_rotation: turn the image as its EXIF orientation says. (TensorFlow does not.
             Pillow always turns TIFF files.)
-        background: RGB colour, 0..255, on which transparent pixels are blended; None
-            drops the alpha channel, so that they keep the colour that they hide.
+        background: RGB color, 0..255, on which transparent pixels are blended; None
+            drops the alpha channel, so that they keep the color that they hide.
 
     Raises:
         ValueError: `channels` is neither; the bytes are no image of `FORMATS`, are cut
             short or promise more than `MAX_PIXELS`; the array has another dtype or shape.
     """
     if channels not in (1, 3):
-        raise ValueError(f"{channels=} must be 1 (grey) or 3 (RGB).")
+        raise ValueError(f"{channels=} must be 1 (gray) or 3 (RGB).")
     if isinstance(data, np.ndarray):
         return _convert_array(data, channels, name)
     try:
@@ -64,7 +64,7 @@ def decode(
 
 
 def _to_pixels(
-    image: Image.Image, channels: int, exif_rotation: bool, background: Colour | None
+    image: Image.Image, channels: int, exif_rotation: bool, background: Color | None
 ) -> np.ndarray:
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Labelled images in folders: SPLIT/CLASS/IMAGE, or deeper below a class.
+"""Labeled images in folders: SPLIT/CLASS/IMAGE, or deeper below a class.
 
 `open_folder` returns {split: function that opens it}; `sources.load` chooses one.
 `group_by_class` is shared with `zips.py`.

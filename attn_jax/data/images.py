@@ -1,6 +1,6 @@
 """Image operations on the host, in NumPy: resize, crop, flip, scale.
 
-The numbers are those of big_vision's preprocessing (`tf.image`, half-pixel centres)
+The numbers are those of big_vision's preprocessing (`tf.image`, half-pixel centers)
 without TensorFlow. Randomness comes from the `np.random.Generator` that the caller
 passes, so an image is a function of its record and the generator's seed.
 Axes: H height, W width, C channels; h, w are sizes after the operation.
@@ -207,7 +207,7 @@ def draw_inception_window(
 ) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a random crop; the whole image after 100 failures.
 
-    The aspect ratio is uniform; given it, so is the window's height, which favours small
+    The aspect ratio is uniform; given it, so is the window's height, which favors small
     areas. The last offset on either axis is never drawn, as in TensorFlow.
 
     Source: TensorFlow, sample_distorted_bounding_box_op.cc `GenerateRandomCrop`.

@@ -24,7 +24,7 @@ class ImageReading:
         data: "digits" (embedded), a path (.npz, idx, folder, .zip) or "tfds:<name>"; see
             `attn_jax.data.sources.load`.
         image_size: of the model's input, in pixels: one side or (height, width).
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (gray) or 3 (RGB).
         holdout: training examples set aside where the data has no validation split.
         examples: of the training split, as many of each class as it has in proportion;
             None: all.
@@ -33,7 +33,7 @@ class ImageReading:
         resize: smaller side in pixels before the central crop; None: no resize but to
             `image_size`, where the image has another size.
         exif_rotation: turn photographs upright by their EXIF orientation.
-        background: RGB colour, 0..255, on which transparent pixels are blended; None
+        background: RGB color, 0..255, on which transparent pixels are blended; None
             drops the transparency.
         mean, std: of the pixels, in units of 0..1, one number or one for each channel:
             the model is given (pixels / 255 - mean) / std. 0.5 and 0.5 give [-1, 1].

@@ -28,7 +28,7 @@ SHAPES = (
     "xx. .xx",
     ".x xx x.",
 )
-COLOURS = (  # red, green, blue, yellow, magenta, cyan
+COLORS = (  # red, green, blue, yellow, magenta, cyan
     (1, 0, 0),
     (0, 1, 0),
     (0, 0, 1),
@@ -55,8 +55,8 @@ TRIES = 10_000
 class Tetrominoes:
     """Images of tetrominoes on black that do not overlap, each record made when read.
 
-    Shape, place (in whole pixels) and colour of every piece are uniform; pieces may touch
-    and share a colour. A scene is a pure function of (seed, split, index, size of canvas
+    Shape, place (in whole pixels) and color of every piece are uniform; pieces may touch
+    and share a color. A scene is a pure function of (seed, split, index, size of canvas
     and tile, number of pieces), and the splits draw from different streams. On a small
     canvas there are few scenes, so two splits may contain the same one by chance.
 
@@ -120,7 +120,7 @@ class Tetrominoes:
         entropy = [self.seed, SPLITS.index(self.split), int(index)]
         rng = np.random.default_rng(entropy)
         shapes = [self.shapes[i] for i in rng.integers(len(SHAPES), size=self.pieces)]
-        colours = rng.integers(len(COLOURS), size=self.pieces)
+        colors = rng.integers(len(COLORS), size=self.pieces)
         image = np.zeros((self.canvas, self.canvas, 3), np.uint8)
         mask = np.zeros((self.canvas, self.canvas), np.uint8)
         for i, (shape, corner) in enumerate(
@@ -129,7 +129,7 @@ class Tetrominoes:
             area = covered_area(shape, corner)
             mask[area][shape] = i + 1
             shading = self.shading[: shape.shape[0], : shape.shape[1]]
-            image[area][shape] = shading[shape][:, None] * COLOURS[colours[i]]
+            image[area][shape] = shading[shape][:, None] * COLORS[colors[i]]
         return {"image": image, "mask": mask, "label": 0}
 
     def draw_corners(

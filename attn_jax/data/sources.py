@@ -77,7 +77,7 @@ def load(
     examples: int | None = None,
     corrupt: str = "error",
 ) -> "Source":
-    """The records of one split of a data set of labelled images.
+    """The records of one split of a data set of labeled images.
 
     Args:
         data: one of
@@ -101,7 +101,7 @@ def load(
 
     Raises:
         ValueError: the data is missing, malformed or empty, has no such split, or
-            `holdout` or `examples` cannot be honoured.
+            `holdout` or `examples` cannot be honored.
     """
     if split not in SPLITS:
         raise ValueError(f"{split=} must be one of {', '.join(map(repr, SPLITS))}.")

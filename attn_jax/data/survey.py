@@ -16,7 +16,7 @@ DEEP_SAMPLE = 20  # of them, those whose 16-bit values are read
 class Seen(NamedTuple):
     """What the header of an image says."""
 
-    colour: bool
+    color: bool
     transparent: bool
     bits: int
     highest: int | None  # value of a 16-bit image, where it was read
@@ -27,27 +27,27 @@ def warn_of_conversions(
 ) -> None:
     """Logs what `decoding.decode` would drop or make up, once for each set of data.
 
-    That is: colour under channels=1, three equal channels of grey images, transparency
+    That is: color under channels=1, three equal channels of gray images, transparency
     without a background, and 12-bit values in 16-bit files.
     """
     seen = [found for found in sample(source) if found is not None]
     if not seen:
         return
     where = f"of {len(seen):,} images looked at"
-    colour = sum(found.colour for found in seen)
-    if channels == 1 and colour:
+    color = sum(found.color for found in seen)
+    if channels == 1 and color:
         _warn_once(
             data,
-            "colour",
-            f"{where}, {colour:,} are stored in colour, of which config.task.channels=1 keeps "
+            "color",
+            f"{where}, {color:,} are stored in color, of which config.task.channels=1 keeps "
             "the brightness only; set config.task.channels to 3 to keep it.",
         )
-    if channels == 3 and not colour:
+    if channels == 3 and not color:
         _warn_once(
             data,
-            "grey",
-            f"{where}, all are grey: config.task.channels=3 repeats them three times; "
-            "channels=1 is faster, unless the model was trained on colour.",
+            "gray",
+            f"{where}, all are gray: config.task.channels=3 repeats them three times; "
+            "channels=1 is faster, unless the model was trained on color.",
         )
     transparent = sum(found.transparent for found in seen)
     if transparent and not has_background:
@@ -55,7 +55,7 @@ def warn_of_conversions(
             data,
             "transparency",
             f"{where}, {transparent:,} have transparency, which is dropped: pixels show "
-            "the colour that they hide, often black. Set config.task.background, such as "
+            "the color that they hide, often black. Set config.task.background, such as "
             "to [255, 255, 255], to blend them.",
         )
     deep = [found.highest for found in seen if found.highest is not None]
@@ -90,15 +90,15 @@ def _look_at(source: Any, index: int, deep: bool) -> Seen | None:
             small = opened.width * opened.height <= decoding.MAX_PIXELS // 8
             if bits > 12 and small and deep:
                 highest = int(np.asarray(opened).max())
-            colour = opened.mode not in ("1", "L", "LA", "La") and bits == 8
-            if opened.mode == "P":  # a palette may hold greys only
-                colour = _has_colour(opened)
-            return Seen(colour, opened.has_transparency_data, bits, highest)
+            color = opened.mode not in ("1", "L", "LA", "La") and bits == 8
+            if opened.mode == "P":  # a palette may hold grays only
+                color = _has_color(opened)
+            return Seen(color, opened.has_transparency_data, bits, highest)
     except Exception:  # decoding says what is wrong, when the image is read
         return None
 
 
-def _has_colour(image: Image.Image) -> bool:
+def _has_color(image: Image.Image) -> bool:
     palette = np.reshape(image.getpalette("RGB") or [0, 0, 0], (-1, 3))
     return bool((palette != palette[:, :1]).any())
 

@@ -38,7 +38,7 @@ class Subset:
         return digest.hexdigest()[:16]
 
 
-class Relabelled:
+class Relabeled:
     """The records of `source` with label i replaced by `numbers[i]`.
 
     `labels` are the names of the new numbers. A label that has no new number is -1 there
@@ -101,7 +101,7 @@ def match_labels(source: Any, names: Sequence[str], data: str) -> Any:
             bounded.join_names(absent),
         )
     numbers = np.array([number.get(name, -1) for name in source.labels], np.int64)
-    return Relabelled(source, numbers, names)
+    return Relabeled(source, numbers, names)
 
 
 def highest_label(source: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""Labelled images in a zip of SPLIT/CLASS/IMAGE, read without unpacking it."""
+"""Labeled images in a zip of SPLIT/CLASS/IMAGE, read without unpacking it."""
 
 import functools
 import hashlib

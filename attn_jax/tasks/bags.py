@@ -73,7 +73,7 @@ class Bags(ImageReading):
         }
         # The same seed for all splits would give them bags of the same sizes in turn.
         seed = 3 * self.bag_seed + sources.SPLITS.index(split)
-        return bags.LabelledBags(
+        return bags.LabeledBags(
             records,
             target=self.find_target(records),
             bags=number[split],
@@ -104,7 +104,7 @@ class Bags(ImageReading):
             return self
         return dataclasses.replace(self, class_names=tuple(names))
 
-    def assets(self, source: bags.LabelledBags) -> dict[str, str]:
+    def assets(self, source: bags.LabeledBags) -> dict[str, str]:
         """Files that an evaluation needs: names of both labels and of the instances."""
         names = self.class_names or source.source.labels or ()
         return {

@@ -5,7 +5,7 @@ Hardware: 2 CPU cores, 19 minutes.
 Expect:   on held-out documents an MLM loss of 5.36 nats, 0.59 below the unigram entropy that
           DIR/assets/text.json states (5.95), and next sentences told apart in 73 % of
           2,364 pairs (Python 3.11, seed 0; docs/results.md).
-Source:   objective, optimiser and schedule are those of google-research/bert;
+Source:   objective, optimizer and schedule are those of google-research/bert;
           size, rate and length of the run are ours.
 
 The corpus is 1.7 MB; another Python version has another text and vocabulary, so figures

@@ -1,4 +1,4 @@
-"""AugReg: ViTs on ImageNet-1k from scratch, regularised according to their size.
+"""AugReg: ViTs on ImageNet-1k from scratch, regularized according to their size.
 
 Command:  python train.py --config=configs/vit/augreg_i1k.py:B/16 --workdir=runs/b16
 Data:     "tfds:imagenet2012", once it is prepared (that needs the extra `tf`), or

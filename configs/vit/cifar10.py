@@ -1,4 +1,4 @@
-"""Hybrid ViT on CIFAR-10 from scratch: 32x32 pixels, colour, with crop and flip.
+"""Hybrid ViT on CIFAR-10 from scratch: 32x32 pixels, color, with crop and flip.
 
 Command:  python train.py --config=configs/vit/cifar10.py --workdir=runs/cifar10
               --config.task.data=cifar10.zip

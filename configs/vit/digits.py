@@ -1,4 +1,4 @@
-"""ViT on 1,797 real handwritten digits that come with scikit-learn (8x8 pixels, grey).
+"""ViT on 1,797 real handwritten digits that come with scikit-learn (8x8 pixels, gray).
 
 Command:  python train.py --config=configs/vit/digits.py --workdir=runs/digits
 Hardware: 2 CPU cores, under 3 minutes.

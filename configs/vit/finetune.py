@@ -1,4 +1,4 @@
-"""A pre-trained ViT with a new head, all of it trained on labelled images of any source.
+"""A pre-trained ViT with a new head, all of it trained on labeled images of any source.
 
 Command:  python train.py --config=configs/vit/finetune.py:cifar10 --workdir=runs/finetuned
               --config.task.data=cifar10.zip

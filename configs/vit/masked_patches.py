@@ -1,4 +1,4 @@
-"""ViT pre-trained without labels: half of the patches corrupted, their mean colour predicted.
+"""ViT pre-trained without labels: half of the patches corrupted, their mean color predicted.
 
 Command:  python train.py --config=configs/vit/masked_patches.py:cifar10
               --workdir=runs/masked --config.task.data=cifar10.zip
@@ -30,7 +30,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.task = {"cls": "attn_jax.tasks.masked_patches:MaskedPatches"}
     c.sharding_rules = _sizes.SHARDING
     {"base": base, "cifar10": cifar10, "debug": debug}[variant](c)
-    # No labels, no classification head; a head for 2^(3 bits of each channel) colours.
+    # No labels, no classification head; a head for 2^(3 bits of each channel) colors.
     c.model.update(
         cls="attn_jax.models.vit:ViT",
         num_classes=0,
@@ -61,7 +61,7 @@ def base(c: ConfigDict) -> None:
 
 
 def cifar10(c: ConfigDict) -> None:
-    # Plain patches, as the colours to predict are theirs.
+    # Plain patches, as the colors to predict are theirs.
     c.model = {"width": 128, "depth": 4, "mlp_width": 512, "num_heads": 4}
     c.model.update(pool="gap", position="sincos2d")
     c.task.update(

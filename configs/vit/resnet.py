@@ -1,4 +1,4 @@
-"""The ResNet that the ViT paper compares with: group norm and standardised weights.
+"""The ResNet that the ViT paper compares with: group norm and standardized weights.
 
 Command:  python train.py --config=configs/vit/resnet.py --workdir=runs/resnet
           "mnist" is the small one of benchmarks/data_scaling.py.
@@ -69,7 +69,7 @@ def debug(c: ConfigDict) -> None:
 
 
 def small(c: ConfigDict, **data: object) -> None:
-    """Grey digits, two stages of a bottleneck each."""
+    """Gray digits, two stages of a bottleneck each."""
     c.model.update(stage_sizes=[1, 1], width=32)
     c.task.update(num_classes=10, channels=1, crop="shift", shift_pixels=2, **data)
     c.optimizer = {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05}

@@ -157,7 +157,7 @@ def check_classes(fields: Mapping[str, Any], found: int, path: str) -> None:
             f"{path} has a head of {found} classes, but num_classes={wanted}. Pass "
             "num_classes=0 to load it without a head; to train a new one, set "
             "config.init_from=[[PATH, '', 'head/.*']], which leaves the head as "
-            "initialised."
+            "initialized."
         )
 
 
@@ -268,7 +268,7 @@ def fit_leaves(
             raise ValueError(
                 f"the model has positions for {wanted[1]} tokens, which is no image of "
                 f"{height}x{width}. Add pos_embedding to the skip regex of "
-                "config.init_from to leave them as initialised."
+                "config.init_from to leave them as initialized."
             )
     # A table with rows for the class token where the other has none is of another kind, too.
     if wanted[1] - math.prod(grid) == before_patches and loaded.grid is not None:

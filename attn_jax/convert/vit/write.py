@@ -24,7 +24,7 @@ class Images(NamedTuple):
 
     Attributes:
         size: in pixels.
-        mean, std: of the normalisation, in units of 0..1, per channel; None: unknown.
+        mean, std: of the normalization, in units of 0..1, per channel; None: unknown.
         labels: names of the classes; None: they have none.
     """
 
