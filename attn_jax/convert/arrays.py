@@ -16,6 +16,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from attn_jax import paths
+from attn_jax.data import bounded
 
 # How an array is laid out in the file. "same": as ours. "squeezed": as ours but for axes of
 # length 1. "flat": all axes in one. "dense", "heads": a matrix [out, in], where "dense" has one
@@ -263,7 +264,10 @@ def describe_differences(
 ) -> str:
     """A message with one table of all arrays that do not fit."""
     count = len(rows)
-    rows = [(printable(key), file, model) for key, file, model in rows[:MAX_ROWS]]
+    rows = [
+        (bounded.printable(key, 120), file, model)
+        for key, file, model in rows[:MAX_ROWS]
+    ]
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
     lines = [
         f"  {key:<{widths[0]}}  {file:<{widths[1]}}  {model}"
@@ -276,9 +280,3 @@ def describe_differences(
     return f"{source} and the model differ in {count} arrays; {remedy}:\n" + "\n".join(
         lines
     )
-
-
-def printable(name: str) -> str:
-    """A name from a file, shortened and without control characters."""
-    name = name.encode("unicode_escape").decode()
-    return name if len(name) <= 120 else f"{name[:120]}..."

@@ -6,11 +6,12 @@ A file may come from a stranger: only regular files of a sensible size are read.
 import json
 import math
 import os
-import stat
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from etils import epath
+
+from attn_jax.data import bounded
 
 MAX_JSON_BYTES = 2**26  # the names of 20,000 classes take one million
 MAX_COUNT = 2**31 - 1  # of anything that a configuration counts
@@ -30,7 +31,7 @@ class Description(dict):
             described = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{path} is no JSON: {short(error)}. Fetch it again."
+                f"{path} is no JSON: {shorten(error)}. Fetch it again."
             ) from error
         if not isinstance(described, dict):
             raise ValueError(f"{path} holds no JSON object, but {described!r:.40}.")
@@ -93,7 +94,7 @@ class Description(dict):
 
     def wrong(self, key: str, value: Any, rule: str) -> ValueError:
         return ValueError(
-            f"{self.path}: {key}={short(value)} must be {rule}. Correct the file."
+            f"{self.path}: {key}={shorten(value)} must be {rule}. Correct the file."
         )
 
 
@@ -106,12 +107,12 @@ def as_size(size: Any, where: str = "") -> int | tuple[int, int]:
         or not all(1 <= side <= MAX_COUNT for side in sides)
     ):
         raise ValueError(
-            f"{where}{short(size)} is no size in pixels: one whole number or two."
+            f"{where}{shorten(size)} is no size in pixels: one whole number or two."
         )
     return sides[0] if sides[0] == sides[1] else (sides[0], sides[1])
 
 
-def short(value: Any, most: int = 100) -> str:
+def shorten(value: Any, most: int = 100) -> str:
     """The value in a line; a number of 5,000 digits cannot even be printed."""
     try:
         text = str(value) if isinstance(value, Exception) else repr(value)
@@ -129,14 +130,9 @@ def check_regular(path: epath.PathLike) -> int:
             block or never end.
     """
     try:
-        status = os.stat(path)
+        return bounded.check_regular(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError(
-            f"{path} is not a regular file (a folder, pipe, socket or device)."
-        )
-    return status.st_size
 
 
 def read_text(path: epath.PathLike) -> str:

@@ -10,7 +10,7 @@ import flax.linen as nn
 from etils import epath
 
 from attn_jax.convert import bert, runs
-from attn_jax.convert.description import Description, check_regular, short
+from attn_jax.convert.description import Description, check_regular, shorten
 from attn_jax.convert.files import array_names, weights_of_folder
 from attn_jax.convert.vit import read_hf, read_npz, read_timm
 from attn_jax.convert.vit.fit import Checkpoint
@@ -110,7 +110,7 @@ def hugging_face_format(folder: pathlib.Path, description: Description) -> Forma
         return Format("hf", place, read, Bert, description)
     raise ValueError(
         f"{folder} is neither a run's folder (there is no checkpoints/) nor a checkpoint of a "
-        f"known family: its config.json says model_type={short(family)}; known: 'bert', "
+        f"known family: its config.json says model_type={shorten(family)}; known: 'bert', "
         "'vit'."
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from attn_jax.convert.description import Description, short
+from attn_jax.convert.description import Description, shorten
 from attn_jax.convert.formats import Format, detect_format
 from attn_jax.models.bert import Bert
 
@@ -77,7 +77,7 @@ def label_names(path: epath.PathLike) -> tuple[str, ...] | None:
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(
-            f"{found.place}: {short(names)} are no class names. Correct the file."
+            f"{found.place}: {shorten(names)} are no class names. Correct the file."
         )
     return tuple(names)
 
@@ -157,7 +157,7 @@ def as_statistics(mean: Any, std: Any, source: Any) -> Statistics:
         )
     if min(stds) <= 0:
         raise ValueError(
-            f"{source}: std={short(std)} must be above 0. Correct the file."
+            f"{source}: std={shorten(std)} must be above 0. Correct the file."
         )
     return means, stds
 
@@ -168,7 +168,7 @@ def as_numbers(values: Any, source: Any, name: str) -> tuple[float, ...]:
         type(number) in (int, float) and abs(number) < 1e6 for number in numbers
     ):
         raise ValueError(
-            f"{source}: {name}={short(values)} must be a finite number, or a list of one per "
+            f"{source}: {name}={shorten(values)} must be a finite number, or a list of one per "
             "channel. Correct the file."
         )
     return tuple(float(number) for number in numbers)

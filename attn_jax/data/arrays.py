@@ -139,7 +139,9 @@ def _read_npz(
             raise ValueError(f"{path} lacks {key}; a split needs both {x} and {y}.")
     try:
         with zipfile.ZipFile(path) as archive:
-            pixels, labels = (_read_npy(archive, f"{key}.npy") for key in (x, y))
+            pixels, labels = (
+                bounded.read_npy(archive, files[f"{key}.npy"]) for key in (x, y)
+            )
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: cannot read {x}, {y}: {reason}") from error
@@ -157,27 +159,6 @@ def _read_npz(
             "images; labels must be one whole number from 0 up for each image."
         )
     return Arrays(pixels.reshape(*pixels.shape[:3], -1), labels, left_out=left_out)
-
-
-def _read_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array of an .npz, once its header promises no more than the file holds."""
-    with archive.open(name) as file:
-        version = np.lib.format.read_magic(file)
-        header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if header is None:
-            raise ValueError(f"{name} has the format version {version}")
-        shape, _, dtype = header(file)
-        promised = math.prod(shape) * dtype.itemsize
-        stored = archive.getinfo(name).file_size - file.tell()
-        if not dtype.hasobject and promised != stored:
-            raise ValueError(
-                f"the header of {name} promises {promised:,} bytes, {stored:,} are there"
-            )
-    with archive.open(name) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def is_idx(name: str) -> bool:

@@ -4,7 +4,7 @@ import pathlib
 from typing import Any
 
 from attn_jax.convert.arrays import bias_length
-from attn_jax.convert.description import short
+from attn_jax.convert.description import shorten
 from attn_jax.convert.files import read_hugging_face
 from attn_jax.convert.vit.build import build_checkpoint
 from attn_jax.convert.vit.fit import Checkpoint, Size, check_classes
@@ -38,7 +38,7 @@ def from_hf(
     wanted = fields.get("representation_size", 1) is not None
     if pooler is not None and wanted and config.get("pooler_act", "tanh") != "tanh":
         raise ValueError(
-            f"{path}: pooler_act={short(config['pooler_act'])}, but the layer before a head has "
+            f"{path}: pooler_act={shorten(config['pooler_act'])}, but the layer before a head has "
             "tanh here; pass representation_size=None to leave it out."
         )
     check_classes(fields, classes, str(path))

@@ -47,7 +47,7 @@ def from_npz(
             they were square, as those of all published files.
 
     Raises:
-        ValueError: the file is cut short or is no ViT; its arrays do not fit together.
+        ValueError: the file is cut shorten or is no ViT; its arrays do not fit together.
 
     Source: vision_transformer checkpoint.py; big_vision models/vit.py `load`,
     `fix_old_checkpoints`, utils.py `recover_dtype`.
@@ -110,7 +110,7 @@ def read_arrays(
     if not positions and any("/MlpBlock_3/" in name for name in arrays):
         raise ValueError(
             f"{path} lacks Transformer/posembed_input/pos_embedding, which models with such "
-            "names have; it is cut short. Fetch it again."
+            "names have; it is cut shorten. Fetch it again."
         )
     dialect = "google" if google else "big_vision"
     return unstack_layers(rename_to_modern(arrays)), dialect

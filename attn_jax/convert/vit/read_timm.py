@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from attn_jax.convert.arrays import bias_length, require_shape
-from attn_jax.convert.description import Description, as_size, short
+from attn_jax.convert.description import Description, as_size, shorten
 from attn_jax.convert.files import read_safetensors
 from attn_jax.convert.vit.build import build_checkpoint
 from attn_jax.convert.vit.fit import Checkpoint, Size, check_classes
@@ -171,7 +171,7 @@ def timm_architecture(
     Checked against every ViT that timm registers by `make parity`.
     """
     if not isinstance(name, str):
-        raise ValueError(f"{sidecar}: architecture={short(name)} must be a string.")
+        raise ValueError(f"{sidecar}: architecture={shorten(name)} must be a string.")
     name = name.partition(".")[0]  # what follows is the training
     plain = TIMM_PLAIN.fullmatch(name) is not None
     needed = ("num_heads", "gelu", "norm_epsilon")
