@@ -56,7 +56,10 @@ def test_the_digest_of_arrays_follows_their_content(tmp_path):
         (dict(y_train=LABELS[:-1]), r"y_train is int64 \[10\] for 11 images"),
         (dict(y_train=LABELS * 1.5), "must be one whole number from 0 up"),
         (dict(y_train=LABELS - 1), "must be one whole number from 0 up"),
-        (dict(y_train=np.array([None] * 11)), "cannot read x_train, y_train: y_train.npy holds Python objects"),
+        (
+            dict(y_train=np.array([None] * 11)),
+            "cannot read x_train, y_train: y_train.npy holds Python objects",
+        ),
     ],
 )
 def test_a_malformed_npz_is_refused(tmp_path, changes, says):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attn_jax import paths
+from attn_jax.bounds import Pixels
 from attn_jax.convert.arrays import (
     Arrays,
     Entries,
@@ -25,7 +26,7 @@ from attn_jax.convert.vit.resize import resize_patch_kernel, resize_positions
 from attn_jax.data.framing import sides
 from attn_jax.models.vit import ViT
 
-Size = int | tuple[int, int]
+Size = Pixels | tuple[Pixels, Pixels]
 Grid = tuple[int, int]
 
 
