@@ -126,7 +126,7 @@ class Bags(ImageReading):
             if rng is not None and self.shift_pixels:
                 image = images.shift_crop(image, self.shift_pixels, rng)
             pictures.append(image)
-        stacked, mask = bags.padded(pictures, self.max_size, name=record["name"])
+        stacked, mask = bags.pad_bag(pictures, self.max_size, name=record["name"])
         label = np.int32(record["label"])
         return {"instances": stacked, "mask": mask, "labels": label}
 
