@@ -140,7 +140,7 @@ def test_a_checkpoint_of_another_family_is_named(tmp_path):
     path.with_suffix(".json").write_text("{}")
     with pytest.raises(ValueError, match="no checkpoint of timm's"):
         load_pretrained(path)
-    with pytest.raises(ValueError, match="image_size is for a ViT"):
+    with pytest.raises(ValueError, match="image_size is only for a ViT"):
         load_pretrained(GOLDEN.parent / "bert" / "hf" / "pretraining", image_size=3)
 
 

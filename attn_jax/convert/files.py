@@ -1,7 +1,7 @@
-"""Files of named arrays that other frameworks write.
+"""Reads and writes files of named arrays of other frameworks.
 
-A file may come from a stranger: only regular files are read, and nothing is allocated that
-the size of the file or its header does not account for.
+Files are untrusted: only regular files are read, and no more memory is allocated than the
+size of the file and its header account for.
 """
 
 import pathlib
@@ -25,25 +25,25 @@ DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I8", "U8", "BOOL")
 def read_hugging_face(
     folder: pathlib.Path,
 ) -> tuple[pathlib.Path, Description, dict[str, np.ndarray]]:
-    """(path of the arrays, config.json, arrays) of a folder of transformers.
+    """Reads (path of the arrays, config.json, arrays) of a folder of transformers.
 
     Raises:
-        ValueError: one of the files is missing, damaged or in parts.
+        ValueError: a file is missing, damaged or split in parts.
     """
-    path = weights_of_folder(folder)
+    path = find_weights(folder)
     return path, Description(folder / "config.json"), read_safetensors(path)
 
 
-def weights_of_folder(folder: pathlib.Path) -> pathlib.Path:
-    """The path of a folder's arrays.
+def find_weights(folder: pathlib.Path) -> pathlib.Path:
+    """Returns the path of a folder's arrays.
 
     Raises:
-        ValueError: there are none, or they are in several files.
+        ValueError: the folder has no arrays, or has them in several files.
     """
     path = folder / "model.safetensors"
     if (folder / "model.safetensors.index.json").exists():
         raise ValueError(
-            f"{folder} has its arrays in several files; save the model once more with "
+            f"{folder} has its arrays in several files; save the model again with "
             "save_pretrained(max_shard_size='1TB')."
         )
     if not path.exists():
@@ -54,14 +54,14 @@ def weights_of_folder(folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def array_names(path: pathlib.Path) -> list[str]:
-    """The names of the arrays of a .safetensors file."""
+def list_arrays(path: pathlib.Path) -> list[str]:
+    """Lists the names of the arrays of a .safetensors file."""
     with open_safetensors(path) as file:
         return list(file.keys())
 
 
 def open_safetensors(path: pathlib.Path) -> Any:
-    """An opened .safetensors file; the library checks its header against its size."""
+    """Opens a .safetensors file; the library checks its header against its size."""
     check_regular(path)
     try:
         return safetensors.safe_open(path, framework="numpy")
@@ -72,11 +72,11 @@ def open_safetensors(path: pathlib.Path) -> Any:
 
 
 def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """{name: array} of a .safetensors file, without PyTorch.
+    """Reads {name: array} of a .safetensors file, without PyTorch.
 
     Raises:
-        ValueError: the file is cut shorten or no such file, or holds an array of another
-            type or without elements.
+        ValueError: the file is cut short or of another format; an array is of another type
+            than `DTYPES`, or has no elements.
     """
     arrays = {}
     with open_safetensors(path) as file:
@@ -93,12 +93,12 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """{name: array} of a NumPy archive.
+    """Reads {name: array} of a NumPy archive.
 
     Raises:
-        ValueError: the file is cut shorten or no such file; an array holds Python objects, or
-            another number of bytes than its header says; the archive is far larger
-            decompressed than any of real parameters.
+        ValueError: the file is cut short or of another format; an array holds Python objects,
+            has no elements, or another number of bytes than its header says; the archive
+            is a decompression bomb.
     """
     size = check_regular(path)
     if not zipfile.is_zipfile(path):
@@ -129,7 +129,7 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def check_not_empty(path: Any, name: str, shape: Any) -> None:
-    """Raises ValueError for an array without elements, whose shape says nothing."""
+    """Raises ValueError if an array has no elements, as its shape may then be anything."""
     if 0 in shape:
         raise ValueError(
             f"{path}: {shorten(name)} has no elements (shape {shorten(list(shape))})."
@@ -137,6 +137,6 @@ def check_not_empty(path: Any, name: str, shape: Any) -> None:
 
 
 def write_safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """A .safetensors file that PyTorch libraries read."""
+    """Writes a .safetensors file that PyTorch libraries read."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     save_file(contiguous, path, metadata={"format": "pt"})
