@@ -258,7 +258,7 @@ def bind_task(task: Any, init_from: Any, assets: Mapping[str, str] | None) -> An
     if not hasattr(task, "vocabulary"):
         return task
     for path, _, _ in init_from:
-        found = vocabulary.vocabulary_of(path)
+        found = vocabulary.read_vocabulary(path)
         if found is not None:
             task = task.bind(found)
         elif task.vocabulary is None:

@@ -208,8 +208,8 @@ def test_gradients_are_those_of_transformers():
         value, gradient = jax.jit(jax.value_and_grad(loss))(variables["params"])
     np.testing.assert_allclose(value, io["loss"], rtol=0, atol=1e-5)
     theirs = dict(np.load(GOLDEN / "pretraining" / "grads.npz"))
-    theirs = {convert.modern_name(name): array for name, array in theirs.items()}
-    wanted = convert.params_of(module, theirs, "grads.npz", heads_chosen=False)
+    theirs = {convert.modernize_name(name): array for name, array in theirs.items()}
+    wanted = convert.read_params(module, theirs, "grads.npz", heads_chosen=False)
     flat, tree = jax.tree.flatten_with_path(gradient)
     assert tree == jax.tree.structure(wanted)
     for (path, ours), array in zip(flat, jax.tree.leaves(wanted), strict=True):

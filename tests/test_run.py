@@ -38,7 +38,10 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
             "data=16, fsdp=1, tensor=1.* asks for 16 devices, but 8 are here",
         ),
         ({"mesh.data": 4}, "asks for 4 devices, but 8 are here"),
-        ({"task.data": "nowhere.npz"}, "'nowhere.npz' does not exist .* Set config.task"),
+        (
+            {"task.data": "nowhere.npz"},
+            "'nowhere.npz' does not exist .* Set config.task",
+        ),
         ({"model.num_classes": 5}, "the model has 5 classes and the task 10"),
         (
             {"task.num_classes": 5},

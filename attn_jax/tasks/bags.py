@@ -72,7 +72,7 @@ class Bags(ImageReading):
         }
         # With one seed for all splits, their bags would have the same sequence of sizes.
         seed = 3 * self.bag_seed + sources.SPLITS.index(split)
-        return bags.LabelledBags(
+        return bags.LabeledBags(
             records,
             target=self.find_target(records),
             bags=number[split],
@@ -103,7 +103,7 @@ class Bags(ImageReading):
             return self
         return dataclasses.replace(self, class_names=tuple(names))
 
-    def assets(self, source: bags.LabelledBags) -> dict[str, str]:
+    def assets(self, source: bags.LabeledBags) -> dict[str, str]:
         """Files that an evaluation needs: names of the bags' labels and of the classes."""
         names = self.class_names or source.source.labels or ()
         return {
@@ -125,7 +125,7 @@ class Bags(ImageReading):
             if rng is not None and self.shift_pixels:
                 image = images.shift_crop(image, self.shift_pixels, rng)
             pictures.append(image)
-        stacked, mask = bags.padded(pictures, self.max_size, name=record["name"])
+        stacked, mask = bags.pad_bag(pictures, self.max_size, name=record["name"])
         label = np.int32(record["label"])
         return {"instances": stacked, "mask": mask, "labels": label}
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from attn_jax.bounds import NonNegativeFloat, Probability, Width
 from attn_jax.data import augment, real_labels, sources
 from attn_jax.data.reading import CroppedImageReading
-from attn_jax.data.views import highest_label, match_labels
+from attn_jax.data.views import find_highest_label, match_labels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class Classify(CroppedImageReading):
 
     def check_classes(self, source: sources.Source, split: str) -> None:
         """Raises ValueError if the head does not have the classes of the data."""
-        highest = highest_label(source)
+        highest = find_highest_label(source)
         if highest is None or highest == self.num_classes - 1:
             return
         remedy = f"set it and config.model.num_classes to {highest + 1}"
@@ -155,7 +155,7 @@ class Classify(CroppedImageReading):
         example = {"images": image, "labels": np.int32(record["label"])}
         if self.real_labels is not None:
             table = real_labels.read(self.real_labels, self.num_classes)
-            fitting = table[real_labels.row_of(record, len(table))]
+            fitting = table[real_labels.find_row(record, len(table))]
             example["real_labels"] = np.isin(np.arange(self.num_classes), fitting)
         return example
 

@@ -107,7 +107,7 @@ class MaskedLM:
 
         Args:
             assets: {file name: text}, as in a run's assets/ or as returned by
-                `attn_jax.data.vocabulary.vocabulary_of`. Without a "vocab.txt" the task
+                `attn_jax.data.vocabulary.read_vocabulary`. Without a "vocab.txt" the task
                 is returned unchanged.
 
         Raises:
@@ -123,7 +123,7 @@ class MaskedLM:
                 f"config.task.vocab_size={self.vocab_size}; set config.task.vocab_size "
                 f"and config.model.vocab_size to {len(pieces)}."
             )
-        own = self.vocabulary and vocabulary_lib.vocabulary_of(self.vocabulary)
+        own = self.vocabulary and vocabulary_lib.read_vocabulary(self.vocabulary)
         named = vocabulary_lib.parse_vocabulary(own["vocab.txt"]) if own else None
         if {self._pieces, named} - {None, pieces}:
             raise ValueError(
@@ -155,7 +155,7 @@ class MaskedLM:
 
     def source(self, split: str) -> sources.Source:
         if self.vocabulary is not None and self._pieces is None:
-            assets = vocabulary_lib.vocabulary_of(self.vocabulary)
+            assets = vocabulary_lib.read_vocabulary(self.vocabulary)
             if assets is None:
                 raise ValueError(
                     f"no vocab.txt at vocabulary={self.vocabulary!r}. Set "
