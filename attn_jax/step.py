@@ -3,7 +3,7 @@
 Model, task and optimizer are arguments; bind them with `functools.partial`, then jit.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.struct
@@ -95,8 +95,6 @@ def train_step(
     parts = jax.tree.map(
         lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch
     )
-    numbers = jnp.arange(micro_batches)
-
     # Frozen parameters are None here, so JAX does not see them as leaves.
     moving = paths.map_named(
         lambda name, leaf: leaf if trained is None or name in trained else None,
@@ -110,6 +108,28 @@ def train_step(
             {"params": params}, **task.inputs(part), train=True, rngs=rngs
         )
 
+    gradient, terms = compute_gradient(task, compute_outputs, moving, parts)
+    norm = optax.tree.norm(gradient)
+    state = apply_gradient(state, gradient, norm, moving, optimizer, ema_decay)
+    sums = add_loss(task, terms) | {
+        "gradient_norm": (norm, jnp.ones(())),
+        "skipped": (state.skipped, jnp.ones(())),
+        "skipped_in_a_row": (state.skipped_in_a_row, jnp.ones(())),
+    }
+    return state, sums
+
+
+def compute_gradient(
+    task: Any, compute_outputs: Callable[..., Any], moving: Any, parts: Batch
+) -> tuple[Any, Sums]:
+    """(gradient of the loss, sums of its terms) of a batch in micro-batches.
+
+    Args:
+        compute_outputs: (moving, micro-batch, its number) -> outputs of the model.
+        moving: the parameters to differentiate by.
+        parts: arrays [micro-batches, rows, ...].
+    """
+    numbers = jnp.arange(len(jax.tree.leaves(parts)[0]))
     first = jax.tree.map(lambda x: x[0], (parts, numbers))
     shapes = jax.eval_shape(compute_outputs, moving, *first)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -117,27 +137,34 @@ def train_step(
     counts = jax.vmap(lambda part: get_counts(task.loss(zeros, part)))(parts)
     counts = jax.tree.map(lambda count: count.sum(axis=0), counts)
 
-    def compute_gradient(part: Batch, number: jax.Array) -> tuple[Any, Sums]:
+    def of_part(part: Batch, number: jax.Array) -> tuple[Any, Sums]:
         def scalar(moving: Any) -> tuple[jax.Array, Sums]:
             terms = task.loss(compute_outputs(moving, part, number), part)
             return compute_loss(task, terms, counts), terms
 
         return jax.grad(scalar, has_aux=True)(moving)
 
-    if micro_batches == 1:
-        gradient, terms = compute_gradient(*first)
-    else:
-        zero = jax.tree.map(
-            lambda s: jnp.zeros(s.shape, s.dtype),
-            jax.eval_shape(compute_gradient, *first),
-        )
-        gradient, terms = jax.lax.scan(
-            lambda total, x: (jax.tree.map(jnp.add, total, compute_gradient(*x)), None),
-            zero,
-            (parts, numbers),
-        )[0]
+    if len(numbers) == 1:
+        return of_part(*first)
+    zero = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(of_part, *first)
+    )
+    return jax.lax.scan(
+        lambda total, x: (jax.tree.map(jnp.add, total, of_part(*x)), None),
+        zero,
+        (parts, numbers),
+    )[0]
 
-    norm = optax.tree.norm(gradient)
+
+def apply_gradient(
+    state: TrainState,
+    gradient: Any,
+    norm: jax.Array,
+    moving: Any,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float | None,
+) -> TrainState:
+    """The next state; one that would hold a non-finite number is not taken."""
     # Zeros stand for the gradients of frozen parameters; XLA removes them.
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     updates, opt_state = optimizer.update(
@@ -159,7 +186,7 @@ def train_step(
         lambda new, old: jnp.where(finite, new, old), new, old
     )
     one = 1 - finite.astype(jnp.int32)
-    state = state.replace(
+    return state.replace(
         step=state.step + 1,
         params=merge(params, state.params),
         opt_state=opt_state,
@@ -167,12 +194,6 @@ def train_step(
         skipped=state.skipped + one,
         skipped_in_a_row=(state.skipped_in_a_row + one) * one,
     )
-    sums = add_loss(task, terms) | {
-        "gradient_norm": (norm, jnp.ones(())),
-        "skipped": (state.skipped, jnp.ones(())),
-        "skipped_in_a_row": (state.skipped_in_a_row, jnp.ones(())),
-    }
-    return state, sums
 
 
 def eval_step(
