@@ -81,8 +81,8 @@ def test_parameters_that_do_not_fit_are_refused(
     finished, tmp_path, source, changes, message
 ):
     source = [part.format(run=finished[1]) for part in source]
-    config = tiny({**FROZEN, "init_from": [source], **changes})
     with pytest.raises(ValueError, match=message):
+        config = tiny({**FROZEN, "init_from": [source], **changes})
         train.train(config, str(tmp_path))
 
 

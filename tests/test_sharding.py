@@ -64,8 +64,11 @@ def test_a_mesh_can_be_made_of_some_devices():
         ({"data": 4}, "asks for 4 devices, but 8 are here"),
         ({"data": -1, "tensor": 3}, "data=-1, fsdp=1, tensor=3.* asks for 3 devices"),
         ({"data": -1, "fsdp": -1}, "at most one may be -1"),
-        ({"data": 0}, r"config.mesh \(data=0, fsdp=1, tensor=1\): sizes are positive"),
-        ({"data": -2}, "sizes are positive"),
+        (
+            {"data": 0},
+            r"config.mesh \(data=0, fsdp=1, tensor=1\): sizes must be positive",
+        ),
+        ({"data": -2}, "sizes must be positive"),
         ({"model": 2}, "config.mesh.model: the axes are data, fsdp, tensor"),
     ],
 )
