@@ -19,6 +19,12 @@ TINY = {
     "model.dropout": 0.0,
     "model.stochastic_depth": 0.0,
 }
+# A step that changes nothing, for what a run begins with.
+FROZEN = {"freeze": [".*"], "ema_decay": None, "duration": "1 steps"} | {
+    "schedule": {"name": "constant"},
+    "evals": {},
+    "keep_best": None,
+}
 
 
 def tiny(changes=()):

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from runs import ROOT, check_equal, differ, tiny
+from runs import FROZEN, ROOT, check_equal, differ, tiny
 
 import attn_jax
 import train
@@ -12,13 +12,6 @@ from attn_jax.convert import load_pretrained
 from attn_jax.convert.vit.resize import resize_patch_kernel
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
-FROZEN = {"freeze": [".*"], "ema_decay": None, "duration": "1 steps"} | {
-    "schedule": {"name": "constant"},
-    "evals": {},
-    "keep_best": None,
-}
 
 
 def test_parameters_come_from_another_run_except_those_that_are_skipped(
@@ -64,7 +57,7 @@ def test_positions_and_filters_of_another_resolution_are_resized(tmp_path, capsy
         (["nowhere", "", ""], {}, "nowhere does not exist; name a run's --workdir"),
         (["{run}", "", "nothing"], {}, "config.init_from: the regex 'nothing' matches"),
         (["{run}", "inner", ""], {}, "the model has no part 'inner'; .*Known: "),
-        (["{run}", "", "head/("], {}, r"'head/\(' is no regular expression"),
+        (["{run}", "", "head/("], {}, r"'head/\('.* must be a regular expression"),
         (
             ["{run}", "", ""],
             {"model.qkv_bias": False, "sharding_rules": []},

@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
             {"task.num_classes": 5},
             "digits has labels from 0 to 9, but config.task.num_classes",
         ),
-        ({"schedule.warmup": "9 steps"}, "last 9 steps, but the run has 8; shorten"),
+        ({"schedule.warmup": "9 steps"}, "takes 9 steps, but the run has 8; shorten"),
         (
             {"freeze": ["nothing"]},
             "config.freeze: the regex 'nothing' matches no param",
