@@ -37,9 +37,9 @@ def train(config: config_lib.Section, directory: str) -> TrainState:
         OSError: the final state could not be saved.
         runtime.Preempted: SIGTERM came; the state is saved (exit status 75).
     """
-    with workdir.lock(directory):
-        run, checkpoints, state, notes = begin(config, directory)
-        return take_steps(run, directory, checkpoints, state, notes)
+    with workdir.lock(directory) as folder:
+        run, checkpoints, state, notes = begin(config, folder)
+        return take_steps(run, folder, checkpoints, state, notes)
 
 
 def begin(

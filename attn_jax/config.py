@@ -8,7 +8,6 @@ every key that nothing would read.
 
 import importlib.util
 import json
-import pathlib
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 
 from attn_jax import migrations
 from attn_jax.bounds import to_steps
+from attn_jax.folder import expand_local
 from attn_jax.knobs import CHANGEABLE_KNOBS, FIXED_KNOBS, KNOBS
 from attn_jax.migrations import migrate
 from attn_jax.optim import OPTIMIZERS
@@ -73,7 +73,7 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
         ValueError: there is no such file, variant or key, or a value has the wrong type.
     """
     path, _, variant = recipe.partition(":")
-    file = pathlib.Path(path).expanduser()
+    file = expand_local(path)
     if not file.is_file():
         raise ValueError(
             f"--config={recipe}: there is no file {path}; name a recipe such as "

@@ -32,8 +32,8 @@ UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 @contextlib.contextmanager
-def lock(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterator[None]:
-    """Holds the folder for one run; made if missing, removed again if it stays empty.
+def lock(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterator[str]:
+    """Holds the folder for one run and gives its absolute path or URL; made if missing, removed again if it stays empty.
 
     The system releases the lock when the process ends, however it ends. A cloud path is
     not locked. A collective: process 0 holds the lock for all.
@@ -58,7 +58,7 @@ def lock(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterato
             error = caught
     try:
         agreement.raise_together(error, f"process 0 cannot lock {folder}")
-        yield
+        yield str(folder)
     finally:
         if file is not None:
             pathlib.Path(file.name).unlink(missing_ok=True)

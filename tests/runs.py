@@ -96,13 +96,14 @@ def write_npz(path, seed):
     np.savez(path, x_train=images, y_train=np.arange(32) % 10)
 
 
-def write_images(folder, damaged):
-    """Two classes of eight images; one file is cut in half."""
+def write_images(folder, damaged=None):
+    """Two classes of eight images; one file may be cut in half."""
     rng = np.random.default_rng(0)
     for label in "ab":
         (folder / "train" / label).mkdir(parents=True)
         for number in range(8):
             image = Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8))
             image.save(folder / "train" / label / f"{number}.png")
-    path = folder / "train" / damaged
-    path.write_bytes(path.read_bytes()[:60])
+    if damaged:
+        path = folder / "train" / damaged
+        path.write_bytes(path.read_bytes()[:60])

@@ -55,6 +55,8 @@ def test_positions_and_filters_of_another_resolution_are_resized(tmp_path, capsy
     ("source", "changes", "message"),
     [
         (["nowhere", "", ""], {}, "nowhere does not exist; name a run's --workdir"),
+        (["gs://bucket/x", "", ""], {}, "gs://bucket/x needs a package: .*gcsfs"),
+        (["", "", ""], {}, "must be a path or name such as .*, not empty"),
         (["{run}", "", "nothing"], {}, "config.init_from: the regex 'nothing' matches"),
         (["{run}", "inner", ""], {}, "the model has no part 'inner'; .*Known: "),
         (["{run}", "", "head/("], {}, r"'head/\('.* must be a regular expression"),
@@ -74,9 +76,11 @@ def test_parameters_that_do_not_fit_are_refused(
     finished, tmp_path, source, changes, message
 ):
     source = [part.format(run=finished[1]) for part in source]
-    config = tiny({**FROZEN, "init_from": [source], **changes})
-    with pytest.raises(ValueError, match=message):
-        train.train(config, str(tmp_path))
+    with pytest.raises(ValueError, match=message) as refused:
+        config = tiny({**FROZEN, "init_from": [source], **changes})
+        train.train(config, str(tmp_path / "new"))
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_run_is_loaded_with_fields_changed_as_a_file_is(finished):

@@ -3,13 +3,25 @@
 import hashlib
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import processes
 import pytest
-from runs import check_equal, contents, differ, records, tiny, toy, write_images
+from runs import (
+    FROZEN,
+    ROOT,
+    TINY,
+    check_equal,
+    contents,
+    differ,
+    records,
+    tiny,
+    toy,
+    write_images,
+)
 
 import attn_jax
 import train
@@ -53,6 +65,38 @@ def test_assets_are_digested_and_a_changed_one_is_refused(copied):
     asset.write_text(asset.read_text().replace("9", "ninth"))
     with pytest.raises(ValueError, match=r"images\.json is missing or has changed"):
         attn_jax.evaluate(copied)
+
+
+@pytest.mark.parametrize("prefix", ["~", "file://{home}"])
+def test_every_path_may_begin_with_a_home_or_be_a_file_url(
+    prefix, finished, tmp_path, monkeypatch
+):
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copytree(finished[1], home / "first")
+    shutil.copy(ROOT / "configs/vit/digits.py", home / "recipe.py")
+    write_images(tmp_path / "data")
+    shutil.make_archive(str(home / "data"), "zip", tmp_path / "data")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(elsewhere)
+    prefix = prefix.format(home=home)
+    changes = TINY | FROZEN | {"batch_size": 8, "task.holdout": 0}
+    changes["schedule"] = {"name": "constant"}
+    changes["task.data"] = f"{prefix}/data.zip"
+    changes["task.class_names"] = list("abcdefghij")  # of which the data has two
+    changes["init_from"] = [[f"{prefix}/first", "", "head/.*"]]
+    config = config_lib.load(
+        "~/recipe.py:debug",
+        [f"{key}={json.dumps(value)}" for key, value in changes.items()],
+    )
+    train.train(config, f"{prefix}/run")
+    assert {"config.json", "metrics.jsonl", "curves.png", "tensorboard"} <= {
+        path.name for path in (home / "run").iterdir()
+    }
+    overrides = {"evals": {"train": {"split": "train"}}}
+    results = attn_jax.evaluate(f"{prefix}/run", overrides=overrides)
+    assert results["step"] == 1
+    assert not list(elsewhere.iterdir())
 
 
 # --- a run read back --------------------------------------------------------------------

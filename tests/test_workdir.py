@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from attn_jax import folder, workdir
+from attn_jax import migrations, workdir
 from attn_jax.checkpoint_reader import CheckpointReader
 
 # --- one writer -----------------------------------------------------------------------
@@ -99,40 +99,6 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     assert "cannot be locked (No locks available)" in said[0]
 
 
-# --- paths ----------------------------------------------------------------------------
-
-
-def test_a_home_is_expanded_and_a_relative_path_made_absolute(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    for text in ("~/run", "run", f"file://{tmp_path}/run"):
-        assert str(folder.resolve_folder(text)) == str(tmp_path / "run")
-    workdir.save_config("~/run", {"task": {}})
-    assert workdir.load_config(tmp_path / "run") == {"task": {}}
-    assert CheckpointReader("~/run").directory == folder.resolve_folder(
-        tmp_path / "run/checkpoints"
-    )
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("", "workdir='' is empty; name a folder"),
-        ("  ", "workdir='  ' is empty"),
-        ("~nobody-of-this-name/run", "no such user's home"),
-        ("gs://bucket/run", "gs://bucket/run needs a package: .*gcsfs"),
-        ("s3://bucket/run", "s3://bucket/run needs a package: .*s3fs"),
-        ("abc://bucket/run", "abc:// is not supported; use a local folder, gs://"),
-    ],
-)
-def test_a_path_that_cannot_be_used_is_one_line(path, message, monkeypatch):
-    for package in ("gcsfs", "s3fs"):
-        monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ValueError, match=message) as error:
-        folder.resolve_folder(path)
-    assert "\n" not in str(error.value)
-
-
 def test_the_printed_command_is_split_by_a_shell_as_it_was_meant():
     command = workdir.format_evaluate_command(
         "runs/it's a run", best=True, trust=["mine"]
@@ -149,7 +115,9 @@ def test_the_printed_command_is_split_by_a_shell_as_it_was_meant():
 # --- config ---------------------------------------------------------------------------
 
 
-CONFIG = {"task": {"cls": "attn_jax.tasks.classify:Classify"}, "seed": 3}
+CONFIG = migrations.migrate(
+    {"task": {"cls": "attn_jax.tasks.classify:Classify"}, "seed": 3}
+)
 
 
 class Checkpoints(CheckpointReader):

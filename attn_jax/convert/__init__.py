@@ -1,6 +1,5 @@
 """Checkpoints from elsewhere as our modules and parameter trees, and back."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from attn_jax.convert.vit.fit import (
     grid_of_table,
     token_stride,
 )
+from attn_jax.folder import expand_local
 from attn_jax.models.vit import ViT
 
 __all__ = [
@@ -164,7 +164,7 @@ def export(
         raise ValueError(f"{format=} must be 'hf' or 'timm'.")
     if "params" not in variables:
         raise ValueError("variables have no 'params'; pass {'params': params}.")
-    path = pathlib.Path(path)
+    path = expand_local(path)
     if format == "timm" and path.suffix != ".safetensors":
         raise ValueError(f"{path} must be FILE.safetensors; FILE.json lies beside it.")
     if format == "hf" and path.exists() and not path.is_dir():
