@@ -35,9 +35,14 @@ def initialize_from(run: Run, params: Any) -> tuple[Any, list[str]]:
                 f"config.init_from: the model has no part {prefix!r}; "
                 f"{config_lib.suggest(prefix, params)}"
             )
-        module, theirs = read_checkpoint(run, path, shapes, skip)
-        if misfit := explain_misfit(theirs, shapes, module, part_of(run.model, prefix)):
-            raise ValueError(f"config.init_from: {path}: {misfit}")
+        try:
+            module, theirs = read_checkpoint(run, path, shapes, skip)
+            part = part_of(run.model, prefix)
+            if misfit := explain_misfit(theirs, shapes, module, part):
+                raise ValueError(f"{path}: {misfit}")
+        except ValueError as error:
+            text = str(error).removeprefix("config.init_from: ")
+            raise ValueError(f"config.init_from: {text}") from error
         found = {
             inside + name: jax.device_put(leaf, ours[inside + name].sharding)
             for name, leaf in theirs.items()
@@ -62,13 +67,13 @@ def read_checkpoint(
         if misfit := convert.explain_statistics(
             statistics, run.task.mean, run.task.std
         ):
-            raise ValueError(f"config.init_from: {path}: {misfit}")
+            raise ValueError(f"{path}: {misfit}")
     names = convert.label_names(path)
     if names and run.source.labels and any(n.startswith("head/") for n in leaves):
         try:
             leaves = convert.match_head(leaves, names, run.source.labels)
         except ValueError as error:
-            raise ValueError(f"config.init_from: {path}: {error}") from error
+            raise ValueError(f"{path}: {error}") from error
     return module, leaves
 
 

@@ -54,7 +54,11 @@ def test_positions_and_filters_of_another_resolution_are_resized(tmp_path, capsy
 @pytest.mark.parametrize(
     ("source", "changes", "message"),
     [
-        (["nowhere", "", ""], {}, "nowhere does not exist; name a run's --workdir"),
+        (
+            ["nowhere", "", ""],
+            {},
+            "config.init_from: .*nowhere does not exist; name a run's --workdir",
+        ),
         (["gs://bucket/x", "", ""], {}, "gs://bucket/x needs a package: .*gcsfs"),
         (["", "", ""], {}, "must be a path or name such as .*, not empty"),
         (["{run}", "", "nothing"], {}, "config.init_from: the regex 'nothing' matches"),

@@ -293,8 +293,9 @@ def test_the_commands_train_and_evaluate_where_tensorflow_and_torch_cannot_be_im
 ):
     (tmp_path / "sitecustomize.py").write_text(UNFINDABLE)
     run = tmp_path / "run"
+    (tmp_path / "flags").write_text("--config.seed=3\n--config.batch_size=8\n")
     commands = [
-        processes.train(run),
+        processes.train(run, f"--flagfile={tmp_path}/flags"),
         ["-m", "attn_jax", "evaluate", f"--workdir={run}", "--step=best"],
     ]
     for command in commands:
@@ -304,18 +305,23 @@ def test_the_commands_train_and_evaluate_where_tensorflow_and_torch_cannot_be_im
     results = json.loads(out.splitlines()[-1])
     assert results["step"] in (4, 8)
     assert 0 <= results["test/accuracy"] <= 1
+    saved = json.loads((run / "config.json").read_text())
+    assert (saved["seed"], saved["batch_size"]) == (3, 8)
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
         ("--config.batch_size=0", "error: config.batch_size=0 must be"),
-        ("--config.task.data=nowhere", "error: 'nowhere' does not exist."),
+        ("--config.task.data=nowhere", "error: 'nowhere' does not exist"),
+        ("--flagfile=nowhere", "error: Unable to open flagfile: "),
     ],
 )
 def test_the_command_says_one_line_and_fails_on_bad_input(tmp_path, setting, message):
-    command = processes.train(tmp_path, setting)
-    status, _, err = processes.finish(processes.start(*command))
+    command = processes.train(tmp_path / "run", setting)
+    status, out, err = processes.finish(processes.start(*command))
     assert status == 1
     [line] = err.splitlines()
     assert re.match(re.escape(message), line), line
+    assert not out
+    assert not (tmp_path / "run").exists()
