@@ -96,14 +96,54 @@ def write_npz(path, seed):
     np.savez(path, x_train=images, y_train=np.arange(32) % 10)
 
 
-def write_images(folder, damaged=None):
-    """Two classes of eight images; one file may be cut in half."""
-    rng = np.random.default_rng(0)
+def write_images(folder, damaged=None, seed=0):
+    """Two classes of eight images, a pixel larger by seed; one may be cut in half."""
+    rng = np.random.default_rng(seed)
     for label in "ab":
         (folder / "train" / label).mkdir(parents=True)
         for number in range(8):
-            image = Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8))
+            image = Image.fromarray(rng.integers(0, 256, (8, 8 + seed), np.uint8))
             image.save(folder / "train" / label / f"{number}.png")
     if damaged:
         path = folder / "train" / damaged
         path.write_bytes(path.read_bytes()[:60])
+
+
+NOUNS = "market mountain letter doctor window captain pocket teacher forest".split()
+VERBS = "followed watched closed carried repaired".split()
+
+
+def write_text(path, swap=None, sentences=10):
+    """24 documents of sentences, the words of each sentence tied to each other."""
+    lines = []
+    for document in range(24):
+        for number in range(sentences):
+            i = 7 * document + number
+            noun, other = NOUNS[i % 9], NOUNS[(i + 3) % 9]
+            lines.append(f"The {noun} {VERBS[i % 5]} the {other} near the {noun} .")
+        lines.append("")
+    text = "\n".join(lines)
+    for old, new in (swap or {}).items():
+        text = text.replace(old, new)
+    path.write_text(text)
+    return str(path)
+
+
+def tiny_bert(data, changes=()):
+    settings = {
+        "task.data": data,
+        "task.vocab_size": 100,
+        "model.vocab_size": 100,
+        "model.depth": 1,
+        "model.dropout": 0.0,
+        "batch_size": 32,
+        "optimizer.learning_rate": 0.01,
+        "duration": "60 steps",
+        "checkpoint_every": "60 steps",
+        "evals.validation.every": "60 steps",
+        **dict(changes),
+    }
+    return config_lib.load(
+        f"{ROOT}/configs/bert/pretrain_stdlib.py:debug",
+        [f"{key}={json.dumps(value)}" for key, value in settings.items()],
+    )

@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
-from runs import FROZEN, ROOT, check_equal, records, toy
+from runs import FROZEN, ROOT, check_equal, records, tiny_bert, toy, write_text
 
 import attn_jax
 import train
@@ -86,45 +86,6 @@ def test_a_class_that_the_run_does_not_know_is_refused(insects, tmp_path):
 
 
 # --- text is read with the vocabulary of the run ------------------------------------------
-
-NOUNS = "market mountain letter doctor window captain pocket teacher forest".split()
-VERBS = "followed watched closed carried repaired".split()
-
-
-def write_text(path, swap=None, sentences=10):
-    """24 documents of sentences, the words of each sentence tied to each other."""
-    lines = []
-    for document in range(24):
-        for number in range(sentences):
-            i = 7 * document + number
-            noun, other = NOUNS[i % 9], NOUNS[(i + 3) % 9]
-            lines.append(f"The {noun} {VERBS[i % 5]} the {other} near the {noun} .")
-        lines.append("")
-    text = "\n".join(lines)
-    for old, new in (swap or {}).items():
-        text = text.replace(old, new)
-    path.write_text(text)
-    return str(path)
-
-
-def tiny_bert(data, changes=()):
-    settings = {
-        "task.data": data,
-        "task.vocab_size": 100,
-        "model.vocab_size": 100,
-        "model.depth": 1,
-        "model.dropout": 0.0,
-        "batch_size": 32,
-        "optimizer.learning_rate": 0.01,
-        "duration": "60 steps",
-        "checkpoint_every": "60 steps",
-        "evals.validation.every": "60 steps",
-        **dict(changes),
-    }
-    return config_lib.load(
-        f"{ROOT}/configs/bert/pretrain_stdlib.py:debug",
-        [f"{key}={json.dumps(value)}" for key, value in settings.items()],
-    )
 
 
 @pytest.fixture(scope="module")
