@@ -1,7 +1,9 @@
 """Small runs that tests share: the digits recipe with a tiny ViT, or with a toy model."""
 
+import io
 import json
 import pathlib
+import zipfile
 
 import flax.linen as nn
 import jax
@@ -107,6 +109,29 @@ def write_images(folder, damaged=None, seed=0):
     if damaged:
         path = folder / "train" / damaged
         path.write_bytes(path.read_bytes()[:60])
+
+
+COLOURS = {"ant": (230, 40, 40), "bee": (40, 220, 40), "cat": (40, 60, 230)}
+
+
+def encode(colour, size=6, seed=0):
+    """A PNG of one colour with some noise."""
+    noise = np.random.default_rng(seed).integers(-20, 20, (size, size, 3))
+    pixels = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_classes(path, names, splits):
+    """A .zip of SPLIT/CLASS/IMAGE, the images of each class in its own colour."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for split, number in splits.items():
+            for name in names:
+                for i in range(number):
+                    image = encode(COLOURS.get(name, (9, 9, 9)), seed=i)
+                    archive.writestr(f"{split}/{name}/{i}.png", image)
+    return str(path)
 
 
 NOUNS = "market mountain letter doctor window captain pocket teacher forest".split()

@@ -4,12 +4,22 @@ import io
 import json
 import re
 import shutil
-import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
-from runs import FROZEN, ROOT, check_equal, records, tiny_bert, toy, write_text
+from runs import (
+    COLOURS,
+    FROZEN,
+    ROOT,
+    check_equal,
+    encode,
+    records,
+    tiny_bert,
+    toy,
+    write_classes,
+    write_text,
+)
 
 import attn_jax
 import train
@@ -21,28 +31,6 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 # --- classes are matched by name ----------------------------------------------------------
-
-COLOURS = {"ant": (230, 40, 40), "bee": (40, 220, 40), "cat": (40, 60, 230)}
-
-
-def encode(colour, size=6, seed=0):
-    """A PNG of one colour with some noise."""
-    noise = np.random.default_rng(seed).integers(-20, 20, (size, size, 3))
-    pixels = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def write_classes(path, names, splits):
-    """A .zip of SPLIT/CLASS/IMAGE, the images of each class in its own colour."""
-    with zipfile.ZipFile(path, "w") as archive:
-        for split, number in splits.items():
-            for name in names:
-                for i in range(number):
-                    image = encode(COLOURS.get(name, (9, 9, 9)), seed=i)
-                    archive.writestr(f"{split}/{name}/{i}.png", image)
-    return str(path)
 
 
 @pytest.fixture(scope="module")
