@@ -11,7 +11,9 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
@@ -273,7 +275,10 @@ def format_evaluate_command(
         best: evaluates the best checkpoint instead of the newest.
         trust: packages beside this one whose classes the config names.
     """
-    words = ["python", "-m", "attn_jax", "evaluate", f"--workdir={workdir}"]
+    # Where no environment is active, "python" is another one or none.
+    found = shutil.which("python") == sys.executable
+    python = "python" if found or not sys.executable else sys.executable
+    words = [python, "-m", "attn_jax", "evaluate", f"--workdir={workdir}"]
     words += ["--step=best"] if best else []
     return shlex.join([*words, *(f"--trust={package}" for package in trust)])
 

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -307,6 +309,31 @@ def test_the_commands_train_and_evaluate_where_tensorflow_and_torch_cannot_be_im
     assert 0 <= results["test/accuracy"] <= 1
     saved = json.loads((run / "config.json").read_text())
     assert (saved["seed"], saved["batch_size"]) == (3, 8)
+
+
+def test_the_last_line_of_a_run_works_where_it_is_pasted_into_a_shell(tmp_path, capsys):
+    """In a folder with spaces and quotes, with a model of another package."""
+    evals = {"test": {"split": "test", "every": "2 steps"}}
+    changes = {"evals": evals, "duration": "2 steps", "keep_best": "max:test/accuracy"}
+    folder = tmp_path / """a "great" run's folder $HOME"""
+    train.train(toy(changes), str(folder))
+    line = capsys.readouterr().out.splitlines()[-1]
+    shell = subprocess.run(
+        ["sh", "-c", line.removeprefix("evaluate: ")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},  # where `runs` is
+        timeout=200,
+        check=False,
+    )
+    assert shell.returncode == 0, shell.stderr
+    results = json.loads(shell.stdout.splitlines()[-1])
+    assert results["step"] == 2
+    assert results["test/accuracy"] == pytest.approx(
+        records(folder)[-1]["test/accuracy"],
+        abs=1 / 360,  # one image of rounding
+    )
 
 
 @pytest.mark.parametrize(

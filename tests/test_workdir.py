@@ -5,6 +5,7 @@ import fcntl
 import json
 import pathlib
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,14 +100,17 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     assert "cannot be locked (No locks available)" in said[0]
 
 
-def test_the_printed_command_is_split_by_a_shell_as_it_was_meant():
+def test_the_printed_command_is_split_by_a_shell_as_it_was_meant(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/my venv/bin/python")
     command = workdir.format_evaluate_command(
         "runs/it's a run", best=True, trust=["mine"]
     )
     assert shlex.split(command) == [
-        *("python", "-m", "attn_jax", "evaluate"),
+        *("/my venv/bin/python", "-m", "attn_jax", "evaluate"),
         *("--workdir=runs/it's a run", "--step=best", "--trust=mine"),
     ]
+    # With the environment active, its name is enough.
+    monkeypatch.setattr(shutil, "which", lambda name: "/my venv/bin/python")
     assert workdir.format_evaluate_command("runs/a") == (
         "python -m attn_jax evaluate --workdir=runs/a"
     )
