@@ -61,7 +61,14 @@ def read_checkpoint(
     """(module, parameters by name) of a checkpoint, for images and classes of the run."""
     images = run.batch_shapes.get("images")
     size = None if images is None else (images.shape[1], images.shape[2])
-    module, leaves = convert.load_parameters(path, shapes, skip, image_size=size)
+    module, leaves = convert.load_parameters(
+        path,
+        shapes,
+        skip,
+        image_size=size,
+        # Code that this run's own config names runs anyway.
+        trust=config_lib.foreign_packages(run.config),
+    )
     if hasattr(run.task, "mean"):
         statistics = convert.pixel_statistics(path)
         if misfit := convert.explain_statistics(

@@ -15,6 +15,7 @@ from runs import (
     check_equal,
     encode,
     records,
+    tell_colours,
     tiny_bert,
     toy,
     write_classes,
@@ -38,23 +39,7 @@ def insects(tmp_path_factory):
     """(workdir, data) of a run that tells three classes apart without an error."""
     folder = tmp_path_factory.mktemp("insects")
     data = write_classes(folder / "abc.zip", COLOURS, {"train": 16, "test": 6})
-    config = toy(
-        {
-            "task.data": data,
-            "task.image_size": 6,
-            "task.channels": 3,
-            "task.holdout": 0,
-            "task.crop": "none",
-            "task.num_classes": 3,
-            "model.num_classes": 3,
-            "optimizer.learning_rate": 0.03,
-            "ema_decay": None,
-            "duration": "30 steps",
-            "checkpoint_every": "30 steps",
-            "evals": {"test": {"split": "test", "batch_size": 8}},
-        }
-    )
-    train.train(config, str(folder / "run"))
+    train.train(tell_colours(data), str(folder / "run"))
     return folder / "run", data
 
 

@@ -3,7 +3,17 @@
 import jax
 import numpy as np
 import pytest
-from runs import FROZEN, ROOT, check_equal, differ, tiny
+from runs import (
+    COLOURS,
+    FROZEN,
+    ROOT,
+    check_equal,
+    differ,
+    records,
+    tell_colours,
+    tiny,
+    write_classes,
+)
 
 import attn_jax
 import train
@@ -122,3 +132,32 @@ def test_a_class_token_that_the_model_lacks_can_be_left_out(tmp_path):
     source = [[str(path), "", "head/.*|cls|pos_embedding"]]
     config = tiny({**FROZEN, "init_from": source, **changes})
     train.train(config, str(tmp_path / "run"))
+
+
+# --- classes ----------------------------------------------------------------------------
+
+
+def test_a_head_is_taken_over_by_the_names_of_its_classes(tmp_path):
+    splits = {"train": 16, "test": 6}
+    data = write_classes(tmp_path / "data.zip", COLOURS, splits)
+    train.train(tell_colours(data, ["ant", "bee", "cat"]), str(tmp_path / "first"))
+    changes = FROZEN | {"init_from": [[str(tmp_path / "first"), "", ""]]}
+    changes["evals"] = {"test": {"split": "test", "batch_size": 8, "every": "1 steps"}}
+    # Trained, the head tells all classes apart; in another order it must as well.
+    train.train(
+        tell_colours(data, ["cat", "ant", "bee"], changes), str(tmp_path / "second")
+    )
+    first, second = (
+        attn_jax.restore(tmp_path / name, trust=["runs"])[1]["params"]
+        for name in ("first", "second")
+    )
+    np.testing.assert_array_equal(
+        second["head"]["kernel"], first["head"]["kernel"][:, [2, 0, 1]]
+    )
+    check_equal(second["hidden"], first["hidden"])
+    [line] = [r for r in records(tmp_path / "second") if "test/accuracy" in r]
+    assert line["test/accuracy"] == 1
+
+    other = write_classes(tmp_path / "other.zip", ["ant", "bee", "wasp"], splits)
+    with pytest.raises(ValueError, match="the data lacks 'cat'.* head lacks 'wasp'"):
+        train.train(tell_colours(other, None, changes), str(tmp_path / "third"))

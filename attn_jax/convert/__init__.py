@@ -44,6 +44,7 @@ def load_pretrained(
     *,
     image_size: Size | None = None,
     trained_size: Size | None = None,
+    trust: Sequence[str] = (),
     **model_fields: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """(module, variables) of a checkpoint; the format is detected.
@@ -59,6 +60,7 @@ def load_pretrained(
         trained_size: of the images that a ViT's .npz was trained on, in pixels. The file
             does not tell it. None: they were square, as those of all published files. A
             run and the other formats tell it themselves.
+        trust: packages beside this one whose classes the config of a run may name.
         model_fields: top-level fields of the module to change, such as `dtype`. Of a ViT,
             another `patch_size` resizes the patch filters; `num_classes=0` and
             `representation_size=None` leave out the head or the layer before it.
@@ -69,12 +71,15 @@ def load_pretrained(
             head of another number of classes.
     """
     sizes = {"image_size": image_size, "trained_size": trained_size}
-    module, params, _ = open_checkpoint(path, sizes, model_fields)
+    module, params, _ = open_checkpoint(path, sizes, model_fields, trust)
     return module, {"params": params} if params else {}
 
 
 def open_checkpoint(
-    path: epath.PathLike, sizes: Mapping[str, Size | None], fields: Mapping[str, Any]
+    path: epath.PathLike,
+    sizes: Mapping[str, Size | None],
+    fields: Mapping[str, Any],
+    trust: Sequence[str] = (),
 ) -> Checkpoint:
     """As `load_pretrained`, with the grid of a ViT's positions."""
     found = detect_format(str(path))
@@ -91,7 +96,8 @@ def open_checkpoint(
             f"{path}: its configuration says the size of its training images; leave out "
             "trained_size."
         )
-    return found.read(**given, **fields)
+    options = {"trust": trust} if found.kind == "run" else {}
+    return found.read(**options, **given, **fields)
 
 
 def check_size(name: str, size: Any) -> None:
@@ -107,6 +113,7 @@ def load_parameters(
     skip: str = "",
     *,
     image_size: Size | None = None,
+    trust: Sequence[str] = (),
 ) -> tuple[nn.Module, dict[str, Any]]:
     """(module, parameters by name) of a checkpoint, to initialise another model.
 
@@ -116,12 +123,13 @@ def load_parameters(
         skip: regex of the parameters to leave out.
         image_size: of the other model's images in pixels, which a ViT's positions are
             resized to. None: they are square.
+        trust: as of `load_pretrained`.
 
     Raises:
         ValueError: as `load_pretrained`; the regex matches nothing; the other model's
             positions are not those of images of `image_size`.
     """
-    loaded = open_checkpoint(path, {}, {})
+    loaded = open_checkpoint(path, {}, {}, trust)
     leaves = paths.named_leaves(loaded.params)
     for name in paths.matching([skip] if skip else [], leaves, key="init_from"):
         del leaves[name]
