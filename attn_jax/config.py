@@ -220,16 +220,25 @@ def evaluation_task(config: Section, name: str) -> dict:
 def differences(old: Section, new: Section) -> tuple[list[str], list[str]]:
     """(allowed, forbidden) changes of a resumed run, as lines `key: old -> new`.
 
+    Where a section has another class or function, its other keys are left out.
+
     Args:
         old: a saved config, possibly of an older release: keys that it lacks have the
             value that means what that release did.
         new: a resolved config.
     """
     before, after = flat(lift(old, new)), flat(new)
+    replaced = tuple(
+        key.rpartition(".")[0] + "."
+        for key in before.keys() & after.keys()
+        if key.rpartition(".")[2] in ("cls", "name") and before[key] != after[key]
+    )
     allowed: list[str] = []
     forbidden: list[str] = []
     for key in sorted(before.keys() | after.keys()):
         ours, theirs = before.get(key, "absent"), after.get(key, "absent")
+        if key.startswith(replaced) and key.rpartition(".")[2] not in ("cls", "name"):
+            continue
         if ours != theirs:
             changeable = key.split(".")[0] in MAY_CHANGE
             lines = allowed if changeable else forbidden

@@ -44,7 +44,7 @@ def lock(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterato
         say: called with a warning where the file system knows no locks.
 
     Raises:
-        ValueError: another run holds it; which process, on which machine.
+        ValueError: another run holds it; which process, on which machine. It is a file.
         OSError: the folder cannot be made or written.
     """
     folder = resolve_folder(workdir)
@@ -53,6 +53,8 @@ def lock(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterato
     if jax.process_index() == 0 and "://" not in str(folder):
         try:
             local = pathlib.Path(folder)
+            if local.is_file():
+                raise ValueError(f"{local} is a file; --workdir must name a folder.")
             made = [path for path in (local, *local.parents) if not path.exists()]
             local.mkdir(parents=True, exist_ok=True)
             file = acquire(local / LOCK, say)

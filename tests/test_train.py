@@ -311,6 +311,11 @@ def test_the_commands_train_and_evaluate_where_tensorflow_and_torch_cannot_be_im
     assert (saved["seed"], saved["batch_size"]) == (3, 8)
 
 
+def test_a_run_without_evaluations_promises_no_evaluation(tmp_path, capsys):
+    train.train(toy({"duration": "2 steps"}), str(tmp_path))
+    assert capsys.readouterr().out.splitlines()[-1] == f"finished: {tmp_path}"
+
+
 def test_the_last_line_of_a_run_works_where_it_is_pasted_into_a_shell(tmp_path, capsys):
     """In a folder with spaces and quotes, with a model of another package."""
     evals = {"test": {"split": "test", "every": "2 steps"}}
@@ -341,6 +346,7 @@ def test_the_last_line_of_a_run_works_where_it_is_pasted_into_a_shell(tmp_path, 
     [
         ("--config.batch_size=0", "error: config.batch_size=0 must be"),
         ("--config.task.data=nowhere", "error: 'nowhere' does not exist"),
+        ("--workdir=", "error: workdir='' is empty"),
         ("--flagfile=nowhere", "error: Unable to open flagfile: "),
     ],
 )
@@ -352,3 +358,9 @@ def test_the_command_says_one_line_and_fails_on_bad_input(tmp_path, setting, mes
     assert re.match(re.escape(message), line), line
     assert not out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_command_without_its_flags_names_them():
+    status, out, err = processes.finish(processes.start("train.py"))
+    assert (status, out) == (1, "")
+    assert err == "error: --config=RECIPE and --workdir=DIR are needed; see --help.\n"

@@ -58,6 +58,16 @@ def test_a_lock_leaves_no_trace_in_an_empty_or_a_filled_folder(tmp_path):
     assert not (tmp_path / "d").exists()
 
 
+def test_a_workdir_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "run").write_text("")
+    with (
+        pytest.raises(ValueError, match=r"run is a file; --workdir must name a folder"),
+        workdir.lock(tmp_path / "run"),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_a_lock_is_held_once_within_a_process_too(tmp_path):
     with workdir.lock(tmp_path):
         with pytest.raises(ValueError, match="in use by process"):

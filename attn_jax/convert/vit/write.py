@@ -211,8 +211,8 @@ def activation_name(gelu: str, names: Mapping[str, str]) -> str:
 def check_representable(whose: str, parts: Mapping[str, bool]) -> None:
     if present := [name for name, has in parts.items() if has]:
         raise ValueError(
-            f"{whose} has no place for this model's {', '.join(present)}; if the "
-            "other format has none either, keep it as a checkpoint of this project."
+            f"{whose} has no place for this model's {', '.join(present)}. Try the other "
+            "format (hf, timm); what neither can hold stays a checkpoint of this project."
         )
 
 
