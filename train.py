@@ -37,9 +37,9 @@ def train(config: config_lib.Section, directory: str) -> TrainState:
         OSError: the final state could not be saved.
         runtime.Preempted: SIGTERM arrived; the state is saved (exit status 75).
     """
-    with workdir.lock(directory):
-        run, checkpoints, state, notes = begin(config, directory)
-        return take_steps(run, directory, checkpoints, state, notes)
+    with workdir.lock(directory) as folder:
+        run, checkpoints, state, notes = begin(config, folder)
+        return take_steps(run, folder, checkpoints, state, notes)
 
 
 def begin(
@@ -160,7 +160,7 @@ def take_steps(
             best=config.keep_best is not None,
             trust=config_lib.foreign_packages(config),
         )
-        log.say(f"evaluate: {command}")
+        log.say(f"evaluate: {command}" if config.evals else f"finished: {directory}")
     checkpoints.close()
     return state
 
@@ -195,6 +195,10 @@ def main(arguments: list[str]) -> None:
     options = flags.FLAGS
 
     def command() -> None:
+        if None in (options.config, options.workdir):
+            raise ValueError(
+                "--config=RECIPE and --workdir=DIR are needed; see --help."
+            )
         if len(arguments) > 1:
             raise ValueError(
                 f"{arguments[1]!r} is not a flag; settings are --config.key=value"
@@ -211,10 +215,8 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string(
-        "config", None, "Recipe: path/to/file.py[:variant].", required=True
-    )
-    flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    flags.DEFINE_string("config", None, "Recipe: path/to/file.py[:variant].")
+    flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_string("coordinator", None, "host:port of process 0, if not detected.")
     flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
     flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is.")
