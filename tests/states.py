@@ -34,7 +34,7 @@ def start(at, large=LARGE):
         params,
         optax.adam(0.1),
         jax.random.key(at),
-        averaged=functools.partial(paths.pick, names={"dense/kernel"}),
+        averaged=["dense/kernel"],
     )
     return state.replace(step=jnp.asarray(at, jnp.int32))
 
