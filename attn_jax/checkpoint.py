@@ -222,7 +222,9 @@ class Checkpoints(CheckpointReader):
         self._ranking.check(known)
 
     def _choose_kept(self, steps: Collection[int]) -> set[int | None]:
-        return {*sorted(steps)[-self._keep_latest :], self._ranking.best(steps)}
+        newest = sorted(steps)[-self._keep_latest :]
+        # What is damaged is never deleted; one whose record is may be the best, too.
+        return {*newest, self._ranking.best(steps), *self._unrankable}
 
     # --- restoring ------------------------------------------------------------------
 
@@ -246,6 +248,8 @@ class Checkpoints(CheckpointReader):
                 continue
             for each in damaged:
                 self._set_aside(each)
+            for each, error in self._unrankable.items():
+                self.say(f"WARNING: {error}. It stays, and keep_best passes over it.")
             return found
         if damaged:
             raise ValueError(
@@ -266,6 +270,7 @@ class Checkpoints(CheckpointReader):
             error = caught
         agreement.raise_together(error, f"process 0 cannot move files to {aside}")
         self._ranking.remove(step)
+        self._unrankable.pop(step, None)
         self._close_writer()  # it remembers the step as saved
 
 
