@@ -248,7 +248,7 @@ class Checkpoints(CheckpointReader):
                 continue
             for each in damaged:
                 self._set_aside(each)
-            for each, error in self._unrankable.items():
+            for error in self._unrankable.values():
                 self.say(f"WARNING: {error}. It stays, and keep_best passes over it.")
             return found
         if damaged:

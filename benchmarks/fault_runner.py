@@ -142,9 +142,8 @@ def serve(connection: Any) -> None:
     """The worker's side: receives arguments, sends (status, stdout, stderr)."""
     os.chdir(report.ROOT)
     sys.path.insert(0, str(report.ROOT))
-    import train  # noqa: F401  the imports are what the worker saves
-
     import attn_jax.commands.evaluate  # noqa: F401
+    import train  # noqa: F401  the imports are what the worker saves
 
     connection.send(True)
     while True:
@@ -178,9 +177,8 @@ def capture(arguments: list[str]) -> tuple[int, str, str]:
 
 
 def call(arguments: list[str]) -> None:
-    import train
-
     import attn_jax
+    import train
     from attn_jax import __main__, config
 
     if arguments[0] == "train.py":
