@@ -57,7 +57,7 @@ class Campaign:
         self.folder = folder
         self.commands = Commands(folder, timeout)
         self.worker = Worker(self.commands)
-        self.runner: Commands | Worker = self.worker
+        self.real = ""  # the action that is a real command
         self.seconds = 0.0
         self.expected = self.metrics = ""
         self.paused: dict[str, str] = {}
@@ -94,13 +94,13 @@ class Campaign:
         if done.status != 0:
             sys.exit(f"error: the undisturbed run failed:\n{done.out}\n{done.err}")
 
-    def use_commands(self, real: bool) -> None:
-        self.runner = self.commands if real else self.worker
+    def run(self, action: str, *arguments: object) -> Done:
+        runner = self.commands if self.real == action else self.worker
+        return runner.run(*arguments)
 
     def evaluate(self, workdir: pathlib.Path, step: str) -> Done:
-        return self.runner.run(
-            "-m", "attn_jax", "evaluate", f"--workdir={workdir}", f"--step={step}"
-        )
+        words = ["-m", "attn_jax", "evaluate", f"--workdir={workdir}", f"--step={step}"]
+        return self.run(f"evaluate {step}", *words)
 
     def results(self, workdir: pathlib.Path) -> Done:
         """Numbers of `evaluate` and a digest of the parameters."""
@@ -111,6 +111,8 @@ class Campaign:
     ) -> list[subprocess.Popen]:
         """The long run, by so many processes."""
         command = training(workdir, LONG)
+        if number > 1:  # processes agree on every save, which takes them seconds
+            command.append("--config.checkpoint_every=20 steps")
         if number == 1:
             return [self.commands.start(*command)]
         with socket.socket() as free:
@@ -124,7 +126,7 @@ class Campaign:
 
     def resume(self, command: list[str], workdir: pathlib.Path) -> tuple[str, str]:
         """Gives the command again: (outcome, message)."""
-        done = self.runner.run(*command)
+        done = self.run("resume", *command)
         if done.status != 0:
             return judge(done, None, None), find_message(done)
         return self.judge_end(done, workdir)
@@ -153,6 +155,8 @@ def judge(done: Done, found: object, expected: object) -> str:
     if done.status is None:
         return "hang"
     errors = [line for line in done.err.splitlines() if is_message(line)]
+    if any(line.startswith("Traceback") for line in errors):
+        return "traceback"
     if done.status != 0:
         others = [line for line in errors if not line.startswith("WARNING: ")]
         one_line = len(others) == 1 and others[0].startswith("error:")
@@ -408,7 +412,8 @@ def try_filled_disk(campaign, workdir, draw) -> Trial:
     with_mount(workdir, 64 * 1024)
     left, freed = draw.choice([0, 4, 40, 150]), draw.random() < 0.5
     try:
-        command = training(workdir, LONG)
+        # The end of the run tries a second time, 10 s after the first.
+        command = [*training(workdir, LONG), "--config.save_patience_seconds=15.0"]
         at = draw.randrange(4, LONG - 40, 4)
         campaign.worker.begin(*command)
         wait_for(lambda: (workdir / "checkpoints" / str(at)).exists(), 60)

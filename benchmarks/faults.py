@@ -23,9 +23,10 @@ every action ends as one of:
 
 A run that refuses to resume is given back the original file, and must then reach the
 undisturbed end: an error must leave everything as it was. Most commands are called in one
-process that stays (`fault_runner.Worker`), one trial in 20 runs real commands, and what is
-killed is always a real process. Trial i depends on (--seed, i) alone: --first=i --count=1
-repeats it, but for the names and order in which orbax writes files.
+process that stays (`fault_runner.Worker`), an action in every 20th trial is a real command,
+and what is killed is always a real process. Trial i depends on (--seed, i) alone: --first=i
+--count=1 repeats it, but for the names and order in which orbax writes files. Trials that
+the file of --out has already are not run again, so that a campaign may be interrupted.
 """
 
 import argparse
@@ -55,19 +56,24 @@ OUTCOMES = (
     "traceback",
     "hang",
 )
+# Trial numbers modulo 60 with a real command, and which it is.
+REAL = {19: "evaluate latest", 39: "evaluate best", 59: "resume"}
 BAD = OUTCOMES[5:]
 SHOWN = OUTCOMES[3:]  # with an example each
 COUNTS = {"kill": 30, "checkpoint": 264, "side_file": 480, "disk": 18, "death": 20}
 
 
-def run_trials(options: argparse.Namespace, folder: pathlib.Path) -> Iterator[dict]:
+def run_trials(
+    options: argparse.Namespace, folder: pathlib.Path, trials: list[int]
+) -> Iterator[dict]:
     """One record a trial: {"trial", "what", "outcomes": {action: outcome}, "messages"}."""
+    commit = report.git("describe", "--always")
     campaign = Campaign(folder, options.timeout)
     campaign.prepare(options.kind)
-    for trial in range(options.first, options.first + options.count):
+    for trial in trials:
         name = f"{options.kind} {options.seed} {trial}".encode()
         draw = random.Random(hashlib.sha256(name).digest())
-        campaign.use_commands(options.commands or trial % 20 == 19)
+        campaign.real = REAL.get(trial % 60, "")
         workdir = folder / f"trial_{trial}"
         began = time.monotonic()
         what, outcomes, messages = KINDS[options.kind](campaign, workdir, draw, trial)
@@ -75,6 +81,7 @@ def run_trials(options: argparse.Namespace, folder: pathlib.Path) -> Iterator[di
         print(f"{trial}: {what}: {outcomes} {seconds} s", file=sys.stderr, flush=True)
         yield {
             "kind": options.kind,
+            "commit": commit,
             "trial": trial,
             "what": what,
             "outcomes": outcomes,
@@ -119,7 +126,6 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=120.0)
-    parser.add_argument("--commands", action="store_true", help="only real commands")
     parser.add_argument(
         "--keep", action="store_true", help="folders that ask for a look"
     )
@@ -131,11 +137,16 @@ def main() -> None:
         sys.exit("error: --kind=disk mounts a tmpfs; run it on Linux, as root.")
     if not obey_permissions():
         print("permissions do not bind root here: unreadable files are readable")
+    wanted = range(options.first, options.first + options.count)
     records: list[dict] = []
+    if options.out and options.out.exists():
+        lines = options.out.read_text().splitlines()
+        records = [r for r in map(json.loads, lines) if r["trial"] in wanted]
+    known = {record["trial"] for record in records}
+    trials = [trial for trial in wanted if trial not in known]
     folder = pathlib.Path(tempfile.mkdtemp(prefix="faults_"))
-    began = time.monotonic()
     try:
-        for record in run_trials(options, folder):
+        for record in run_trials(options, folder, trials):
             records.append(record)
             if options.out:
                 with options.out.open("a") as file:
@@ -145,14 +156,16 @@ def main() -> None:
             print(f"folders: {folder}", file=sys.stderr)
         else:
             shutil.rmtree(folder, ignore_errors=True)
-    minutes = (time.monotonic() - began) / 60
+    minutes = sum(record["seconds"] for record in records) / 60
+    commits = ", ".join(sorted({record["commit"] for record in records}))
     total = collections.Counter(o for r in records for o in r["outcomes"].values())
     bad = ", ".join(f"{outcome} {total[outcome]}" for outcome in BAD)
     lines = [
         f"### Faults, {options.kind}: {len(records)} trials; {bad}",
         "",
         f"`python benchmarks/faults.py --kind={options.kind} --count={options.count} "
-        f"--seed={options.seed}` ({minutes:.0f} minutes; {report.provenance()})",
+        f"--seed={options.seed}` ({minutes:.0f} minutes; trials at {commits}; table at "
+        f"{report.provenance()})",
         "",
         *make_table(records),
     ]
