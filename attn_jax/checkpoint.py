@@ -248,8 +248,10 @@ class Checkpoints(CheckpointReader):
                 continue
             for each in damaged:
                 self._set_aside(each)
-            for error in self._unrankable.values():
-                self.say(f"WARNING: {error}. It stays, and keep_best passes over it.")
+            for unranked in self._unrankable.values():
+                self.say(
+                    f"WARNING: {unranked}. It stays, and keep_best passes over it."
+                )
             return found
         if damaged:
             raise ValueError(

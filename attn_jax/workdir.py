@@ -47,7 +47,8 @@ def lock(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterato
     """
     folder = resolve_folder(workdir)
     made: list[pathlib.Path] = []
-    file, error = None, None
+    file: IO[str] | None = None
+    error: Exception | None = None
     if jax.process_index() == 0 and "://" not in str(folder):
         try:
             local = pathlib.Path(folder)
