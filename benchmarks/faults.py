@@ -42,8 +42,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 
+import fault_files
+import fault_machine
 import report
-from fault_kinds import KINDS, Campaign
+from fault_campaign import Campaign
 from fault_runner import obey_permissions
 
 OUTCOMES = (
@@ -60,6 +62,13 @@ OUTCOMES = (
 REAL = {19: "evaluate latest", 39: "evaluate best", 59: "resume"}
 BAD = OUTCOMES[5:]
 SHOWN = OUTCOMES[3:]  # with an example each
+KINDS = {
+    "kill": fault_machine.try_kill,
+    "checkpoint": fault_files.try_checkpoint,
+    "side_file": fault_files.try_side_file,
+    "disk": fault_machine.try_disk,
+    "death": fault_machine.try_death,
+}
 COUNTS = {"kill": 30, "checkpoint": 264, "side_file": 480, "disk": 18, "death": 20}
 
 

@@ -10,7 +10,8 @@ import pytest
 sys.path.insert(0, str(processes.ROOT / "benchmarks"))
 
 import accelerator
-import fault_kinds
+import fault_campaign
+import fault_files
 import faults
 import large_models
 from fault_runner import Commands, Done, Worker
@@ -91,7 +92,7 @@ PROGRESS = "step 20/20  100%  loss 2.3  5 ex/s  mem 0.8 GB\n"
     ],
 )
 def test_the_outcome_of_a_trial(status, err, found, outcome):
-    assert fault_kinds.judge(Done(status, "", err, 1.0), found, "same") == outcome
+    assert fault_campaign.judge(Done(status, "", err, 1.0), found, "same") == outcome
     assert outcome in faults.OUTCOMES
 
 
@@ -106,13 +107,13 @@ def test_every_damage_changes_what_is_read(tmp_path):
         file, other = folder / "file", folder / "other"
         file.write_bytes(bytes(range(1, 201)))
         other.write_bytes(b"other")
-        how = fault_kinds.damage(file, [other], random.Random(seed))
+        how = fault_files.damage(file, [other], random.Random(seed))
         seen.add(how.split()[0])
         if how == "unreadable":
             assert file.stat().st_mode & 0o777 == 0
         else:
             assert read(file) != bytes(range(1, 201)), how
-        fault_kinds.repair(file, other)
+        fault_files.repair(file, other)
         assert read(file) == other.read_bytes()
     assert len(seen) == 11
 
