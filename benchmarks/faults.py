@@ -36,6 +36,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -60,6 +61,7 @@ OUTCOMES = (
 )
 # Trial numbers modulo 60 with a real command, and which it is.
 REAL = {19: "evaluate latest", 39: "evaluate best", 59: "resume"}
+FOLDER = re.compile(r"[^\s']*/(?=trial_\d)")  # of this machine
 BAD = OUTCOMES[5:]
 SHOWN = OUTCOMES[3:]  # with an example each
 KINDS = {
@@ -77,6 +79,8 @@ def run_trials(
 ) -> Iterator[dict]:
     """One record a trial: {"trial", "what", "outcomes": {action: outcome}, "messages"}."""
     commit = report.git("describe", "--always")
+    if not trials:
+        return
     campaign = Campaign(folder, options.timeout)
     campaign.prepare(options.kind)
     for trial in trials:
@@ -114,7 +118,7 @@ def make_table(records: list[dict]) -> list[str]:
             if outcome in SHOWN:
                 example = f"trial {record['trial']}, {record['what']}"
                 if message := record["messages"].get(action):
-                    example += f": `{message}`"
+                    example += f": `{FOLDER.sub('', message)}`"
                 examples.setdefault((action, outcome), example)
     lines = [f"| action | {' | '.join(OUTCOMES)} |", "|---" * (len(OUTCOMES) + 1) + "|"]
     for action, found in counts.items():
@@ -168,9 +172,12 @@ def main() -> None:
     minutes = sum(record["seconds"] for record in records) / 60
     commits = ", ".join(sorted({record["commit"] for record in records}))
     total = collections.Counter(o for r in records for o in r["outcomes"].values())
-    bad = ", ".join(f"{outcome} {total[outcome]}" for outcome in BAD)
+    good, bad = (
+        ", ".join(f"{outcome} {total[outcome]}" for outcome in part)
+        for part in (OUTCOMES[:5], BAD)
+    )
     lines = [
-        f"### Faults, {options.kind}: {len(records)} trials; {bad}",
+        f"### Faults, {options.kind}: {len(records)} trials; actions: {good}; {bad}",
         "",
         f"`python benchmarks/faults.py --kind={options.kind} --count={options.count} "
         f"--seed={options.seed}` ({minutes:.0f} minutes; trials at {commits}; table at "
