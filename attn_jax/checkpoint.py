@@ -213,7 +213,9 @@ class Checkpoints(CheckpointReader):
         self._ranking.check(evaluations)
 
     def _choose_kept(self, steps: Collection[int]) -> set[int | None]:
-        return {*sorted(steps)[-self._keep_latest :], self._ranking.best(steps)}
+        newest = sorted(steps)[-self._keep_latest :]
+        # What is damaged is never deleted; one whose record is may be the best, too.
+        return {*newest, self._ranking.best(steps), *self._unrankable}
 
     # --- restoring ------------------------------------------------------------------
 
@@ -238,6 +240,10 @@ class Checkpoints(CheckpointReader):
                 continue
             for each in damaged:
                 self._set_aside(each)
+            for unranked in self._unrankable.values():
+                self.say(
+                    f"WARNING: {unranked}. It stays, and keep_best passes over it."
+                )
             return found
         if damaged:
             raise ValueError(
@@ -258,6 +264,7 @@ class Checkpoints(CheckpointReader):
             error = caught
         agreement.raise_together(error, f"process 0 cannot move files to {aside}")
         self._ranking.remove(step)
+        self._unrankable.pop(step, None)
         self._close_writer()  # this one still counts the step as saved
 
 

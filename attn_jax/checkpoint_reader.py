@@ -38,6 +38,7 @@ class CheckpointReader:
     def __init__(self, workdir: epath.PathLike, *, keep_best: str | None = None):
         self.directory = resolve_folder(workdir) / "checkpoints"
         self._ranking = Ranking(keep_best)
+        self._unrankable: dict[int, Damaged] = {}
         self._rank(self.steps() if keep_best else [])
 
     @functools.cached_property
@@ -83,16 +84,32 @@ class CheckpointReader:
         return agreement.broadcast_from_first(found)
 
     def best_step(self) -> int | None:
-        """The step with the best value of `keep_best`; the newest of equals."""
+        """The step with the best value of `keep_best`; the newest of equals.
+
+        Raises:
+            Damaged: a record is damaged, and its checkpoint may be the best one.
+        """
         steps = self.steps()
         self._rank(steps)
+        for step, error in self._unrankable.items():
+            if step in steps and self._ranking.metric:
+                raise Damaged(
+                    step,
+                    f"{error.why}. It may be the best one: choose another by its number, "
+                    f"or remove {self.directory / str(step)}",
+                )
         return self._ranking.best(steps)
 
     def _rank(self, steps: Collection[int]) -> None:
+        self._unrankable = {}
         for step in steps:
             if step not in self._ranking:
-                with contextlib.suppress(Damaged, Removed):  # reported by `restore`
+                try:
                     self._ranking.add(step, self.record(step)["results"])
+                except Damaged as error:
+                    self._unrankable[step] = error
+                except Removed:
+                    continue
 
     def record(self, step: int) -> dict[str, Any]:
         """The JSON record of a checkpoint.

@@ -37,6 +37,7 @@ class Damaged(ValueError):
     """A checkpoint that cannot be trusted: its content is lost or has changed."""
 
     def __init__(self, step: int, why: str):
+        self.step, self.why = step, why
         super().__init__(f"the checkpoint of step {step} is damaged: {why}")
 
 
@@ -44,6 +45,7 @@ class Removed(ValueError):
     """A checkpoint that no longer exists: a run in progress keeps only some."""
 
     def __init__(self, step: int):
+        self.step = step
         super().__init__(
             f"the checkpoint of step {step} was removed while it was read (by a run in "
             "progress, which keeps only some of them); name a newer step."

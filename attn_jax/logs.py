@@ -104,6 +104,11 @@ class Log:
             self.say(
                 f"WARNING: metrics.jsonl: dropped {self.metrics.damaged} damaged line(s)"
             )
+        if self.metrics.lost:
+            self.say(
+                f"WARNING: metrics.jsonl has no records up to step {start_step:,}; the "
+                "curves begin after it"
+            )
         self._switch_profiler()
 
     def __enter__(self) -> "Log":

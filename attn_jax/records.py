@@ -26,6 +26,7 @@ class MetricsFile:
     Attributes:
         seconds: training time up to the last kept record.
         damaged: number of lines that were dropped because they are not valid records.
+        lost: whether a resumed run has no record of its earlier steps.
 
     Raises:
         OSError: the file cannot be read or written.
@@ -34,7 +35,7 @@ class MetricsFile:
     def __init__(self, path: epath.Path, *, start_step: int):
         self._path = path
         self._torn = False  # whether the last write may have ended within a line
-        self.seconds, self.damaged = 0.0, 0
+        self.seconds, self.damaged, self.lost = 0.0, 0, start_step > 0
         if path.exists():
             self._cut_back(start_step)
         probe = path.parent / "metrics.jsonl.new"
@@ -60,6 +61,7 @@ class MetricsFile:
             replacement = self._path.parent / "metrics.jsonl.new"
             replacement.write_text(text)
             replacement.replace(self._path)
+        self.lost = start_step > 0 and not kept
         self.seconds = max((record["seconds"] for record in kept), default=0.0)
 
 

@@ -150,13 +150,13 @@ def open_run(
                 like = plan_restore(record, settings, module, task, params, mesh)
                 restored = checkpoints.restore(at, like)
                 break
-            except (Damaged, Removed):
+            except (Damaged, Removed) as error:
                 # A run in progress removes old checkpoints once a newer one is there.
                 time.sleep(REMOVAL_SECONDS)
-                if at in checkpoints.steps():
+                if error.step in checkpoints.steps():
                     raise
-                if str(step) == str(at):
-                    raise Removed(at) from None
+                if str(step) == str(error.step):
+                    raise Removed(error.step) from None
     finally:
         checkpoints.close()
     merged = paths.replace_leaves(restored["params"], restored.get("average", {}))

@@ -23,6 +23,8 @@ EXIT_PREEMPTED = EXIT_TRY_AGAIN  # saved on SIGTERM or Ctrl-C, but not finished
 EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
 EXIT_BROKEN_PIPE = 141  # as shells report that the reader of stdout has ended
 
+PACKAGE = os.path.dirname(os.path.abspath(__file__))
+
 DETERMINISTIC_FLAG = "--xla_gpu_deterministic_ops=true"
 
 _peers: Peers | None = None  # of this process, once it has joined a cluster
@@ -256,11 +258,21 @@ def _end(
     raise SystemExit(status)
 
 
+def _print_our_warning(record: python_logging.LogRecord) -> bool:
+    """A filter of absl's logger, which orbax shares: prints our warnings, drops the rest."""
+    if record.pathname.startswith(PACKAGE) and record.levelno >= python_logging.WARNING:
+        line = record.getMessage().removeprefix("WARNING: ")
+        with contextlib.suppress(OSError, ValueError):
+            print(f"WARNING: {line}", file=sys.stderr, flush=True)
+    return False
+
+
 def _silence_libraries() -> None:
     """Silences what libraries log before raising it, and uncaught errors in threads."""
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.WARNING)
     logging.set_stderrthreshold(logging.FATAL)
-    for name in ("absl", "asyncio", "jax", "orbax", "grain"):
+    logging.get_absl_logger().addFilter(_print_our_warning)
+    for name in ("asyncio", "jax", "orbax", "grain"):
         python_logging.getLogger(name).setLevel(python_logging.CRITICAL)
     sys.unraisablehook = lambda unraisable: None
     threading.excepthook = lambda arguments: None

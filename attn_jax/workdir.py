@@ -52,7 +52,8 @@ def lock(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterato
     """
     folder = resolve_folder(workdir)
     made: list[pathlib.Path] = []
-    file, error = None, None
+    file: IO[str] | None = None
+    error: Exception | None = None
     if jax.process_index() == 0 and "://" not in str(folder):
         try:
             local = pathlib.Path(folder)
@@ -61,8 +62,10 @@ def lock(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterato
             made = [path for path in (local, *local.parents) if not path.exists()]
             local.mkdir(parents=True, exist_ok=True)
             file = acquire_lock(local / LOCK, say)
-        except (OSError, ValueError) as caught:
+        except ValueError as caught:
             error = caught
+        except OSError as caught:
+            error = name_place(caught, folder)
     try:
         agreement.raise_together(error, f"process 0 cannot lock {folder}")
         yield str(folder)
@@ -302,5 +305,16 @@ def write_text(file: epath.Path, text: str) -> None:
             temporary.write_bytes(text.encode())
             temporary.replace(file)
     except OSError as caught:
-        error = caught
+        error = name_place(caught, file)
     agreement.raise_together(error, f"process 0 cannot write {file}")
+
+
+def name_place(error: OSError, place: epath.Path) -> OSError:
+    """The error with the place, which Python leaves out where the disk is full."""
+    if error.filename is not None:
+        return error
+    return OSError(
+        error.errno,
+        f"{place} cannot be written: {error.strerror}. Free space there, or use another "
+        "--workdir.",
+    )

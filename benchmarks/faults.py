@@ -1,22 +1,32 @@
 """The fault campaign: what becomes of a run when its surroundings fail.
 
-    python benchmarks/faults.py --kind=kill --count=30
-    python benchmarks/faults.py --kind=checkpoint --count=264
-    python benchmarks/faults.py --kind=side_file --count=480
-    python benchmarks/faults.py --kind=disk --count=18          (Linux, as root)
-    python benchmarks/faults.py --kind=death --count=20         (half of each process)
+    python benchmarks/faults.py --kind=kill          (30 trials)
+    python benchmarks/faults.py --kind=checkpoint    (264)
+    python benchmarks/faults.py --kind=side_file     (480)
+    python benchmarks/faults.py --kind=disk          (18; Linux, as root)
+    python benchmarks/faults.py --kind=death         (20, half of each of two processes)
 
-Only commands are used, as a user has them. A small run is stopped, damaged or starved; then
-its own command is given again, and the last line of `evaluate` and the final parameters are
-compared, bit by bit, with those of an undisturbed run. Every trial ends as one of:
+A small run is stopped, damaged or starved. Then it is evaluated, or its own command is
+given again; the numbers of `evaluate` and the final parameters are compared, bit by bit,
+with those of an undisturbed run. A trial may do several of these on one damaged folder, and
+every action ends as one of:
 
-    intact        the results are those of the undisturbed run
+    intact        the results of the undisturbed run
+    mended        the same results, and a line that says what was damaged
     refused       a nonzero status and one line that begins with "error:"
-    traceback     a nonzero status and anything else
-    silent error  status 0, and other results
+    warned        other results, and a line that says why
+    unclear       the same results, but a log (metrics.jsonl, TensorBoard) that no result
+                  depends on keeps the damage, and nothing says so
+    silent error  other results without a word, or of a resumed run at all
+    traceback     a nonzero status and anything else, or a crash
     hang          no end within --timeout seconds
 
-Trial i depends on (--seed, i) alone: --first=i --count=1 repeats it.
+A run that refuses to resume is given back the original file, and must then reach the
+undisturbed end: an error must leave everything as it was. Most commands are called in one
+process that stays (`fault_runner.Worker`), an action in every 20th trial is a real command,
+and what is killed is always a real process. Trial i depends on (--seed, i) alone: --first=i
+--count=1 repeats it, but for the names and order in which orbax writes files. Trials that
+the file of --out has already are not run again, so that a campaign may be interrupted.
 """
 
 import argparse
@@ -26,257 +36,98 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-from typing import NamedTuple
+from collections.abc import Iterator
 
+import fault_files
+import fault_machine
 import report
+from fault_campaign import Campaign
+from fault_runner import obey_permissions
 
-OUTCOMES = ("intact", "refused", "traceback", "silent error", "hang")
-STOPPED = 75  # status of a run that was stopped and saved: the same command goes on
-DIGEST = """
-import hashlib, sys, attn_jax, jax
-_, variables, _ = attn_jax.restore(sys.argv[1])
-digest = hashlib.sha256()
-for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-    digest.update(repr((path, leaf.shape, str(leaf.dtype))).encode())
-    digest.update(jax.device_get(leaf).tobytes())
-print(digest.hexdigest())
-"""
-
-
-class Done(NamedTuple):
-    status: int | None  # None: no end
-    out: str
-    err: str
-
-
-class Campaign:
-    """A folder with the runs of one campaign, and how long a command may take."""
-
-    def __init__(self, folder: pathlib.Path, timeout: float):
-        self.folder, self.timeout = folder, timeout
-        self.seconds = 0.0  # of the undisturbed run
-        self.paused = ("", "")  # results of the run that was stopped early
-        self.environment = {
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_CPU_DEVICES": "1",
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        }
-
-    def start(self, *arguments: object) -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            cwd=report.ROOT,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def finish(self, process: subprocess.Popen) -> Done:
-        try:
-            out, err = process.communicate(timeout=self.timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return Done(None, *process.communicate())
-        return Done(process.returncode, out, err)
-
-    def run(self, *arguments: object) -> Done:
-        return self.finish(self.start(*arguments))
-
-    def results(self, workdir: pathlib.Path) -> tuple[Done, tuple[str, str]]:
-        """(`evaluate`, (its JSON, digest of the parameters))."""
-        done = self.run("-m", "attn_jax", "evaluate", f"--workdir={workdir}")
-        if done.status != 0:
-            return done, ("", "")
-        digest = self.run("-c", DIGEST, workdir)
-        return done, (done.out.splitlines()[-1], digest.out.strip())
-
-
-def training(workdir: pathlib.Path, steps: int) -> list[str]:
-    """A run of the digits recipe that takes a second once it is compiled."""
-    return [
-        "train.py",
-        "--config=configs/vit/digits.py:debug",
-        f"--workdir={workdir}",
-        "--config.model.depth=1",
-        f"--config.duration={steps} steps",
-        "--config.checkpoint_every=4 steps",
-        "--config.save_patience_seconds=2.0",
-    ]
-
-
-def judge(done: Done, found: object, expected: object) -> str:
-    """The outcome of the last command of a trial."""
-    if done.status is None:
-        return "hang"
-    if done.status != 0:
-        lines = [line for line in done.err.splitlines() if line.strip()]
-        refused = bool(lines) and lines[-1].startswith("error:")
-        return "refused" if refused and len(lines) == 1 else "traceback"
-    return "intact" if found == expected else "silent error"
-
-
-def damage(file: pathlib.Path, draw: random.Random) -> str:
-    """Damages a file in one of six ways; says which."""
-    kind = draw.choice(["bit", "bytes", "cut", "empty", "remove", "append"])
-    content = bytearray(file.read_bytes())
-    if kind == "bit" and content:
-        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    elif kind == "bytes" and content:
-        at = draw.randrange(len(content))
-        content[at : at + 64] = draw.randbytes(len(content[at : at + 64]))
-    elif kind == "cut":
-        del content[draw.randrange(len(content) + 1) :]
-    elif kind == "empty":
-        content.clear()
-    elif kind == "append":
-        content += draw.randbytes(16)
-    file.unlink()
-    if kind != "remove":
-        file.write_bytes(content)
-    return kind
-
-
-# --- kinds of trials: (campaign, workdir, draw) -> (what was done, outcome) -------------
-
-
-def try_kill(campaign, workdir, draw, expected):
-    """SIGKILL at a random moment; the same command must reach the same end."""
-    command = training(workdir, 40)
-    process = campaign.start(*command)
-    after = draw.uniform(0.0, campaign.seconds)
-    time.sleep(after)
-    process.kill()
-    process.communicate()
-    return f"SIGKILL after {after:.1f} s", resume(campaign, command, workdir, expected)
-
-
-def try_checkpoint(campaign, workdir, draw, expected):
-    """A damaged file of a checkpoint; the run goes on from it, or from the one before."""
-    shutil.copytree(campaign.folder / "paused", workdir)
-    file = draw.choice(list_files(workdir / "checkpoints"))
-    what = f"{damage(file, draw)} {file.relative_to(workdir)}"
-    return what, resume(campaign, training(workdir, 40), workdir, expected)
-
-
-def try_side_file(campaign, workdir, draw, expected):
-    """A damaged config.json, metrics.jsonl, asset, ...; then it is evaluated or resumed."""
-    shutil.copytree(campaign.folder / "paused", workdir)
-    files = [f for f in list_files(workdir) if "checkpoints" not in f.parts]
-    file = draw.choice(files)
-    what = f"{damage(file, draw)} {file.relative_to(workdir)}"
-    if draw.random() < 0.5:
-        return what, resume(campaign, training(workdir, 40), workdir, expected)
-    done, found = campaign.results(workdir)
-    return f"{what}, evaluated", judge(done, found, campaign.paused)
-
-
-def try_disk(campaign, workdir, draw, expected):
-    """A small disk, which is then enlarged; the same command must reach the end."""
-    size = draw.randrange(64, 4096)  # KiB; checkpoints take some hundred each
-    workdir.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(workdir)]
-    subprocess.run(mount, check=True)
-    try:
-        command = training(workdir, 40)
-        done = campaign.run(*command)
-        if done.status != 0:
-            if (outcome := judge(done, None, None)) != "refused":
-                return f"disk of {size} KiB", outcome
-            larger = ["mount", "-o", "remount,size=64m", str(workdir)]
-            subprocess.run(larger, check=True)
-        return f"disk of {size} KiB", resume(campaign, command, workdir, expected)
-    finally:
-        subprocess.run(["umount", "-l", str(workdir)], check=True)
-
-
-def try_death(campaign, workdir, draw, expected):
-    """One of two processes dies; the other must end by itself, and both go on."""
-    victim = draw.randrange(2)
-    processes = start_pair(campaign, workdir)
-    after = draw.uniform(0.5, 1.0) * campaign.seconds
-    time.sleep(after)
-    processes[victim].kill()
-    done = campaign.finish(processes[1 - victim])
-    processes[victim].communicate()
-    what = f"death of process {victim} after {after:.1f} s"
-    if done.status is None:
-        return what, "hang"
-    if done.status not in (0, STOPPED) and judge(done, None, None) != "refused":
-        return what, "traceback"
-    for done in map(campaign.finish, start_pair(campaign, workdir)):
-        if done.status != 0:
-            return f"{what}, then resumed", judge(done, None, None)
-    done, found = campaign.results(workdir)
-    return what, judge(done, found, expected)
-
-
-def start_pair(campaign, workdir):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    cluster = [f"--coordinator=localhost:{port}", "--num_processes=2"]
-    return [
-        campaign.start(*training(workdir, 40), *cluster, f"--process_id={i}")
-        for i in range(2)
-    ]
-
-
-def resume(campaign, command, workdir, expected):
-    """Gives the command again, then evaluates."""
-    done = campaign.run(*command)
-    if done.status != 0:
-        return judge(done, None, None)
-    done, found = campaign.results(workdir)
-    return judge(done, found, expected)
-
-
-def list_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
+OUTCOMES = (
+    "intact",
+    "mended",
+    "refused",
+    "warned",
+    "unclear",
+    "silent error",
+    "traceback",
+    "hang",
+)
+# Trial numbers modulo 60 with a real command, and which it is.
+REAL = {19: "evaluate latest", 39: "evaluate best", 59: "resume"}
+FOLDER = re.compile(r"[^\s']*/(?=trial_\d)")  # of this machine
+BAD = OUTCOMES[5:]
+SHOWN = OUTCOMES[3:]  # with an example each
 KINDS = {
-    "kill": try_kill,
-    "checkpoint": try_checkpoint,
-    "side_file": try_side_file,
-    "disk": try_disk,
-    "death": try_death,
+    "kill": fault_machine.try_kill,
+    "checkpoint": fault_files.try_checkpoint,
+    "side_file": fault_files.try_side_file,
+    "disk": fault_machine.try_disk,
+    "death": fault_machine.try_death,
 }
+COUNTS = {"kill": 30, "checkpoint": 264, "side_file": 480, "disk": 18, "death": 20}
 
 
-def prepare(campaign: Campaign, kind: str) -> tuple[str, str]:
-    """Makes the undisturbed run; returns its results. Also a paused one if needed."""
-    whole, paused = campaign.folder / "whole", campaign.folder / "paused"
-    began = time.monotonic()
-    if kind == "death":
-        done = max(map(campaign.finish, start_pair(campaign, whole)))
-    else:
-        done = campaign.run(*training(whole, 40))
-    campaign.seconds = time.monotonic() - began
-    if done.status != 0:
-        sys.exit(f"error: the undisturbed run failed:\n{done.err}")
-    _, expected = campaign.results(whole)
-    if kind in ("checkpoint", "side_file"):
-        # Stopped by SIGTERM once it has saved two checkpoints.
-        process = campaign.start(*training(paused, 40))
-        while len(list(paused.glob("checkpoints/*/commit_success.txt"))) < 2:
-            if process.poll() is not None:
-                break
-            time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
-        if campaign.finish(process).status != STOPPED:
-            sys.exit("error: the run to be damaged did not stop as asked.")
-        _, campaign.paused = campaign.results(paused)
-    return expected
+def run_trials(
+    options: argparse.Namespace, folder: pathlib.Path, trials: list[int]
+) -> Iterator[dict]:
+    """One record a trial: {"trial", "what", "outcomes": {action: outcome}, "messages"}."""
+    commit = report.git("describe", "--always")
+    if not trials:
+        return
+    campaign = Campaign(folder, options.timeout)
+    campaign.prepare(options.kind)
+    for trial in trials:
+        name = f"{options.kind} {options.seed} {trial}".encode()
+        draw = random.Random(hashlib.sha256(name).digest())
+        campaign.real = REAL.get(trial % 60, "")
+        workdir = folder / f"trial_{trial}"
+        began = time.monotonic()
+        what, outcomes, messages = KINDS[options.kind](campaign, workdir, draw, trial)
+        seconds = round(time.monotonic() - began, 1)
+        print(f"{trial}: {what}: {outcomes} {seconds} s", file=sys.stderr, flush=True)
+        yield {
+            "kind": options.kind,
+            "commit": commit,
+            "trial": trial,
+            "what": what,
+            "outcomes": outcomes,
+            "messages": messages,
+            "seconds": seconds,
+        }
+        if not (options.keep and set(outcomes.values()) & set(SHOWN)):
+            shutil.rmtree(workdir, ignore_errors=True)
+    campaign.close()
+
+
+def make_table(records: list[dict]) -> list[str]:
+    """Outcomes by action, and an example of each that asks for a look."""
+    counts: dict[str, collections.Counter] = collections.defaultdict(
+        collections.Counter
+    )
+    examples: dict[tuple[str, str], str] = {}
+    for record in records:
+        for action, outcome in record["outcomes"].items():
+            counts[action][outcome] += 1
+            if outcome in SHOWN:
+                example = f"trial {record['trial']}, {record['what']}"
+                if message := record["messages"].get(action):
+                    example += f": `{FOLDER.sub('', message)}`"
+                examples.setdefault((action, outcome), example)
+    lines = [f"| action | {' | '.join(OUTCOMES)} |", "|---" * (len(OUTCOMES) + 1) + "|"]
+    for action, found in counts.items():
+        cells = " | ".join(str(found[outcome]) for outcome in OUTCOMES)
+        lines.append(f"| {action} | {cells} |")
+    if examples:
+        lines.append("")
+    lines += [f"- {action}, {o}: {text}" for (action, o), text in examples.items()]
+    return lines
 
 
 def main() -> None:
@@ -284,36 +135,62 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kind", choices=KINDS, required=True)
-    parser.add_argument("--count", type=int, default=10)
+    parser.add_argument("--count", type=int, help="default: as listed above")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=120.0)
+    parser.add_argument(
+        "--keep", action="store_true", help="folders that ask for a look"
+    )
     parser.add_argument("--out", type=pathlib.Path, help="trials as JSON lines")
+    parser.add_argument("--write", action="store_true", help="into docs/results.md")
     options = parser.parse_args()
+    options.count = options.count or COUNTS[options.kind]
     if options.kind == "disk" and (sys.platform != "linux" or os.getuid() != 0):
         sys.exit("error: --kind=disk mounts a tmpfs; run it on Linux, as root.")
-    counts: collections.Counter[str] = collections.Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        campaign = Campaign(pathlib.Path(folder), options.timeout)
-        expected = prepare(campaign, options.kind)
-        for trial in range(options.first, options.first + options.count):
-            name = f"{options.kind} {options.seed} {trial}".encode()
-            draw = random.Random(hashlib.sha256(name).digest())
-            workdir = campaign.folder / f"trial_{trial}"
-            what, outcome = KINDS[options.kind](campaign, workdir, draw, expected)
-            counts[outcome] += 1
-            print(f"{trial}: {outcome}: {what}", file=sys.stderr, flush=True)
+    if not obey_permissions():
+        print("permissions do not bind root here: unreadable files are readable")
+    wanted = range(options.first, options.first + options.count)
+    records: list[dict] = []
+    if options.out and options.out.exists():
+        lines = options.out.read_text().splitlines()
+        records = [r for r in map(json.loads, lines) if r["trial"] in wanted]
+    known = {record["trial"] for record in records}
+    trials = [trial for trial in wanted if trial not in known]
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="faults_"))
+    try:
+        for record in run_trials(options, folder, trials):
+            records.append(record)
             if options.out:
                 with options.out.open("a") as file:
-                    record = {"trial": trial, "outcome": outcome, "what": what}
                     file.write(json.dumps(record) + "\n")
-            shutil.rmtree(workdir, ignore_errors=True)
-    print(f"| {options.kind} | {' | '.join(OUTCOMES)} |")
-    print("|---" * (len(OUTCOMES) + 1) + "|")
-    cells = " | ".join(f"{counts[outcome]}" for outcome in OUTCOMES)
-    print(f"| {options.count} trials, seed {options.seed} | {cells} |")
-    if counts["intact"] + counts["refused"] != options.count:
-        sys.exit("error: some faults were neither harmless nor refused in one line")
+    finally:
+        if options.keep:
+            print(f"folders: {folder}", file=sys.stderr)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    minutes = sum(record["seconds"] for record in records) / 60
+    commits = ", ".join(sorted({record["commit"] for record in records}))
+    total = collections.Counter(o for r in records for o in r["outcomes"].values())
+    good, bad = (
+        ", ".join(f"{outcome} {total[outcome]}" for outcome in part)
+        for part in (OUTCOMES[:5], BAD)
+    )
+    lines = [
+        f"### Faults, {options.kind}: {len(records)} trials; actions: {good}; {bad}",
+        "",
+        f"`python benchmarks/faults.py --kind={options.kind} --count={options.count} "
+        f"--seed={options.seed}` ({minutes:.0f} minutes; trials at {commits}; table at "
+        f"{report.provenance()})",
+        "",
+        *make_table(records),
+    ]
+    if options.write:
+        report.write(f"faults {options.kind}", lines)
+    else:
+        print("\n".join(lines))
+    if any(total[outcome] for outcome in BAD):
+        sys.exit("error: some faults were neither harmless nor reported in one line")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The benchmarks run, and their verdicts can be negative."""
 
 import json
+import random
 import sys
 
 import processes
@@ -9,7 +10,11 @@ import pytest
 sys.path.insert(0, str(processes.ROOT / "benchmarks"))
 
 import accelerator
+import fault_campaign
+import fault_files
+import faults
 import large_models
+from fault_runner import Commands, Done, Worker
 
 RECIPE = "configs/hopfield/digit_bags.py"
 
@@ -64,3 +69,78 @@ def test_a_model_that_fails_is_a_row():
         {"device": "d", "provenance": "p", "losses": rows, "models": rows}
     )
     assert table.count("| a | out of memory | | | | | | |") == 1
+
+
+# --- faults ---------------------------------------------------------------------------
+
+PROGRESS = "step 20/20  100%  loss 2.3  5 ex/s  mem 0.8 GB\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "err", "found", "outcome"),
+    [
+        (0, PROGRESS, "same", "intact"),
+        (0, "WARNING: config.json is damaged; ...\n", "same", "mended"),
+        (0, "WARNING: config.json has changed\n", "other", "warned"),
+        (0, PROGRESS, "other", "silent error"),
+        (0, "Traceback (most recent call last):\n", "same", "traceback"),
+        (1, PROGRESS + "error: the checkpoint is damaged\n", None, "refused"),
+        (1, "error: the checkpoint\nis damaged\n", None, "traceback"),
+        (1, "", None, "traceback"),
+        (-11, "error: the checkpoint is damaged\n", None, "traceback"),
+        (None, "", None, "hang"),
+    ],
+)
+def test_the_outcome_of_a_trial(status, err, found, outcome):
+    assert fault_campaign.judge(Done(status, "", err, 1.0), found, "same") == outcome
+    assert outcome in faults.OUTCOMES
+
+
+def test_every_damage_changes_what_is_read(tmp_path):
+    def read(path):
+        return path.read_bytes() if path.is_file() else None
+
+    seen = set()
+    for seed in range(80):
+        folder = tmp_path / f"trial_{seed}"
+        folder.mkdir()
+        file, other = folder / "file", folder / "other"
+        file.write_bytes(bytes(range(1, 201)))
+        other.write_bytes(b"other")
+        how = fault_files.damage(file, [other], random.Random(seed))
+        seen.add(how.split()[0])
+        if how == "unreadable":
+            assert file.stat().st_mode & 0o777 == 0
+        else:
+            assert read(file) != bytes(range(1, 201)), how
+        fault_files.repair(file, other)
+        assert read(file) == other.read_bytes()
+    assert len(seen) == 11
+
+
+def test_a_worker_ends_commands_as_processes_do(tmp_path):
+    commands = Commands(tmp_path, timeout=100)
+    worker = Worker(commands)
+    arguments = ["-m", "attn_jax", "evaluate", f"--workdir={tmp_path / 'none'}"]
+    found = [worker.run(*arguments), worker.run(*arguments), commands.run(*arguments)]
+    assert {done[:3] for done in found} == {
+        (
+            1,
+            "",
+            f"error: {tmp_path / 'none'} holds no run: there is no config.json in it.\n",
+        )
+    }
+    commands.timeout = 0
+    assert worker.run(*arguments).status is None
+    worker.close()
+
+
+def test_the_table_counts_each_action_and_shows_what_is_wrong():
+    record = {"trial": 7, "what": "bit of byte 3 in config.json", "messages": {}}
+    records = [
+        {**record, "outcomes": {"resume": "intact"}},
+        {**record, "outcomes": {"resume": "silent error"}},
+    ]
+    table = faults.make_table(records)
+    assert "| resume | 1 | 0 | 0 | 0 | 0 | 1 | 0 | 0 |" in table
+    assert "- resume, silent error: trial 7, bit of byte 3 in config.json" in table

@@ -114,6 +114,23 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_named(workdir, opened):
     assert bits(checkpoints.restore(2, part)) == bits({"opt_state": start(2).opt_state})
 
 
+def test_the_best_checkpoint_is_unknown_where_a_record_is_damaged(workdir, opened):
+    truncate_the_record(workdir / "checkpoints" / "2")  # the best of the three
+    reader = checkpoint_reader.CheckpointReader(workdir, keep_best=BEST)
+    with pytest.raises(Damaged, match="of step 2 is damaged: .* may be the best one"):
+        reader.best_step()
+    reader.close()
+    assert checkpoint_reader.CheckpointReader(workdir).best_step() is None
+    # A run goes on from the newest one, says so, and deletes nothing that is damaged.
+    checkpoints = opened(workdir, keep_latest=1, keep_best=BEST)
+    state, _ = checkpoints.restore_latest(blank(start(1)))
+    assert bits(state) == bits(start(3))
+    [said] = checkpoints.said
+    assert said.startswith("WARNING: the checkpoint of step 2 is damaged: ")
+    checkpoints.finish(start(4), RECORD, accuracy(0.1))
+    assert checkpoints.steps() == [4, 2, 1]  # 1 is the best of those that are ranked
+
+
 def test_where_every_checkpoint_is_damaged_none_is_moved(workdir, opened):
     for at in (1, 2, 3):
         truncate(workdir / "checkpoints" / str(at))

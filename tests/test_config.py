@@ -302,7 +302,7 @@ def test_a_resumed_run_lists_what_changed_and_what_may_not():
 
 
 def test_of_a_section_of_another_class_only_the_class_is_listed():
-    old = config_lib.plain(digits())
+    old = config_lib.to_plain(digits())
     bert = config_lib.load("configs/bert/pretrain_stdlib.py:debug")
     new = bert.copy_and_resolve_references().unlock()
     new.task, new.evals = digits().task, digits().evals

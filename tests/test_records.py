@@ -56,6 +56,18 @@ def test_a_damaged_line_is_dropped_and_said(tmp_path, capsys, line):
     assert capsys.readouterr().out == said
 
 
+@pytest.mark.parametrize("text", [None, "", '{"step": 11, "seconds": 1.0}\n'])
+def test_a_resumed_run_says_that_its_records_are_lost(tmp_path, capsys, text):
+    if text is not None:
+        (tmp_path / "metrics.jsonl").write_text(text)
+    with start(tmp_path, start_step=10):
+        pass
+    assert "metrics.jsonl has no records up to step 10;" in capsys.readouterr().out
+    with start(tmp_path, start_step=0):  # a new run has none
+        pass
+    assert capsys.readouterr().out == ""
+
+
 def test_curves_are_drawn_in_spite_of_a_damaged_line(tmp_path):
     good = json.dumps(GOOD)
     (tmp_path / "metrics.jsonl").write_text(f"{good}\n\0\0\0\n{good}\n")

@@ -248,6 +248,13 @@ raise OSError("[Errno 28] No space left on device")
     "the reader of stdout has gone": ("raise BrokenPipeError(32, 'x')", {}, 141, ""),
     "a text for the end is printed": ("sys.exit('usage: ...')", {}, 1, "usage: ...\n"),
     "a command that ends well says nothing": ("pass", {}, 0, ""),
+    "our warnings are shown, and no library's": (
+        "from absl import logging; logging.warning('of orbax'); "
+        "from attn_jax.restore import warn; warn('WARNING: of ours')",
+        {},
+        0,
+        "WARNING: of ours\n",
+    ),
 }
 RUN = """
 import os, sys, time

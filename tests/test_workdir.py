@@ -99,6 +99,20 @@ def test_a_file_that_was_removed_while_it_was_opened_is_not_the_lock(
         assert len(calls) == 2 and path.read_text().startswith("process ")
 
 
+def test_a_full_disk_is_named_by_the_folder_that_cannot_be_locked(
+    tmp_path, monkeypatch
+):
+    def fail(path, say):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(workdir, "acquire", fail)
+    with (
+        pytest.raises(OSError, match=f"{tmp_path} cannot be written: No space left"),
+        workdir.lock(tmp_path),
+    ):
+        raise AssertionError("it is not locked")
+
+
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     def refuse(file, operation):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -235,6 +249,6 @@ def test_a_write_that_fails_leaves_the_old_file(saved, monkeypatch):
     file = workdir.resolve_folder(saved) / "config.json"
     workdir.write_text(file, "old")
     monkeypatch.setattr(type(file), "replace", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"config\.json cannot be written: No space left"):
         workdir.write_text(file, "new")
     assert file.read_text() == "old" and workdir.load_assets(saved) == before
