@@ -14,7 +14,7 @@ import jax
 from absl import app, flags
 
 from attn_jax import config as config_lib
-from attn_jax import metrics, paths, runtime, workdir
+from attn_jax import metrics, runtime, workdir
 from attn_jax.checkpoint import Checkpoints
 from attn_jax.initialize import initialize_from
 from attn_jax.logs import Log
@@ -112,8 +112,7 @@ def take_steps(
             profile=config.profile,
         ) as log,
     ):
-        operations = f"operations: {flops:.3g} FLOP a step (forward x 3, counted)"
-        for line in [*run.describe(), operations, *notes]:
+        for line in [*run.describe(flops), *notes]:
             log.say(line)
         checkpoints.say = log.say
         batches = run.read_batches(first)
@@ -139,9 +138,7 @@ def take_steps(
                 for name, evaluation in run.evaluations.items():
                     if last or step % eval_every[name] == 0:
                         with log.pause(state):
-                            found = evaluation.run(
-                                averaged_params(state), watchdog.feed
-                            )
+                            found = evaluation.run(state.averaged_params, watchdog.feed)
                         log.write(step, found, training=False)
                         results |= found
                 if preemption.requested(step) and not last:
@@ -183,11 +180,6 @@ def save_after_error(
         checkpoints.say(f"saved step {int(state.step):,} before the error")
     except Exception as failure:
         checkpoints.say(f"the state could not be saved: {failure}")
-
-
-def averaged_params(state: TrainState) -> Any:
-    """The parameters that evaluations use: the average of those that have one."""
-    return paths.replace_leaves(state.params, state.average or {})
 
 
 def main(arguments: list[str]) -> None:

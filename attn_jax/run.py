@@ -154,8 +154,8 @@ class Run:
             "row": workdir.describe_row(self.batch_shapes),
         }
 
-    def describe(self) -> list[str]:
-        """The first log lines of a run: devices, parameters, data."""
+    def describe(self, flops: int) -> list[str]:
+        """The first log lines of a run: devices, parameters, data, FLOPs of a step."""
         axes = ", ".join(f"{axis}={size}" for axis, size in self.mesh.shape.items())
         lines = [
             f"devices: {self.mesh.size} x {jax.devices()[0].device_kind} of "
@@ -173,6 +173,7 @@ class Run:
             f"{self.total_steps:,} steps of {self.config.batch_size} "
             f"({self.config.duration})"
         )
+        lines.append(f"operations: {flops:.3g} FLOP a step (forward x 3, counted)")
         return lines
 
 
