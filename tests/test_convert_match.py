@@ -70,7 +70,8 @@ def test_another_head_patch_size_or_precision_is_no_mismatch():
 def test_another_model_is_named():
     bert = Bert(30, width=768, depth=12, mlp_width=3072, num_heads=12)
     assert (
-        explain_mismatch(bert, VIT) == "the checkpoint holds a Bert, the model is a ViT"
+        explain_mismatch(bert, VIT)
+        == "the checkpoint holds a Bert, the model is a ViT; name another checkpoint"
     )
     hybrid = VIT.clone(stem=ResNetStem())
     assert "its stem is a ResNetStem" in explain_mismatch(hybrid, VIT)

@@ -101,7 +101,7 @@ def explain_mismatch(theirs: nn.Module, ours: nn.Module) -> str | None:
     if type(theirs) is not type(ours):
         return (
             f"the checkpoint holds a {type(theirs).__name__}, the model is a "
-            f"{type(ours).__name__}"
+            f"{type(ours).__name__}; name another checkpoint"
         )
     different = {
         field.name: getattr(theirs, field.name)
