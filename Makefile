@@ -1,10 +1,10 @@
 # Needs only Python and make. `make train` trains, evaluates and prints one JSON object.
-#   PYTHON=python3.12   another interpreter; the environment is built anew for it
+#   PYTHON=python3.12   another interpreter; the environment is rebuilt for it
 #   EXTRA=cuda          an extra of pyproject.toml, or several: EXTRA=cuda,tf
 PYTHON ?= python3
 EXTRA ?=
 
-# The last line on stdout is the JSON object, also under `make -C`.
+# So that the last line on stdout is the JSON object under `make -C`, too.
 MAKEFLAGS += --no-print-directory
 
 version := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')
@@ -15,7 +15,7 @@ endif
 comma := ,
 env := .venv
 bin := $(env)/bin
-# Named after what it holds: another Python or EXTRA is another stamp, so a new environment.
+# Named after the content, so that another Python or EXTRA rebuilds the environment.
 stamp := $(env)/installed-$(version)$(if $(EXTRA),-$(subst $(comma),-,$(EXTRA)))
 run := runs/digits
 
@@ -31,7 +31,7 @@ train: $(stamp)
 test: $(stamp)
 	@$(bin)/python -m pytest -n 2 --dist loadfile
 
-# PyTorch is large and needed nowhere else, so it has an environment of its own.
+# In an environment of its own, since PyTorch is large and needed only here.
 parity:
 	@$(MAKE) EXTRA=parity env=.venv-parity parity-tests
 
@@ -47,7 +47,7 @@ clean:
 	rm -rf .venv .venv-parity runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The one step that needs a network.
+# The only step that needs a network.
 $(stamp): pyproject.toml constraints.txt
 	@echo "Installing into $(env) (Python $(version)); this takes some minutes once." >&2
 	@rm -rf $(env)

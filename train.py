@@ -2,7 +2,7 @@
 
     python train.py --config=configs/vit/digits.py --workdir=DIR [--config.key=value ...]
 
-The same command resumes. Exit status 75: stopped by SIGTERM and saved; run it again.
+The same command resumes. Exit status 75: the run was stopped by SIGTERM and saved; run the command again.
 """
 
 import sys
@@ -25,17 +25,17 @@ from attn_jax.step_metrics import StepMetrics
 
 
 def train(config: config_lib.Section, directory: str) -> TrainState:
-    """Trains from where the directory stands to the end of the config's duration.
+    """Trains from the newest checkpoint, or from step 0, to the end of `config.duration`.
 
     Args:
         config: what a recipe's `get_config` returns, or a resolved config.
         directory: the workdir, for config, checkpoints, metrics and curves.
 
     Raises:
-        ValueError: a setting that cannot be honored; nothing has been trained then.
+        ValueError: a setting cannot be honored; no step has been taken.
         FloatingPointError: too many updates were skipped; the state before them is saved.
         OSError: the final state could not be saved.
-        runtime.Preempted: SIGTERM came; the state is saved (exit status 75).
+        runtime.Preempted: SIGTERM arrived; the state is saved (exit status 75).
     """
     with workdir.lock(directory):
         run, checkpoints, state, notes = begin(config, directory)
@@ -45,9 +45,9 @@ def train(config: config_lib.Section, directory: str) -> TrainState:
 def begin(
     config: config_lib.Section, directory: str
 ) -> tuple[Run, Checkpoints, TrainState, list[str]]:
-    """The run, its checkpoints, the state to begin with, and the lines that say so.
+    """Prepares the run: (run, checkpoints, initial or restored state, log lines).
 
-    Nothing is written to the directory before all of it is known to work.
+    Nothing is written to the directory before all of this has succeeded.
     """
     config = config_lib.resolve(config)
     checkpoints = Checkpoints(
@@ -146,7 +146,7 @@ def take_steps(
                         results |= found
                 if preemption.requested(step) and not last:
                     checkpoints.finish(state, record, results, watchdog.feed)
-                    log.say(f"stopped: saved step {step:,}; the same command goes on")
+                    log.say(f"stopped: saved step {step:,}; the same command resumes")
                     raise runtime.Preempted(step)
                 if not last and (step % save_every == 0 or checkpoints.ranks(results)):
                     with log.pause(state):
@@ -172,11 +172,11 @@ def save_after_error(
     checkpoints: Checkpoints,
     tick: Callable[[], None],
 ) -> None:
-    """Saves the last whole state before the error is raised, where that is possible."""
+    """Saves the last complete state, if possible, before the error is raised."""
     if jax.process_count() > 1 and not isinstance(error, FloatingPointError):
         return  # saving needs all processes, and the others may not have failed
     if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
-        checkpoints.say("the error came within a step, whose state cannot be saved")
+        checkpoints.say("the error came within a step, so the state cannot be saved")
         return
     try:
         checkpoints.finish(state, record, {}, tick)
@@ -186,18 +186,18 @@ def save_after_error(
 
 
 def averaged_params(state: TrainState) -> Any:
-    """The parameters that evaluations use: averaged where an average is kept."""
-    return paths.overlay(state.params, state.average or {})
+    """The parameters that evaluations use: the average of those that have one."""
+    return paths.replace_leaves(state.params, state.average or {})
 
 
 def main(arguments: list[str]) -> None:
-    """The command; `run_command` reports errors and sets the exit status."""
+    """Runs the command; `run_command` reports errors and sets the exit status."""
     options = flags.FLAGS
 
     def command() -> None:
         if len(arguments) > 1:
             raise ValueError(
-                f"{arguments[1]!r} is no flag; settings are --config.key=value"
+                f"{arguments[1]!r} is not a flag; settings are --config.key=value"
             )
         config = config_lib.load(options.config, [text[9:] for text in overrides])
         if config.deterministic:
@@ -214,12 +214,12 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "config", None, "Recipe: path/to/file.py[:variant].", required=True
     )
-    flags.DEFINE_string("workdir", None, "Where the run lives.", required=True)
-    flags.DEFINE_string("coordinator", None, "host:port of process 0, if not found.")
+    flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, if not detected.")
     flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
     flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is.")
-    flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
+    flags.DEFINE_bool("traceback", False, "Show the traceback of an error.")
     words = flags.FLAGS.read_flags_from_files(sys.argv)  # expands --flagfile=FILE
-    # Read by attn_jax.config, once the model's fields are known.
+    # attn_jax.config parses these once it knows the model's fields.
     overrides = [text for text in words[1:] if text.startswith("--config.")]
     app.run(main, [text for text in words if text not in overrides])

@@ -1,4 +1,4 @@
-"""Dispatch only: `python -m attn_jax COMMAND ...`; each command lives in its own file."""
+"""Dispatches `python -m attn_jax COMMAND ...`; each command has a file of its own."""
 
 import importlib
 import sys
@@ -14,7 +14,7 @@ COMMANDS = {
 
 def main(arguments: list[str]) -> None:
     if arguments and arguments[0] in COMMANDS:
-        # By name, so that evaluating does not wait for what only drawing imports.
+        # Imported by name, so that `evaluate` does not load matplotlib.
         command = importlib.import_module(f"attn_jax.commands.{arguments[0]}")
         command.main(arguments[1:])
         return
@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> None:
     if arguments in (["--help"], ["-h"]):
         print("\n".join(lines))
     elif arguments:
-        sys.exit("\n".join([f"error: {arguments[0]!r} is no command.", *lines]))
+        sys.exit("\n".join([f"error: {arguments[0]!r} is not a command.", *lines]))
     else:
         sys.exit("\n".join(lines))
 

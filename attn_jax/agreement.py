@@ -1,7 +1,7 @@
-"""Several processes agree, so that none waits for another that has failed.
+"""Agreement between processes, so that none waits for another that has failed.
 
-Every function here is a collective: all processes call it at the same point, also the one
-that has failed. With one process each of them is free.
+Every function here is a collective: all processes call it at the same point, including
+one that has failed. With a single process they cost nothing.
 """
 
 import itertools
@@ -18,8 +18,8 @@ POLL_SECONDS = 0.2
 NUMBERS = itertools.count()  # of barriers; the same on every process
 
 
-def largest(value: int) -> int:
-    """The largest value of any process."""
+def max_over_processes(value: int) -> int:
+    """The maximum of the value over all processes."""
     if jax.process_count() == 1:
         return value
     return int(np.max(multihost_utils.process_allgather(np.array(value, np.int32))))
@@ -27,11 +27,11 @@ def largest(value: int) -> int:
 
 def all_succeeded(ok: bool) -> bool:
     """Whether every process succeeded."""
-    return not largest(int(not ok))
+    return not max_over_processes(int(not ok))
 
 
-def from_first(values: Sequence[int]) -> list[int]:
-    """The values of process 0: what it sees on a shared disk, others may see later."""
+def broadcast_from_first(values: Sequence[int]) -> list[int]:
+    """The values of process 0, because others may see changes of a shared disk later."""
     if jax.process_count() == 1:
         return list(values)
     length = int(multihost_utils.broadcast_one_to_all(np.array(len(values), np.int32)))
@@ -46,11 +46,11 @@ def raise_together(error: Exception | None, elsewhere: str) -> None:
 
 
 class Barrier:
-    """Waits until every process has arrived; a process that failed can break it.
+    """Waits until every process has arrived, or one that has failed breaks it.
 
-    The barrier of JAX has only a timeout, of 20 minutes in orbax: long enough for a slow
-    disk, hence far too long to wait for a process that will never come. Safe in a thread
-    beside the one that computes, since it uses no device.
+    JAX's own barrier can only time out, after 20 minutes in orbax: long enough for a slow
+    disk, but far too long to wait for a process that never arrives. This one uses no
+    device, so a background thread may wait while another computes.
     """
 
     def __init__(self) -> None:
@@ -61,22 +61,22 @@ class Barrier:
         if jax.process_count() == 1:
             return
         arrived = f"{self._name}/{key}"
-        client().key_value_increment(arrived, 1)
+        get_client().key_value_increment(arrived, 1)
         end = time.monotonic() + timeout_ms / 1000
-        # Adding 0 reads a counter, also one that nobody has set yet.
-        while client().key_value_increment(arrived, 0) < jax.process_count():
-            if client().key_value_increment(f"{self._name}/broken", 0):
+        # Adding 0 reads a counter even if it has not been set yet.
+        while get_client().key_value_increment(arrived, 0) < jax.process_count():
+            if get_client().key_value_increment(f"{self._name}/broken", 0):
                 raise OSError("another process could not write its part")
             if time.monotonic() > end:
                 raise TimeoutError(f"other processes did not arrive at {key!r} in time")
             time.sleep(POLL_SECONDS)
 
     def break_up(self) -> None:
-        """Whoever waits or comes gets an OSError."""
+        """Makes every current and later `wait` raise OSError."""
         if jax.process_count() > 1:
-            client().key_value_increment(f"{self._name}/broken", 1)
+            get_client().key_value_increment(f"{self._name}/broken", 1)
 
 
-def client() -> Any:
-    """JAX's client of the coordinator; orbax and others use it, but it has no public name."""
+def get_client() -> Any:
+    """JAX's client of the coordinator; it has no public name, but orbax uses it as well."""
     return distributed.global_state.client

@@ -62,17 +62,17 @@ def attention_weights(
 def mix(
     weights: Float[Array, "*B N Q K"], value: Float[Array, "*B K N C"]
 ) -> Float[Array, "*B Q N C"]:
-    """Sums the values of each query by its weights, in the values' dtype."""
+    """The sum of the values for each query by its weights, in the dtype of the values."""
     return jnp.einsum("...NQK,...KNC->...QNC", weights.astype(value.dtype), value)
 
 
 class MultiHeadAttention(nn.Module):
     """Project to heads, attend over keys, mix, project back (Vaswani 2017, sec. 3.2.2).
 
-    Sows the weights [B, N, Q, K] as `attention` where `intermediates` is mutable. `dropout`
-    is the share of weights that are dropped in training (the rest is scaled up).
-    `qk_norm` is the epsilon of a layer norm over the channels of each query and key (Henry
-    et al., 2020; Dehghani et al., 2023); None: no such norm.
+    Sows the weights [B, N, Q, K] as `attention` if `intermediates` is mutable. `dropout`
+    is the rate of dropout on the weights. `qk_norm` is the epsilon of a layer norm over the
+    channels of each query and key (Henry et al., 2020; Dehghani et al., 2023); None: no
+    such norm.
 
     Raises:
         ValueError: the width is not divisible by the number of heads.
@@ -136,15 +136,15 @@ def layer_norm(epsilon: float, name: str) -> "LayerNorm":
 class LayerNorm(nn.Module):
     """Two-pass layer normalization over the last axis (Ba et al., 2016).
 
-    Gives the numbers of `flax.linen.LayerNorm(use_fast_variance=False)`. Its gradient is
-    written by hand: XLA compiles the automatic one for a CPU so badly that it takes half
-    of a ViT's training step.
+    Computes the same as `flax.linen.LayerNorm(use_fast_variance=False)`. Its derivative is
+    written by hand, because XLA compiles the automatic one so poorly for a CPU that it
+    takes half of a ViT's training step.
 
     Attributes:
         epsilon: added to the variance.
-        affine: learn `scale` and `bias` [D]; without them the output has zero mean and
-            unit variance.
-        dtype: of statistics and output.
+        affine: learn `scale` and `bias` [D]. False: the output has zero mean and unit
+            variance.
+        dtype: dtype of statistics and output.
     """
 
     epsilon: float
@@ -180,8 +180,8 @@ def _normalize_jvp(
     x_dot, scale_dot, bias_dot = tangents
     centered, reciprocal_deviation = _center(x, epsilon)
     normalized = centered * reciprocal_deviation
-    # The division by the deviation comes first. Coming last, it gives the same derivative,
-    # but the transpose takes XLA's CPU twice as long.
+    # Divided by the deviation first: the order does not change the derivative, but with
+    # the division last, its transpose takes twice as long on a CPU.
     u = reciprocal_deviation * x_dot
     along = (normalized * u).mean(axis=-1, keepdims=True)
     normalized_dot = u - u.mean(axis=-1, keepdims=True) - normalized * along

@@ -1,4 +1,4 @@
-"""Types of settings that carry their rule: `width: PositiveInt`, `warmup: Duration`.
+"""Types of settings with a rule attached: `width: PositiveInt`, `warmup: Duration`.
 
 Fields of modules and tasks and arguments of optimizers and schedules are annotated with
 these types. To Python and to type checkers `PositiveInt` is an `int`;
@@ -15,7 +15,7 @@ from attn_jax.patterns import find_fault
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """Numbers from `low` to `high`; an open end excludes the number itself."""
+    """Numbers from `low` to `high`; an open end excludes the bound itself."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -23,7 +23,7 @@ class Bound:
     open_high: bool = False
 
     def complaint(self, value: Any) -> str | None:
-        """What the number must be; None if it is."""
+        """What the value must be, as text after "must be"; None if it is valid."""
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
         if above and below:
@@ -75,9 +75,7 @@ PositiveInt = Annotated[int, Bound(1)]
 NonNegativeInt = Annotated[int, Bound(0)]
 # Sizes have an upper limit far above any model in use, so that a damaged or hostile config
 # is refused before anything is traced or allocated.
-Depth = Annotated[
-    int, Bound(1, 256)
-]  # layers, stages or iterations, which are unrolled
+Depth = Annotated[int, Bound(1, 256)]  # layers, stages or iterations: all unrolled
 Width = Annotated[int, Bound(1, 2**20)]  # channels, heads, classes or tokens
 Pixels = Annotated[int, Bound(1, 2**13)]  # a side of an image, patch or grid
 BatchSize = Annotated[int, Bound(1, 2**24)]  # examples

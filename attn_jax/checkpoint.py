@@ -1,11 +1,11 @@
-"""Checkpoints: training state, what must agree with it, and proof that it is whole.
+"""Checkpoints: the training state, what must agree with it, and proof that it is intact.
 
 A checkpoint is the state and a JSON record: step, shape, dtype and digest of every leaf,
-the resolved config, the data's fingerprint, metrics. Orbax writes both,
-asynchronously and atomically, and restores them onto any mesh.
+the resolved config, the data's fingerprint, metrics. Orbax writes both asynchronously and
+atomically, and restores them onto any mesh.
 
-With several processes every method is a collective: all call it alike, and a failure of
-one is a failure on all.
+With several processes every method is a collective: all processes call it, and if it
+fails on one, it fails on all.
 """
 
 import errno
@@ -34,10 +34,10 @@ class Checkpoints(CheckpointReader):
     """The checkpoints of one run, under DIR/checkpoints.
 
     Args:
-        keep_latest: how many of the newest stay.
-        keep_best: "max:name/metric" or "min:name/metric": the best one stays too.
-        patience_seconds: how long `finish` waits for a disk that cannot be written.
-        say: called with a line for each event that a person should see.
+        keep_latest: how many of the newest checkpoints are kept.
+        keep_best: "max:name/metric" or "min:name/metric": the best one is kept too.
+        patience_seconds: how long `finish` keeps trying if the disk cannot be written.
+        say: called with one line of text per event for the user.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Checkpoints(CheckpointReader):
 
     @functools.cached_property
     def _writer(self) -> ocp.CheckpointManager:
-        """Opened at the first save, and at the next one after a save that failed."""
+        """Opened by the first save, and again by the first save after a failed one."""
         return ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -67,8 +67,8 @@ class Checkpoints(CheckpointReader):
                 cleanup_tmp_directories=True,
                 async_options=ocp.options.AsyncOptions(
                     barrier_sync_fn=self._barrier.wait,
-                    # Otherwise a folder that cannot be made leaves threads that wait
-                    # 5 minutes for it, and the process does not end before.
+                    # Otherwise, if a folder cannot be made, threads wait for it for 5
+                    # minutes and keep the process from ending.
                     create_directories_asynchronously=False,
                 ),
             ),
@@ -89,13 +89,13 @@ class Checkpoints(CheckpointReader):
     def save(
         self, state: Any, record: Mapping[str, Any], results: Mapping[str, float]
     ) -> bool:
-        """Starts to write the state; False, and a line that says why, where it cannot.
+        """Starts to write the state; if that fails, says why and returns False.
 
-        A failure here does not end the run: the state is still in memory, the
-        previous checkpoints are untouched, and the next save tries again.
+        A failure does not end the run: the state is still in memory, earlier checkpoints
+        are untouched, and the next save tries again.
         """
         step = int(state.step)
-        # Success of the save before, which went on meanwhile, is known first.
+        # The previous save ran in the background: report its failure first.
         if not self._wait(state) or not self._try(state, self._check_folder, state):
             return False
         if step in self.steps():
@@ -124,20 +124,21 @@ class Checkpoints(CheckpointReader):
         results: Mapping[str, float],
         tick: Callable[[], None] = lambda: None,
     ) -> None:
-        """Saves and waits until it is on disk, for as long as patience lasts.
+        """Saves and waits until the state is on disk; tries again for `patience_seconds`.
 
-        `tick` is called at every try.
+        `tick` is called before every attempt.
 
         Raises:
-            OSError: the state could not be written; what was needed, and where.
+            OSError: the state could not be written.
         """
         give_up = time.monotonic() + self._patience
         while True:
             tick()
             if self.save(state, record, results) and self._wait(state):
                 return
-            # One clock decides, or one process might try again alone.
-            if agreement.largest(int(time.monotonic() + RETRY_SECONDS > give_up)):
+            # All give up together: a process that tried again alone would hang.
+            late = time.monotonic() + RETRY_SECONDS > give_up
+            if agreement.max_over_processes(int(late)):
                 raise OSError(
                     errno.EIO,
                     f"step {int(state.step)} could not be saved in {self.directory} within "
@@ -146,23 +147,22 @@ class Checkpoints(CheckpointReader):
                     "command.",
                 )
             self.say(
-                f"trying again every {RETRY_SECONDS:.0f} s: free space, or stop me"
+                f"trying again every {RETRY_SECONDS:.0f} s: free space, or stop the run"
             )
             time.sleep(RETRY_SECONDS)
 
     def _wait(self, state: Any) -> bool:
-        """Whether the save under way, if any, has come to a good end."""
+        """Waits for the save in progress, if any; whether it succeeded."""
         writer = self.__dict__.get("_writer")
         return self._try(state, writer.wait_until_finished if writer else lambda: None)
 
     def _try(self, state: Any, action: Callable[..., Any], *arguments: Any) -> bool:
-        """Whether a part of saving succeeded on every process; says why where not."""
+        """Runs one part of a save; whether it succeeded on every process. Says why not."""
         error = None
         try:
             action(*arguments)
         except Exception as caught:
-            # Orbax passes on whatever its storage layer raised; all of it means the same
-            # here. A manager whose write has failed is not to be trusted with another.
+            # Orbax passes on whatever its storage layer raises; here it all means the same.
             error = caught
             self._barrier.break_up()
         if agreement.all_succeeded(error is None):
@@ -170,56 +170,47 @@ class Checkpoints(CheckpointReader):
         why = shorten(error) if error else "another process could not write its part"
         self.say(
             f"step {int(state.step)} was NOT saved in {self.directory}: {why}. "
-            f"{size_in_bytes(state):,} bytes are needed; the run goes on, nothing is lost "
-            "while it does, and the next checkpoint tries again. Free space or mend the "
-            "folder."
+            f"{size_in_bytes(state):,} bytes are needed. Training continues, and the next "
+            "checkpoint tries again; free space or repair the folder."
         )
         try:
-            # Orbax counts the failed save as a checkpoint to keep.
+            # The next save opens a new writer: this one counts the failed save as kept.
             self._close_writer()
         except Exception as caught:
             self.say(f"closing the failed save: {shorten(caught)}")
         return False
 
     def _check_folder(self, state: Any) -> None:
-        """Raises OSError where the folder cannot be written or has too little space.
+        """Raises OSError if the folder cannot be written or has too little space.
 
-        Orbax would find out too, but on one process while others wait for it.
+        Orbax would notice too, but on one process while the others wait for it.
         """
         if jax.process_index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
         if "://" in str(self.directory):
             return  # a cloud bucket has no free space to ask for
-        needed, free = (
-            size_in_bytes(state),
-            shutil.disk_usage(self.directory.parent).free,
-        )
-        if needed > free:
+        free = shutil.disk_usage(self.directory.parent).free
+        if size_in_bytes(state) > free:
             raise OSError(errno.ENOSPC, f"only {free:,} bytes are free")
         trial = self.directory.parent / f".trial-{jax.process_index()}"
         trial.write_bytes(b"x")
         trial.unlink()
 
-    # --- which stay -----------------------------------------------------------------
+    # --- retention ------------------------------------------------------------------
 
     def ranks(self, results: Mapping[str, float]) -> bool:
-        """Whether these results have the metric of `keep_best`; see `Ranking.is_in`."""
+        """Whether these results contain the metric of `keep_best`; see `Ranking.is_in`."""
         return self._ranking.is_in(results)
 
     def check_ranked_by(
-        self, evaluations: Mapping[str, Collection[str] | None] | Collection[str]
+        self, evaluations: Mapping[str, Collection[str] | None]
     ) -> None:
-        """Raises ValueError where `keep_best` names no evaluation or no metric of it.
+        """Raises ValueError if `keep_best` names an unknown evaluation or metric.
 
         Args:
-            evaluations: {name: `Evaluation.metric_names`}, or only the names.
+            evaluations: {name: `Evaluation.metric_names`}.
         """
-        known = (
-            evaluations
-            if isinstance(evaluations, Mapping)
-            else dict.fromkeys(evaluations)
-        )
-        self._ranking.check(known)
+        self._ranking.check(evaluations)
 
     def _choose_kept(self, steps: Collection[int]) -> set[int | None]:
         newest = sorted(steps)[-self._keep_latest :]
@@ -229,14 +220,15 @@ class Checkpoints(CheckpointReader):
     # --- restoring ------------------------------------------------------------------
 
     def restore_latest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """(state, record) of the newest whole checkpoint, None where there is none.
+        """(state, record) of the newest intact checkpoint; None if there are none.
 
-        Damaged newer ones are named and moved to DIR/damaged, so that their steps can be
-        saved again; nothing is deleted, and nothing is moved before a whole one is found.
+        Damaged newer ones are reported and moved to DIR/damaged, so that their steps can
+        be saved again. Nothing is deleted, and nothing is moved before an intact one is
+        found.
 
         Raises:
-            ValueError: there are checkpoints, and every one is damaged.
-            OSError: the storage is in trouble.
+            ValueError: there are checkpoints, but all of them are damaged.
+            OSError: the storage cannot be read.
         """
         damaged = []
         for step in self.steps():
@@ -273,11 +265,11 @@ class Checkpoints(CheckpointReader):
         agreement.raise_together(error, f"process 0 cannot move files to {aside}")
         self._ranking.remove(step)
         self._unrankable.pop(step, None)
-        self._close_writer()  # it remembers the step as saved
+        self._close_writer()  # this one still counts the step as saved
 
 
 def size_in_bytes(tree: Any) -> int:
-    """Bytes of every leaf but random keys."""
+    """Total bytes of all leaves except random keys."""
     return sum(
         int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
         for leaf in jax.tree.leaves(tree)

@@ -1,7 +1,7 @@
-"""Checkpoints read back: which steps there are, their records, their arrays.
+"""Reads checkpoints: which steps there are, their records, their arrays.
 
-Every failed read is explained once, by `damage.explain_failure`, and is a failure on all
-processes: every method is a collective that all of them call alike.
+`damage.explain_failure` decides what a failed read means. Every method is a collective:
+all processes call it, and if it fails on one, it fails on all.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from attn_jax.digests import digest_json, digest_leaves
 from attn_jax.folder import resolve_folder
 from attn_jax.retention import Ranking
 
-FORMAT = 1  # of the record; those of earlier releases have no number
+FORMAT = 1  # of the record; records of earlier releases have no number
 
-# Outcomes of a read; where processes differ, the last of these prevails.
+# Outcomes of a read; if processes differ, the one that is last here prevails.
 KINDS: tuple[type, ...] = (type(None), Damaged, Removed, OSError)
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class CheckpointReader:
     """The checkpoints under DIR/checkpoints, of a run that may be in progress elsewhere.
 
     Args:
-        keep_best: "max:name/metric" or "min:name/metric", by which `best_step` ranks.
+        keep_best: "max:name/metric" or "min:name/metric": how `best_step` ranks.
     """
 
     def __init__(self, workdir: epath.PathLike, *, keep_best: str | None = None):
@@ -43,9 +43,9 @@ class CheckpointReader:
 
     @functools.cached_property
     def _reader(self) -> ocp.CheckpointManager:
-        """Reads without waiting for other processes, so that it may fail on one."""
+        """Reads without waiting for other processes, so it may fail on one of them."""
         verbosity = logging.get_verbosity()
-        logging.set_verbosity(logging.ERROR)  # orbax warns of what read-only means
+        logging.set_verbosity(logging.ERROR)  # orbax warns about read-only mode
         try:
             return ocp.CheckpointManager(
                 self.directory,
@@ -70,7 +70,7 @@ class CheckpointReader:
         """Steps with a checkpoint on disk, newest first.
 
         Raises:
-            OSError: the folder is there, but cannot be read.
+            OSError: the folder exists but cannot be read.
         """
         error, found = None, []
         try:
@@ -81,7 +81,7 @@ class CheckpointReader:
         except OSError as caught:
             error = caught
         agreement.raise_together(error, f"another process cannot read {self.directory}")
-        return agreement.from_first(found)
+        return agreement.broadcast_from_first(found)
 
     def best_step(self) -> int | None:
         """The step with the best value of `keep_best`; the newest of equals.
@@ -115,7 +115,7 @@ class CheckpointReader:
         """The JSON record of a checkpoint.
 
         Raises:
-            Damaged, Removed, OSError: as `explain_failure` tells them apart.
+            Damaged, Removed, OSError: it cannot be read; see `damage.explain_failure`.
             ValueError: a later release wrote it.
         """
 
@@ -136,20 +136,23 @@ class CheckpointReader:
         return content
 
     def newest_record(self) -> dict[str, Any] | None:
-        """The record of the newest checkpoint whose record is whole; None: there is none."""
+        """The newest record that is intact; None if there is none."""
         for step in self.steps():
             with contextlib.suppress(Damaged, Removed):
                 return self.record(step)
         return None
 
     def restore(self, step: int, like: Any) -> Any:
-        """The leaves of `like`, arrays or ShapeDtypeStructs with shardings, from a step.
+        """The saved state of a step, or the part of it that `like` describes.
 
-        `like` may be a part of the state, such as {"params": ...}.
+        Args:
+            like: a tree of arrays, or of ShapeDtypeStructs with shardings. It may be a part
+                of the state, such as {"params": ...}.
 
         Raises:
-            Damaged, Removed, OSError: as `explain_failure` tells them apart.
-            ValueError: the checkpoint is whole, but holds other leaves.
+            Damaged, Removed, OSError: it cannot be read; see `damage.explain_failure`.
+            ValueError: the checkpoint is intact, but lacks leaves of `like` or holds them
+                with another shape or dtype.
         """
         saved = self.record(step)["leaves"]
         wanted = paths.named_leaves(like)
@@ -174,24 +177,24 @@ class CheckpointReader:
             if digest != saved[name]["digest"]:
                 raise Damaged(
                     step,
-                    f"{name} has digest {digest}, saved was {saved[name]['digest']}",
+                    f"{name} has digest {digest}, but {saved[name]['digest']} was saved",
                 )
         return restored
 
     def _read(self, step: int, read: Callable[[], T]) -> T:
-        """The result of `read`; where it fails on one process, the error on all."""
+        """The result of `read`; if it fails on one process, all of them raise."""
         failure: Exception | None = None
         try:
             result = read()
         except Exception as error:
             failure = explain_failure(error, step, self.directory / str(step))
             failure.__cause__ = error
-        kind = KINDS[agreement.largest(KINDS.index(type(failure)))]
+        kind = KINDS[agreement.max_over_processes(KINDS.index(type(failure)))]
         if kind is type(None):
             return result
         if failure is not None and type(failure) is kind:
             raise failure
-        elsewhere = "another process cannot read it, and says why"
+        elsewhere = "another process cannot read it; see its error"
         if kind is Damaged:
             raise Damaged(step, elsewhere)
         if kind is Removed:
@@ -209,7 +212,7 @@ def make_handlers() -> dict[str, Any]:
 def check_same_leaves(
     saved: Mapping[str, Any], wanted: Mapping[str, Any], step: int
 ) -> None:
-    """Raises one readable ValueError where orbax would print thousands of lines."""
+    """Raises ValueError, with one line instead of the thousands that orbax would print."""
     problems = []
     for name, leaf in wanted.items():
         if name not in saved:
@@ -217,10 +220,10 @@ def check_same_leaves(
             continue
         there = tuple(saved[name]["shape"]), saved[name]["dtype"]
         here = tuple(leaf.shape), str(leaf.dtype)
-        if there[0] != here[0]:
-            problems.append(f"{name} is {there[0]} there, {here[0]} here")
-        elif there[1] != here[1]:
-            problems.append(f"{name} is {there[1]} there, {here[1]} here")
+        for old, new in zip(there, here, strict=True):
+            if old != new:
+                problems.append(f"{name} is {old} there, {new} here")
+                break
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(
@@ -232,9 +235,9 @@ def check_same_leaves(
 def check_arrays(
     restored: Mapping[str, Any], wanted: Mapping[str, Any], step: int
 ) -> None:
-    """Raises Damaged where orbax gave no array, or another one than was asked for."""
+    """Raises Damaged if orbax returned something other than the requested arrays."""
     for name, leaf in wanted.items():
-        found = restored.get(name)  # orbax has None for what it did not find
+        found = restored.get(name)  # None if orbax did not find it
         if not isinstance(found, jax.Array):
             raise Damaged(step, f"{name} came back as {found!r}, not as an array")
         if (found.shape, found.dtype) != (tuple(leaf.shape), leaf.dtype):

@@ -1,4 +1,4 @@
-"""Compiled programs are kept between starts, so that a second run begins sooner."""
+"""Keeps compiled programs on disk, so that the next run starts sooner."""
 
 import contextlib
 import hashlib
@@ -16,10 +16,10 @@ CACHE_DAYS = 30  # compiled programs older than this are deleted
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, for the next start.
+    """Makes JAX keep compiled programs in the user's cache folder.
 
-    JAX_COMPILATION_CACHE_DIR, or a folder set by the caller, takes precedence. A folder that
-    cannot be used only costs the compilation.
+    JAX_COMPILATION_CACHE_DIR, or a folder set by the caller, takes precedence. If the
+    folder cannot be used, programs are compiled anew.
     """
     settings = jax.config.values
     if settings["jax_compilation_cache_dir"] is not None:
@@ -28,7 +28,8 @@ def use_compilation_cache() -> None:
         return
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
     try:
-        # Hosts that share a home may differ; code for another CPU ends with SIGILL.
+        # Hosts that share a home directory may have different CPUs, and code that was
+        # compiled for another CPU dies with SIGILL.
         folder = pathlib.Path(root).expanduser() / "attn_jax" / "xla" / _hash_cpu()
         folder.mkdir(parents=True, exist_ok=True)
         oldest = time.time() - CACHE_DAYS * 24 * 3600
@@ -42,13 +43,13 @@ def use_compilation_cache() -> None:
 
 
 def _replace_torn_entries(folder: pathlib.Path) -> None:
-    """Deletes entries that JAX warns about: a killed process leaves half an entry.
+    """Deletes cache entries that JAX cannot read, such as those of a killed process.
 
-    JAX compiles the program again, but never replaces an entry that exists.
+    JAX warns and compiles the program again, but never replaces the entry.
     """
     show = warnings.showwarning
 
-    def mend(message: Any, *rest: Any, **options: Any) -> None:
+    def delete_entry(message: Any, *rest: Any, **options: Any) -> None:
         found = re.match(r"Error (\w+) persistent compilation .*?'(.+?)'", str(message))
         if found is None:
             show(message, *rest, **options)
@@ -57,10 +58,11 @@ def _replace_torn_entries(folder: pathlib.Path) -> None:
                 with contextlib.suppress(OSError):
                     file.unlink(missing_ok=True)
 
-    warnings.showwarning = mend
+    warnings.showwarning = delete_entry
 
 
 def _hash_cpu() -> str:
+    """Eight hexadecimal digits that differ between CPUs with different instructions."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         features = {line for line in lines if line.startswith(("flags", "Features"))}

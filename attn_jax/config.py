@@ -1,8 +1,8 @@
-"""A config from recipe to objects: load, fill in, override, lock, compare, build.
+"""Configs from recipe to objects: load, override, resolve, compare, build.
 
-A section with `cls` names a Flax module or a task; its keys are the fields of that class. A
-section with `name` names an optimizer or a schedule; its keys are the arguments of that
-function. Resolving fills in every default, so that a saved config is complete, and refuses
+A section with `cls` names a Flax module or a task; its keys are the fields of that class.
+A section with `name` names an optimizer or a schedule; its keys are the arguments of that
+function. Resolving fills in every default, so that a saved config is complete, and rejects
 every key that nothing would read.
 """
 
@@ -30,14 +30,14 @@ from attn_jax.sections import (
     unknown_key,
 )
 from attn_jax.values import (
-    as_tuple,
+    check_against,
     check_structure,
     check_value,
-    checked,
     parse,
-    plain,
     show,
     suggest,
+    to_plain,
+    to_tuple,
 )
 
 __all__ = [
@@ -55,7 +55,7 @@ __all__ = [
     "migrate",
     "override",
     "parse",
-    "plain",
+    "to_plain",
     "resolve",
     "suggest",
     "to_steps",
@@ -70,7 +70,8 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """The resolved config of `path/to/recipe.py[:variant]` with `key=value` overrides.
 
     Raises:
-        ValueError: there is no such file, variant or key, or a value has the wrong type.
+        ValueError: the file, the variant or a key does not exist, or a value has the wrong
+            type.
     """
     path, _, variant = recipe.partition(":")
     file = pathlib.Path(path).expanduser()
@@ -82,28 +83,28 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
     spec = importlib.util.spec_from_file_location(file.stem, file)
     if spec is None or spec.loader is None:
         raise ValueError(
-            f"--config={recipe}: {path} is no Python file. To go on with a run, name the "
+            f"--config={recipe}: {path} is not a Python file. To resume a run, name the "
             "recipe that it was started with."
         )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config") or not hasattr(module, "VARIANTS"):
         raise ValueError(
-            f"--config={recipe}: {path} is no recipe, which has VARIANTS and get_config."
+            f"--config={recipe}: {path} is not a recipe: it needs VARIANTS and get_config."
         )
     if variant and variant not in module.VARIANTS:
         raise ValueError(
-            f"--config={recipe}: {variant!r} is no variant of {path}; "
+            f"--config={recipe}: {variant!r} is not a variant of {path}; "
             f"{suggest(variant, module.VARIANTS)}"
         )
     return override(module.get_config(*[variant] if variant else []), overrides)
 
 
 def from_json(text: str, where: str) -> dict[str, Any]:
-    """The config in a saved file, in the present format; `where` names the file.
+    """The config in a saved file, in the current format; `where` names the file.
 
     Raises:
-        ValueError: the text is no config, or one of a newer release.
+        ValueError: the text is not a config, or a newer release saved it.
     """
     if len(text) > MAX_FILE:
         raise ValueError(
@@ -113,11 +114,13 @@ def from_json(text: str, where: str) -> dict[str, Any]:
         saved = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{where} is damaged: {error}. Bring back a copy, or remove it: it is then "
-            "taken from the newest checkpoint."
+            f"{where} is damaged: {error}. Restore a copy, or remove it: the config of the "
+            "newest checkpoint is then used."
         ) from None
     if not isinstance(saved, dict) or "task" not in saved:
-        raise ValueError(f"{where} is no run's config.json; name a run's --workdir.")
+        raise ValueError(
+            f"{where} is not the config.json of a run; name a run's --workdir."
+        )
     try:
         check_structure(saved)
         return migrate(saved)
@@ -133,30 +136,26 @@ def override(
     Raises:
         ValueError: a key is unknown, or a value has the wrong type.
     """
-    check_structure(config)
-    given = plain(config)
-    if trust is not None:
-        given = migrate(given)
+    given = read_section(config, trust)
     for setting in overrides:
         key, _, text = setting.partition("=")
         if key.split(".")[0] not in given:
             raise ValueError(unknown_knob(key, given, trust))
-        put(given, key, parse(text))
+        set_key(given, key, parse(text))
     return resolve(given, trust)
 
 
 def resolve(config: Section, trust: Sequence[str] | None = None) -> ConfigDict:
-    """A locked copy with every default filled in; `trust` as in `build`.
+    """A locked copy with every default filled in.
 
-    With `trust`, the config is a saved one and may be of an older release.
+    Args:
+        trust: as in `build`. If given, the config is a saved one, perhaps of an older
+            release.
 
     Raises:
         ValueError: nothing reads a key, or a value has the wrong type.
     """
-    check_structure(config)
-    given = plain(config)
-    if trust is not None:
-        given = migrate(given)
+    given = read_section(config, trust)
     given.pop("format", None)
     for key in given:
         if key not in KNOBS:
@@ -170,7 +169,7 @@ def resolve(config: Section, trust: Sequence[str] | None = None) -> ConfigDict:
             raise ValueError(
                 f"config.evals={show(given[key])} must be a section; {{}} is none at all."
             )
-        given[key] = checked(given[key], knob.type, f"config.{key}", knob.example)
+        given[key] = check_against(given[key], knob.type, f"config.{key}", knob.example)
     for key in ("model", "task"):
         given[key] = fill_class(given[key], f"config.{key}", trust)
     for key, functions in NAMED.items():
@@ -182,81 +181,95 @@ def resolve(config: Section, trust: Sequence[str] | None = None) -> ConfigDict:
     return ConfigDict({"format": migrations.current_format(), **given}).lock()
 
 
+def read_section(config: Section, trust: Sequence[str] | None) -> dict[str, Any]:
+    """A copy as nested dicts; a saved config, marked by `trust`, in the current format.
+
+    Raises:
+        ValueError: the config is larger than any real one, or a newer release saved it.
+    """
+    check_structure(config)
+    given = to_plain(config)
+    return given if trust is None else migrate(given)
+
+
 def build(section: Section, trust: Sequence[str] | None = None) -> Any:
     """The module or task that a section names, nested sections first.
 
     Args:
         section: {"cls": "package.module:Class", **fields}.
-        trust: packages whose classes may be built; None trusts the recipe's author. A
-            config from a workdir may be a stranger's: there it is ("attn_jax",).
+        trust: packages whose classes may be built; None allows all. For a config from a
+            workdir, which a stranger may have written, it is ("attn_jax",).
 
     Raises:
         ValueError: the class is not trusted, not found, or neither module nor task.
     """
-    section = plain(section)
+    section = to_plain(section)
     cls = class_of(section, "config", trust)
 
     def value_of(value: Any) -> Any:
         if isinstance(value, Mapping):
             return build(value, trust) if "cls" in value else value
-        return as_tuple(value)
+        return to_tuple(value)
 
     return cls(**{key: value_of(v) for key, v in section.items() if key != "cls"})
 
 
 def foreign_packages(config: Section) -> list[str]:
     """Packages other than this one whose classes a config names."""
-    names = {str(v) for k, v in flat(config).items() if k.split(".")[-1] == "cls"}
-    packages = {name.partition(":")[0].split(".")[0] for name in names}
-    return sorted(packages - {"attn_jax"})
+    return sorted(named_packages(config) - {"attn_jax"})
+
+
+def named_packages(config: Section) -> set[str]:
+    """All packages whose classes a config names."""
+    names = [str(v) for k, v in flatten(config).items() if k.split(".")[-1] == "cls"]
+    return {name.partition(":")[0].split(".")[0] for name in names}
 
 
 def evaluation_task(config: Section, name: str) -> dict:
-    """The task section of one evaluation: the training task with what differs."""
-    changes = plain(config["evals"][name]["task"])
-    return changes if "cls" in changes else {**plain(config["task"]), **changes}
+    """The task section of one evaluation: the training task with the section's changes."""
+    changes = to_plain(config["evals"][name]["task"])
+    return changes if "cls" in changes else {**to_plain(config["task"]), **changes}
 
 
 def differences(old: Section, new: Section) -> tuple[list[str], list[str]]:
-    """(allowed, forbidden) changes of a resumed run, as lines `key: old -> new`.
+    """(allowed, forbidden) changes when a run is resumed, as lines `key: old -> new`.
 
     Args:
-        old: a saved config, possibly of an older release: keys that it lacks have the
-            value that means what that release did.
+        old: a saved config, possibly of an older release. Keys that it lacks are set to
+            what that release did.
         new: a resolved config.
     """
-    before, after = flat(lift(old, new)), flat(new)
+    before, after = flatten(complete_saved(old, new)), flatten(new)
     allowed: list[str] = []
     forbidden: list[str] = []
     for key in sorted(before.keys() | after.keys()):
-        ours, theirs = before.get(key, "absent"), after.get(key, "absent")
-        if ours != theirs:
+        was, now = before.get(key, "absent"), after.get(key, "absent")
+        if was != now:
             changeable = key.split(".")[0] in MAY_CHANGE
             lines = allowed if changeable else forbidden
-            lines.append(f"{key}: {ours} -> {theirs}")
+            lines.append(f"{key}: {was} -> {now}")
     return allowed, forbidden
 
 
 def explain_forbidden(workdir: str, forbidden: Sequence[str]) -> str:
-    """What to do about changes that a resumed run may not have."""
+    """The message about changes that are not allowed when a run is resumed."""
     source = json.dumps([[str(workdir), "", ""]])
     return (
         f"{workdir} holds a run with another config; these keys may not change on resume: "
-        f"{'; '.join(forbidden)}. Change them back, or start a new run from the parameters "
-        f"of this one: another --workdir and {shlex.quote(f'--config.init_from={source}')}."
+        f"{'; '.join(forbidden)}. Change them back, or start a new run from its parameters "
+        f"with another --workdir and {shlex.quote(f'--config.init_from={source}')}."
     )
 
 
-def lift(old: Section, new: Section) -> dict:
-    """A saved config in the present format, with defaults of keys that it lacks.
+def complete_saved(old: Section, new: Section) -> dict:
+    """A saved config in the current format, with the defaults of keys that it lacks.
 
-    Only packages that `new` names are imported. What cannot be resolved is left as saved.
+    Only packages that `new` names are imported. If that is not enough to resolve the
+    config, it is returned without defaults.
     """
-    saved = migrate(plain(old))
-    names = [str(v) for k, v in flat(new).items() if k.split(".")[-1] == "cls"]
-    packages = tuple(name.partition(":")[0].split(".")[0] for name in names)
+    saved = migrate(to_plain(old))
     try:
-        return plain(resolve(saved, trust=packages))
+        return to_plain(resolve(saved, trust=tuple(named_packages(new))))
     except ValueError:
         return saved
 
@@ -264,19 +277,19 @@ def lift(old: Section, new: Section) -> dict:
 # --- keys -----------------------------------------------------------------------------
 
 
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"a.b": value} of every leaf of nested sections."""
-    config = plain(config)
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a.b": value} for every leaf of nested sections."""
+    config = to_plain(config)
     if not isinstance(config, dict) or not config:
         return {prefix: config}
     leaves: dict[str, Any] = {}
     for key, value in config.items():
-        leaves |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+        leaves |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return leaves
 
 
-def put(config: dict, key: str, value: Any) -> None:
-    """Sets `a.b.c` in nested dicts; `resolve` checks the keys inside a section."""
+def set_key(config: dict, key: str, value: Any) -> None:
+    """Sets the key `a.b.c` in nested dicts; `resolve` checks the keys inside a section."""
     *parents, last = key.split(".")
     for parent in parents:
         if not isinstance(config.get(parent), dict):
@@ -288,13 +301,13 @@ def put(config: dict, key: str, value: Any) -> None:
 
 
 def unknown_knob(key: str, config: Mapping, trust: Sequence[str] | None) -> str:
-    """The message for an unknown top-level key, with keys of sections of the same name."""
+    """The message for an unknown top-level key; suggests keys of sections of that name."""
     top, last = key.split(".")[0], key.split(".")[-1]
     known = {k: v for k, v in config.items() if k in KNOBS}
     try:
-        inside = flat(resolve(known, trust))
+        inside = flatten(resolve(known, trust))
     except ValueError:
-        inside = flat(known)
+        inside = flatten(known)
     found = [name for name in inside if "." in name and name.split(".")[-1] == last]
     if found and "." not in key:
         return (

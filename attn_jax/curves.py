@@ -1,4 +1,4 @@
-"""`curves.png`: the metrics of a run over its steps."""
+"""Draws `curves.png`: the metrics of a run over its steps."""
 
 import math
 from io import BytesIO
@@ -11,8 +11,9 @@ from attn_jax.records import read_records
 def draw_curves(workdir: epath.PathLike) -> None:
     """Draws `curves.png` from `metrics.jsonl`.
 
-    Every metric of the evaluations and the training loss has a panel; each evaluation and the
-    training batches are a line in it. Lines of the file that are no records are ignored.
+    Each metric of the evaluations has a panel, and so has the training loss; a panel has a
+    curve per evaluation and one for the training batches. Damaged lines of the file are
+    ignored.
     """
     workdir = epath.Path(workdir)
     curves = _read_curves(workdir / "metrics.jsonl")
@@ -23,7 +24,7 @@ def draw_curves(workdir: epath.PathLike) -> None:
     from matplotlib.ticker import MaxNLocator
 
     names = dict.fromkeys(name for lines in curves.values() for name in lines)
-    colours = {name: f"C{i}" for i, name in enumerate(names)}  # the same in all panels
+    colors = {name: f"C{i}" for i, name in enumerate(names)}  # the same in all panels
     columns = min(len(curves), 3)
     rows = math.ceil(len(curves) / columns)
     figure = Figure(figsize=(4.8 * columns, 3.4 * rows), layout="constrained")
@@ -33,7 +34,7 @@ def draw_curves(workdir: epath.PathLike) -> None:
             steps, values = zip(*points, strict=True)
             # A single point is invisible without a marker.
             marker = "o" if len(points) <= 30 else ""
-            (line,) = axes.plot(steps, values, label=name, color=colours[name], lw=1.4)
+            (line,) = axes.plot(steps, values, label=name, color=colors[name], lw=1.4)
             line.set(marker=marker, markersize=3)
         axes.set_title(metric.replace("_", " "), loc="left", fontsize=11)
         axes.set_xlabel("step")

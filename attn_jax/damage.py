@@ -1,8 +1,8 @@
-"""What a failed read of a checkpoint means: damaged, removed, or storage in trouble.
+"""What a failed read of a checkpoint means: damage, removal, or trouble with the storage.
 
-Only damage may move a checkpoint aside. Trouble with the storage (no permission, an I/O
-error, too many open files, no memory) says nothing about the content: it ends the run and
-changes nothing.
+Only a damaged checkpoint may be moved aside. Trouble with the storage (no permission, an
+I/O error, too many open files, no memory) does not mean that the content is bad: it ends
+the run and changes nothing.
 """
 
 import errno
@@ -12,8 +12,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-# Content that is lost or does not parse. Orbax and tensorstore raise many types for it:
-# whatever a parser of nonsense may raise.
+# What orbax, tensorstore and the parsers they call raise for lost or unparsable content.
 CONTENT = (
     ValueError,
     LookupError,
@@ -43,7 +42,7 @@ class Damaged(ValueError):
 
 
 class Removed(ValueError):
-    """A checkpoint that was there and is gone: a run in progress keeps only some."""
+    """A checkpoint that no longer exists: a run in progress keeps only some."""
 
     def __init__(self, step: int):
         self.step = step
@@ -54,15 +53,15 @@ class Removed(ValueError):
 
 
 def explain_failure(error: Exception, step: int, folder: epath.Path) -> Exception:
-    """Damaged, Removed or OSError: what a failed read of this checkpoint means.
+    """Converts the error of a failed read to Damaged, Removed or OSError.
 
-    The one place that decides; everything that reads checkpoints asks here.
+    Everything that reads checkpoints relies on this decision.
     """
     if isinstance(error, Damaged | Removed):
         return error
     cause = find_trouble(error)
     if cause is None:
-        # Orbax takes a folder that it may not list for an empty one, so look again.
+        # Orbax treats a folder that it may not list as empty, so check the files here.
         try:
             if not folder.exists():
                 list(folder.parent.iterdir())
@@ -71,8 +70,8 @@ def explain_failure(error: Exception, step: int, folder: epath.Path) -> Exceptio
         except OSError as trouble:
             if trouble.errno not in LOST:
                 cause = trouble
-    if cause is None and any(isinstance(e, CONTENT) for e in chain(error)):
-        return Damaged(step, shorten(list(chain(error))[-1]))
+    if cause is None and any(isinstance(e, CONTENT) for e in iterate_causes(error)):
+        return Damaged(step, shorten(list(iterate_causes(error))[-1]))
     return OSError(
         f"{folder} cannot be read: {shorten(cause or error)}. Nothing was changed: correct "
         "the cause and run the same command again."
@@ -80,8 +79,8 @@ def explain_failure(error: Exception, step: int, folder: epath.Path) -> Exceptio
 
 
 def find_trouble(error: Exception) -> BaseException | None:
-    """The first error of the chain that is about the storage, not about the content."""
-    for each in chain(error):
+    """The first of the chained errors that is about the storage, not the content."""
+    for each in iterate_causes(error):
         code = each.errno if isinstance(each, OSError) else None
         if found := OS_ERROR.search(str(each)):
             code = int(found[1])
@@ -95,8 +94,8 @@ def find_trouble(error: Exception) -> BaseException | None:
     return None
 
 
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what caused it."""
+def iterate_causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and its chain of causes."""
     found: BaseException | None = error
     while found is not None:
         yield found
@@ -104,7 +103,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def read_every_file(folder: epath.Path) -> None:
-    """Raises OSError where a file of a local folder cannot be opened and read."""
+    """Raises OSError if a file below a local folder cannot be opened and read."""
     if "://" in str(folder):
         return
     for file in folder.iterdir():
@@ -116,7 +115,7 @@ def read_every_file(folder: epath.Path) -> None:
 
 
 def shorten(error: BaseException) -> str:
-    """The first line of an error, without the pages that tensorstore appends."""
+    """The first line of an error, without the details that tensorstore appends."""
     text = str(error).strip() or type(error).__name__
     if isinstance(error, MemoryError):
         text = f"out of memory: {text}"

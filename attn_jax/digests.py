@@ -1,6 +1,6 @@
-"""Digests: proof that arrays and JSON come back from disk as they were written.
+"""Digests that show whether arrays and JSON come back from disk unchanged.
 
-Orbax and tensorstore do not notice a flipped bit of an uncompressed array; these do.
+Orbax and tensorstore do not detect a flipped bit in an uncompressed array.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from attn_jax import paths
 
 
 def describe_leaves(tree: Any) -> dict[str, dict[str, Any]]:
-    """{name: {shape, dtype, digest}} of every leaf, as JSON."""
+    """{name: {shape, dtype, digest}} for every leaf, as JSON values."""
     found = digest_leaves(tree)
     return {
         name: {
@@ -30,9 +30,9 @@ def describe_leaves(tree: Any) -> dict[str, dict[str, Any]]:
 
 
 def digest_leaves(tree: Any) -> dict[str, int]:
-    """{name: 32-bit digest} of every leaf; independent of the mesh.
+    """{name: 32-bit digest} for every leaf; independent of the mesh.
 
-    Of global arrays it is a collective: every process must call it.
+    For global arrays this is a collective: every process must call it.
     """
     return {
         name: int(value)
@@ -46,10 +46,10 @@ def _digests(tree: Any) -> Any:
 
 
 def digest_leaf(leaf: Shaped[Array, "..."]) -> UInt32[Array, ""]:
-    """Sum over the elements of bits times an odd function of their position, mod 2^32.
+    """The sum of each element's bits times an odd hash of its position, mod 2^32.
 
-    Integer sums do not depend on their order, so no sharding changes the result. An odd
-    factor is invertible mod 2^32, so any single changed element changes the sum.
+    An integer sum does not depend on the order, hence not on the sharding. An odd factor is
+    invertible mod 2^32, so a change of any single element changes the sum.
     """
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
@@ -61,14 +61,14 @@ def digest_leaf(leaf: Shaped[Array, "..."]) -> UInt32[Array, ""]:
     for dim, size in enumerate(leaf.shape):
         along = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim)
         position = position * jnp.uint32(size) + along
-    # The position is hashed: with plain odd numbers two changes could cancel.
+    # With 2 * position + 1 instead of a hash, two changes could easily cancel.
     mixed = (position + 1) * jnp.uint32(2654435761)
     mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(2246822519)
     return jnp.sum(bits * (mixed | 1), dtype=jnp.uint32)
 
 
 def digest_json(content: Any) -> int:
-    """CRC-32 of a JSON value; the order of keys does not matter."""
+    """CRC-32 of a JSON value, independent of the order of keys."""
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 

@@ -1,4 +1,4 @@
-"""One named evaluation: every example of a split exactly once, on whatever devices."""
+"""Evaluates every example of a split exactly once, on any number of devices."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -15,15 +15,15 @@ from attn_jax.data import pipeline
 
 
 class Evaluation:
-    """A task's split, ready to be run on parameters again and again.
+    """A split of a task, evaluated with any parameters as often as needed.
 
-    The batch size is rounded up to a multiple of the devices that share a batch. Results
-    do not depend on it: padded rows never count, and sums are added, not means.
+    The batch size is rounded up to a multiple of the devices that share a batch. It does
+    not change results: padded rows never count, and sums are added instead of means.
 
     Args:
         name: prefix of every metric.
         batch_size: rows of a global batch.
-        key: what a model that samples draws from.
+        key: random key, for models that sample.
         reading: `threads`, `prefetch` and `workers` of `pipeline.evaluation_batches`.
     """
 
@@ -46,15 +46,15 @@ class Evaluation:
         self.placement = sharding.batch_sharding(mesh)
         self.rows = pipeline.rows_of_process(self.placement, self.batch_size)
         self._eval_step = functools.partial(step.eval_step, model=model, task=task)
-        # Predictions stay with their rows, so that every process has its own at hand.
+        # Predictions are sharded like the batch, so each process holds those of its rows.
         self.step = jax.jit(self._eval_step, out_shardings=(None, self.placement))
 
     def run(
         self, params: Any, tick: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
-        """{`name/metric`: value} over the whole split; `tick` is called every batch.
+        """{`name/metric`: value} over the whole split; calls `tick` after every batch.
 
-        With several processes a collective: all call it, and all get every value.
+        With several processes this is a collective: all call it, and all get every value.
         """
         total: dict[str, tuple[float, float]] = {}
         parts = []
@@ -69,14 +69,14 @@ class Evaluation:
                 batch, self.placement, self.batch_size, self.rows
             )
             sums, predictions = self.step(params, on_device, self.key)
-            # Float64 from here on: a thousand float32 additions lose the fifth digit.
+            # Added up in float64: a thousand float32 additions lose the fifth digit.
             sums = jax.tree.map(float, jax.device_get(sums))
             total = metrics.add(total, sums) if total else sums
             tick()
             if predictions is not None:
                 marks = {name: batch[name] for name in ("index", "valid")}
                 parts.append({**read_local_rows(predictions), **marks})
-        results = metrics.ratio(total)
+        results = metrics.compute_means(total)
         if self.task.coefficients:  # a probe has no loss, rather than one of 0
             results["loss"] = sum(
                 weight * results[term]
@@ -87,9 +87,9 @@ class Evaluation:
         return {f"{self.name}/{metric}": value for metric, value in results.items()}
 
     def metric_names(self, params: Any) -> set[str] | None:
-        """{`name/metric`} of what `run` returns, without running it.
+        """The keys of the result of `run`, by shape evaluation.
 
-        None where the task has a `score`, whose metrics only show when it is called.
+        None if the task has a `score`: its metrics are known only after it was called.
 
         Args:
             params: the parameters or their shapes.
@@ -103,7 +103,7 @@ class Evaluation:
 
 
 def read_local_rows(arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
-    """The rows of global arrays that this process holds, in order, on the host."""
+    """The rows of global arrays that this process holds, in order, as NumPy arrays."""
 
     def read(array: jax.Array) -> np.ndarray:
         # Devices along the tensor axis hold the same rows.
@@ -114,7 +114,7 @@ def read_local_rows(arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
 
 
 def gather_rows(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Every valid row of all batches and processes once, in the order of `index`."""
+    """Every valid row of all batches and processes once, sorted by `index`."""
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if jax.process_count() > 1:
         arrays = {
@@ -123,6 +123,6 @@ def gather_rows(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         }
     valid = arrays.pop("valid")
     arrays = {name: array[valid] for name, array in arrays.items()}
-    # Processes along the tensor axis have brought the same rows.
+    # Processes along the tensor axis hold the same rows.
     _, first = np.unique(arrays["index"], return_index=True)
     return {name: array[first] for name, array in arrays.items()}

@@ -1,4 +1,4 @@
-"""A workdir as users write it: a local folder, with `~` or not, or a URL of a cloud."""
+"""Resolves the path of a workdir: a local folder, perhaps with `~`, or a cloud URL."""
 
 import os
 
@@ -6,11 +6,11 @@ from etils import epath
 
 
 def resolve_folder(workdir: epath.PathLike) -> epath.Path:
-    """The absolute path, or the URL; `~` is expanded, `file://` taken as local.
+    """The absolute path or URL. `~` is expanded, and `file://` is local.
 
     Raises:
-        ValueError: the path is empty, names no user's home, or needs a package that is
-            not installed.
+        ValueError: the path is empty, its `~user` does not exist, or its URL scheme is not
+            supported or needs a package that is not installed.
     """
     text = os.fspath(workdir)
     local = text.removeprefix("file://")
@@ -21,7 +21,9 @@ def resolve_folder(workdir: epath.PathLike) -> epath.Path:
     if "://" not in local:
         folder = epath.Path(local).expanduser()
         if str(folder).startswith("~"):
-            raise ValueError(f"{text}: there is no such user's home; write it in full.")
+            raise ValueError(
+                f"{text}: this home directory is unknown; give the full path."
+            )
         return folder.resolve()
     scheme = local.partition("://")[0]
     try:
@@ -33,4 +35,4 @@ def resolve_folder(workdir: epath.PathLike) -> epath.Path:
         ) from None
     except ImportError as error:
         raise ValueError(f"{text} needs a package: {error}.") from None
-    return folder  # `resolve` would make a local path of a URL
+    return folder  # `resolve` would turn a URL into a local path

@@ -1,4 +1,4 @@
-"""Parameters of a new run from other checkpoints: `config.init_from`."""
+"""Initializes a new run from other checkpoints, as `config.init_from` says."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,11 +16,12 @@ def initialize_from(run: Run, params: Any) -> tuple[Any, list[str]]:
     """Overwrites parameters from `config.init_from`; returns them and log lines.
 
     Args:
-        params: the run's new parameters, sharded; those of a checkpoint lie as they do.
+        params: the run's new parameters, sharded. Those of a checkpoint get the same
+            shardings.
 
     Raises:
-        ValueError: parameters of a checkpoint have no place in the model, or another
-            shape there; its images had another normalization; its head has other classes.
+        ValueError: the model lacks parameters of a checkpoint or has them in another shape;
+            the checkpoint was trained with another image normalization or other classes.
     """
     ours, notes = paths.named_leaves(params), []
     for path, prefix, skip in run.config.init_from:
@@ -36,13 +37,14 @@ def initialize_from(run: Run, params: Any) -> tuple[Any, list[str]]:
                 f"{config_lib.suggest(prefix, params)}"
             )
         module, theirs = read_checkpoint(run, path, shapes, skip)
-        if misfit := explain_misfit(theirs, shapes, module, part_of(run.model, prefix)):
+        part = find_submodule(run.model, prefix)
+        if misfit := explain_misfit(theirs, shapes, module, part):
             raise ValueError(f"config.init_from: {path}: {misfit}")
         found = {
             inside + name: jax.device_put(leaf, ours[inside + name].sharding)
             for name, leaf in theirs.items()
         }
-        params = paths.overlay(params, found)
+        params = paths.replace_leaves(params, found)
         notes.append(
             f"init_from {path}: {len(found)} of {len(ours)} parameters"
             + "".join(f"; {line}" for line in compare_fields(module, run.model))
@@ -53,7 +55,11 @@ def initialize_from(run: Run, params: Any) -> tuple[Any, list[str]]:
 def read_checkpoint(
     run: Run, path: str, shapes: Mapping[str, tuple[int, ...]], skip: str
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """(module, parameters by name) of a checkpoint, for images and classes of the run."""
+    """(module, parameters by name) of a checkpoint, fitted to the run's images and classes.
+
+    Raises:
+        ValueError: the image normalization or the classes do not match.
+    """
     images = run.batch_shapes.get("images")
     size = None if images is None else (images.shape[1], images.shape[2])
     module, leaves = convert.load_parameters(path, shapes, skip, image_size=size)
@@ -78,7 +84,7 @@ def explain_misfit(
     module: nn.Module,
     part: nn.Module | None,
 ) -> str | None:
-    """Why a checkpoint's parameters do not fit the model, and the remedy; None: they do."""
+    """Why a checkpoint's parameters do not fit the model, and the remedy; None if they fit."""
     misfits = [
         f"{name} {leaf.shape}, here {shapes.get(name, 'absent')}"
         for name, leaf in theirs.items()
@@ -89,13 +95,13 @@ def explain_misfit(
     more = f"; and {len(misfits) - 8} more" if len(misfits) > 8 else ""
     remedy = part and convert.explain_mismatch(module, part)
     return (
-        f"{remedy + ', or match' if remedy else 'match'} what has no place in the model by "
-        f"the skip regex, to leave it out: {'; '.join(misfits[:8])}{more}"
+        f"{remedy + ', or leave' if remedy else 'leave'} out what does not fit the model "
+        f"by the skip regex: {'; '.join(misfits[:8])}{more}"
     )
 
 
-def part_of(model: nn.Module, prefix: str) -> nn.Module | None:
-    """The submodule at a prefix such as "encoder"; None: it is no field."""
+def find_submodule(model: nn.Module, prefix: str) -> nn.Module | None:
+    """The submodule at a prefix such as "encoder"; None if no field has that name."""
     part: Any = model
     for name in prefix.split("/") if prefix else []:
         part = getattr(part, name, None)
@@ -103,7 +109,7 @@ def part_of(model: nn.Module, prefix: str) -> nn.Module | None:
 
 
 def compare_fields(theirs: nn.Module, ours: nn.Module) -> list[str]:
-    """The fields in which two modules of one class differ, such as an activation."""
+    """One line for each field in which two modules of the same class differ."""
     if type(theirs) is not type(ours):
         return []
     return [

@@ -1,6 +1,6 @@
-"""The top-level keys of a config: type, rule, and whether a resumed run may change them.
+"""The top-level keys of a config: their types, and whether they may change on resume.
 
-`configs/common.py` gives each its value, unit and reason.
+`configs/common.py` gives their default values, with unit and reason.
 """
 
 from typing import Any, NamedTuple
@@ -20,14 +20,13 @@ from attn_jax.bounds import (
 
 
 class Knob(NamedTuple):
-    """A top-level key; `example` shows its form where a type alone does not."""
+    """The type of a top-level key, and an example where the type is not obvious."""
 
     type: Any
     example: str = ""
 
 
-# These define the run; to change one, start a new run, with `init_from` if it is to begin
-# from the parameters of this one.
+# These define the run. To change one, start a new run, perhaps with `init_from`.
 FIXED_KNOBS = {
     "model": Knob(dict),
     "task": Knob(dict),
@@ -48,8 +47,8 @@ FIXED_KNOBS = {
     "ema_decay": Knob(DecayRate | None),
     "deterministic": Knob(bool),
 }
-# These may differ when a run is resumed. None changes the update of a given step but
-# `duration`, for which train.py warns if it moves the schedule.
+# These may differ when a run is resumed. Only `duration` can change an update: a warning
+# is printed if it moves the schedule.
 CHANGEABLE_KNOBS = {
     "mesh": Knob(dict[str, int]),
     "sharding_rules": Knob(

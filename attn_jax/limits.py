@@ -1,4 +1,4 @@
-"""Whether parameters and a batch can fit into memory, checked on shapes alone."""
+"""Checks on shapes alone whether parameters and a batch can fit into memory."""
 
 import math
 import pathlib
@@ -17,21 +17,21 @@ def check_size(
 ) -> None:
     """Raises ValueError if parameters or a batch need more memory than there is.
 
-    A necessary condition: activations are not counted, and parameters count once over all
-    devices, as if fully sharded.
+    What passes may still not fit: activations are not counted, and parameters are counted
+    as if fully sharded, once over all devices.
 
     Args:
         params, batch: trees of arrays or of their shapes, global over all devices.
-        copies: how often the parameters are held; AdamW with an average holds 5
-            (parameters, gradient, two moments, average).
-        memory: bytes; None: what is at hand, see `find_memory`.
+        copies: how many arrays of a parameter's size are held. AdamW with an average: 5
+            (parameter, gradient, two moments, average).
+        memory: bytes; None: `find_memory()`.
     """
     memory = find_memory() if memory is None else memory
     if memory is None:
         return
-    times = f", {copies} times in training" if copies > 1 else ""
+    times = f", {copies} times in training," if copies > 1 else ""
     for what, tree, factor, remedy in (
-        (f"the parameters{times},", params, copies, "reduce config.model"),
+        (f"the parameters{times}", params, copies, "reduce config.model"),
         ("one batch", batch, 1, "reduce config.batch_size or the sizes in config.task"),
     ):
         sizes = {name: count_bytes(leaf) for name, leaf in named_leaves(tree).items()}
@@ -46,7 +46,7 @@ def check_size(
 
 
 def find_memory() -> int | None:
-    """Bytes available over all devices; None if unknown. A CPU's is the host's memory."""
+    """Available bytes over all devices (for a CPU, of the host); None if unknown."""
     device = jax.local_devices()[0]
     if device.platform != "cpu":
         limit = (device.memory_stats() or {}).get("bytes_limit")
@@ -56,7 +56,7 @@ def find_memory() -> int | None:
 
 
 def count_bytes(leaf: Any) -> int:
-    # Python integers: a product of NumPy's would wrap around.
+    # Python integers, because a product of NumPy's would overflow.
     return math.prod(map(int, leaf.shape)) * np.dtype(leaf.dtype).itemsize
 
 
@@ -74,7 +74,7 @@ def _read_meminfo() -> int | None:
 
 
 def _read_cgroup() -> int | None:
-    """What a container's limit leaves (cgroup v2)."""
+    """The bytes that a container's limit (cgroup v2) leaves; None without a limit."""
     try:
         limit = (CGROUP / "memory.max").read_text().strip()
         used = (CGROUP / "memory.current").read_text().strip()

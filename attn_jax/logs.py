@@ -1,8 +1,8 @@
-"""What a run reports: a progress line, metrics on disk, a profile, and curves at the end.
+"""Reports a run: a progress line, metrics on disk, a profile, and curves at the end.
 
-Files in the workdir: `metrics.jsonl` (one object a line), `tensorboard/`, `profile/` and
-`curves.png`. Text for a person goes to stdout, the progress line to stderr. A place that
-cannot be written is an error at the start; later it is reported once, and training goes on.
+Files in the workdir: `metrics.jsonl` (one object per line), `tensorboard/`, `profile/` and
+`curves.png`. Messages go to stdout, the progress line to stderr. If a file cannot be
+written at the start, that is an error; later it is reported once, and training continues.
 """
 
 import contextlib
@@ -35,10 +35,11 @@ class Log:
     """Reports one training session. Close it, or use it in a `with` statement.
 
     Args:
-        start_step: steps done by earlier sessions. Lines of `metrics.jsonl` after it are
-            dropped, because this session writes them again.
+        start_step: steps taken by earlier sessions. Records of later steps are dropped
+            from `metrics.jsonl`, because this session writes them again.
         batch_size: examples per step, over all devices.
-        flops_per_step, peak_flops: of all devices together; `mfu` is reported if both are
+        flops_per_step: operations of a step, over all devices.
+        peak_flops: operations per second of all devices. `mfu` is reported if both are
             known.
         lead: whether this process writes; exactly one process of a run does.
         profile: first and last step to record with the JAX profiler, or empty.
@@ -73,7 +74,8 @@ class Log:
         self.lead, self.profile, self.profiling = lead, profile, False
         self.current_step, self.latest = start_step, ""
         self.paused_seconds = self.waiting_seconds = 0.0  # since the window began
-        # (step, time); both start after the first step, which is mostly compilation.
+        # (step, time) of the first step, whose own time is mostly compilation, and of the
+        # last training record.
         self.first: tuple[int, float] | None = None
         self.window: tuple[int, float] | None = None
         if not lead:
@@ -129,12 +131,12 @@ class Log:
         self.close()
 
     def say(self, text: str) -> None:
-        """Prints a line that stays: the header of a run, or an event."""
+        """Prints a line to stdout, above the progress line."""
         if self.lead:
             _print(text, sys.stdout)
 
     def step(self, step: int, *, seconds_waiting: float) -> None:
-        """Call this after every step, which waited `seconds_waiting` for its batch."""
+        """Call this after every step; `seconds_waiting` is the wait for its batch."""
         if not self.lead:
             return
         self.current_step = step
@@ -151,10 +153,10 @@ class Log:
 
     @contextlib.contextmanager
     def pause(self, pending: Any = None) -> Iterator[None]:
-        """Excludes the time inside, of an evaluation or a save, from the training speed.
+        """Excludes the time inside, such as an evaluation, from the training speed.
 
         Waits for the `pending` arrays first: steps are dispatched asynchronously, and the
-        time of those still running belongs to training.
+        time of those still running is training time.
         """
         jax.block_until_ready(pending)
         began = time.monotonic()
@@ -164,11 +166,12 @@ class Log:
             self.paused_seconds += time.monotonic() - began
 
     def write(self, step: int, metrics: Mapping[str, Any], *, training: bool) -> None:
-        """Records {"name/metric": number} at `step`, on disk and on the screen.
+        """Writes {"name/metric": number} of a step to the files and the console.
 
         The name is that of an evaluation, or "train" for the training batches. A training
-        record also gets the speed since the previous one, so its numbers must have been
-        fetched from the device. A number that is not finite becomes null, as JSON has no NaN.
+        record also gets the speed since the previous one; its numbers must be on the host,
+        so that the steps are known to be done. A non-finite number becomes null, as JSON
+        has no NaN.
         """
         if not self.lead:
             return
@@ -209,7 +212,7 @@ class Log:
         self.lead = False
 
     def _speed(self, step: int, now: float) -> dict[str, float]:
-        """The speed since the last call; empty before the second step of a session."""
+        """The speed since the last call; empty until the second step of a session."""
         speed: dict[str, float] = {}
         if self.window is not None and step > self.window[0]:
             steps = step - self.window[0]
@@ -228,7 +231,7 @@ class Log:
         step, total, now = self.current_step, self.total_steps, time.monotonic()
         parts = [f"step {step:,}/{total:,}", f"{step / total:.0%}", self.latest]
         if self.first is not None and step > self.first[0]:
-            # Over the whole session, pauses included: the time a person has to wait.
+            # Over the whole session, including pauses: the wall-clock time that remains.
             pace = (now - self.first[1]) / (step - self.first[0])
             remaining = datetime.timedelta(seconds=round(pace * (total - step)))
             parts.append(f"ETA {remaining}")
@@ -242,7 +245,7 @@ class Log:
             _print(text, sys.stderr)
 
     def _switch_profiler(self) -> None:
-        """Starts or ends the recording, depending on the next step."""
+        """Starts or stops the JAX profiler, depending on the next step."""
         if not self.profile:
             return
         first, last = self.profile
@@ -251,16 +254,16 @@ class Log:
             folder = str(self.workdir / "profile")
             self.attempts.run("the profile", jax.profiler.start_trace, folder)
         elif self.profiling and not inside:
-            # Steps are dispatched asynchronously: the last one may not have started.
+            # Steps are dispatched asynchronously: the last one may not even have started.
             jax.block_until_ready(jax.live_arrays())
             self.attempts.run("the profile", jax.profiler.stop_trace)
         self.profiling = inside
 
 
 def _print(text: str, stream: Any) -> None:
-    """Prints a line; if that fails, this stream is discarded from now on.
+    """Prints a line; if that fails, discards all further output to this stream.
 
-    The reader of a pipe may have gone (`| head`), or the disk behind a redirection be full.
+    The reader of a pipe may have ended (`| head`), or a redirect may hit a full disk.
     """
     try:
         print(text, file=stream, flush=True)
@@ -268,21 +271,21 @@ def _print(text: str, stream: Any) -> None:
         _print(text.encode("ascii", "backslashreplace").decode(), stream)
     except (OSError, ValueError) as error:  # ValueError: the stream is closed
         with contextlib.suppress(OSError, ValueError):
-            # Also the interpreter flushes the stream when it ends, and would fail again.
+            # Replaced, because the interpreter flushes the stream at exit and would fail.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         name, other = "stdout", sys.stderr
         if stream is sys.stderr:
             name, other = "stderr", sys.stdout
         with contextlib.suppress(OSError, ValueError):
             print(
-                f"WARNING: cannot write to {name} ({error}); training goes on.",
+                f"WARNING: cannot write to {name} ({error}); training continues.",
                 file=other,
                 flush=True,
             )
 
 
 def _format_progress(values: Mapping[str, float], speed: Mapping[str, float]) -> str:
-    """The loss, speed and memory of the progress line."""
+    """The loss, speed and memory, for the progress line."""
     parts = [
         f"loss {value:.4g}"
         for name, value in values.items()
@@ -298,7 +301,7 @@ def _format_progress(values: Mapping[str, float], speed: Mapping[str, float]) ->
 
 
 def _format_evaluations(values: Mapping[str, float]) -> dict[str, str]:
-    """{evaluation: its metrics as text}."""
+    """{evaluation: its metrics in one line of text}."""
     lines: dict[str, str] = {}
     for name, value in values.items():
         evaluation, _, metric = name.rpartition("/")
@@ -314,7 +317,7 @@ def _format_rate(number: float) -> str:
 
 
 def _peak_memory_bytes() -> int:
-    """The peak of the fullest local device; of this process on a CPU."""
+    """The peak memory of the fullest local device; on a CPU that of this process."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     peaks = [each["peak_bytes_in_use"] for each in stats if each]
     if peaks:

@@ -1,8 +1,8 @@
-"""Metrics as sums and counts, the adjusted Rand index, and counted operations.
+"""Metrics as sums and counts, the adjusted Rand index, and FLOP counts.
 
 A metric is a pair (sum, count), so that its mean does not depend on the division into
 batches and micro-batches. Operations are counted in the traced program, because XLA's
-`cost_analysis` counts the body of a scan once, whatever its length.
+`cost_analysis` counts the body of a scan only once, whatever its length.
 """
 
 import math
@@ -37,15 +37,15 @@ PEAK_FLOPS = {
 
 
 def add(left: Sums, right: Sums) -> dict[str, tuple[Any, Any]]:
-    """The sums and counts of two batches taken together.
+    """The sums and counts over two batches.
 
     Raises:
-        ValueError: the two do not report the same metrics.
+        ValueError: the two batches report different metrics.
     """
     if left.keys() != right.keys():
         raise ValueError(
             f"metrics {sorted(left)} and {sorted(right)} cannot be added; every batch "
-            "must report the same names. Report an absent one as (0, 0)."
+            "must report the same names. Report a metric without examples as (0, 0)."
         )
     return {
         name: (left[name][0] + right[name][0], left[name][1] + right[name][1])
@@ -53,8 +53,8 @@ def add(left: Sums, right: Sums) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def ratio(sums: Sums) -> dict[str, float]:
-    """sum / count of every metric, on the host; nan if the count is 0."""
+def compute_means(sums: Sums) -> dict[str, float]:
+    """{name: sum / count} as Python floats; NaN if the count is 0."""
     return {
         name: float(total) / float(count) if float(count) else math.nan
         for name, (total, count) in sums.items()
@@ -69,26 +69,26 @@ def adjusted_rand_index(
     num_predicted: int,
     where: Bool[Array, "B ..."] | None = None,
 ) -> Float[Array, " B"]:
-    """How far two partitions of the same pixels agree: 1 fully, 0 as much as by chance.
+    """Agreement of two partitions of the same pixels: 1 if equal, 0 on average by chance.
 
-    Over all pairs of pixels, (R - E) / (M - E): R is the number of pairs that are together
-    in both partitions, E its expectation by chance, M the mean of the pairs together in
-    each. If both partitions are trivial (one cluster, or one pixel each) this is 0 / 0, and
-    1 here.
+    (R - E) / (M - E) over all pairs of pixels: R is the number of pairs that are together
+    in both partitions, E its expectation by chance, M the mean over both partitions of the
+    number of pairs that are together. If both partitions are trivial (a single cluster, or
+    one pixel per cluster) this is 0 / 0, and 1 is returned.
 
     Args:
-        true, predicted: ids from 0 up to the numbers of clusters. All ids outside that
-            range are one further cluster.
-        where: the pixels that take part. FG-ARI leaves out the true background:
-            `where=true != 0`; predicted clusters all count.
+        true, predicted: cluster ids from 0 to `num_true` - 1 and `num_predicted` - 1. All
+            other ids form one additional cluster.
+        where: the pixels that count. FG-ARI leaves out the true background, whatever is
+            predicted there: `where=true != 0`.
 
-    Source: Hubert and Arabie 1985, eq. 5; scene papers take `adjusted_rand_index` of
-    multi_object_datasets, which is nan for one object perfectly found.
+    Source: Hubert and Arabie 1985, eq. 5. Papers on scenes use `adjusted_rand_index` of
+    multi_object_datasets, which is NaN if a single object is found perfectly.
     """
     batch = true.shape[0]
 
     def membership(ids: jax.Array, number: int) -> jax.Array:
-        inside = (ids >= 0) & (ids < number)  # one_hot makes the others vanish
+        inside = (ids >= 0) & (ids < number)  # one_hot would map the others to zeros
         ids = jnp.where(inside, ids, number).reshape(batch, -1)
         return jax.nn.one_hot(ids, number + 1)
 
@@ -103,7 +103,7 @@ def adjusted_rand_index(
     def apart(sizes: jax.Array) -> jax.Array:
         """Share of pairs in different clusters.
 
-        A sum without cancellation in float32, unlike 1 - the share of pairs together.
+        Unlike 1 - (share of pairs together), this does not cancel in float32.
         """
         sizes = sizes.reshape(batch, -1)
         return (sizes * (pixels[:, None] - sizes)).sum(axis=1) / pairs
@@ -123,13 +123,13 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def mfu(flops: float, seconds: float, peak: float) -> float:
-    """flops / (seconds * peak): the share of the peak that a program used, 0 to 1.
+    """Model FLOPs utilization: flops / (seconds * peak), from 0 to 1.
 
-    `flops` and `peak` must count the same devices: both one, or both all. The
-    peak is that of bfloat16, also for a program that computes in float32.
+    `flops` and `peak` must refer to the same devices: one, or all. The peak is that of
+    bfloat16, even if the program computes in float32.
 
-    Source: Chowdhery 2022 (PaLM), appendix B, where the operations of rematerialisation
-    do not count: give the `count_flops` of the step without it.
+    Source: Chowdhery 2022 (PaLM), appendix B. Recomputed operations (remat) do not count:
+    pass the `count_flops` of a step without them.
     """
     return flops / (seconds * peak)
 
@@ -137,12 +137,12 @@ def mfu(flops: float, seconds: float, peak: float) -> float:
 def count_flops(program: ClosedJaxpr) -> int:
     """Operations of all matrix products and convolutions, two per multiply-add.
 
-    Give it `jax.make_jaxpr(step)(*args)`, with the global shapes: the count is that of
-    all devices together. A scan counts its body times its length, a branch the dearest
-    of its sides, a loop of unknown length one round. Products with the zeros of padding
-    or dilation do not count, hence a gradient costs what its forward pass did.
-    A kernel that is no JAX primitive (cuDNN attention) counts nothing: trace the
-    reference path instead. Elementwise operations count nothing either.
+    Pass `jax.make_jaxpr(step)(*args)` with global shapes; the count is then over all
+    devices. A scan counts its body times its length, `cond` its most expensive branch, and
+    a `while_loop` one iteration. Products with zeros of padding or dilation do not count,
+    so each gradient of a convolution costs as much as the forward pass. Elementwise
+    operations count as zero, and so do kernels that are not JAX primitives (cuDNN
+    attention): trace the reference path instead.
     """
     return _count(program.jaxpr)
 
@@ -162,11 +162,11 @@ def _count_equation(equation: Any) -> int:
         return max(inner)
     if name == "scan":
         return params["length"] * sum(inner)
-    if name == "shard_map":  # its body is traced with the shapes of one device
+    if name == "shard_map":  # the body has the shapes of one device
         axes = params["newly_manual_axes"]
         shards = math.prod(params["mesh"].shape[axis] for axis in axes)
         return shards * sum(inner)
-    if name == "pallas_call":  # and this one with those of one block
+    if name == "pallas_call":  # the body has the shapes of one block
         return math.prod(params["grid_mapping"].grid) * sum(inner)
     return sum(inner)
 

@@ -1,8 +1,8 @@
-"""Saved configs of older releases, lifted to the present form.
+"""Migrates saved configs of older releases to the current format.
 
-`MIGRATIONS[n]` lifts a saved config of format n to format n + 1; a config saved before
-there was a number has format 0. Whoever renames a class, or adds a field whose default
-differs from what older releases did, adds an entry here.
+`MIGRATIONS[n]` converts a config from format n to format n + 1; a config without a number
+has format 0. Renaming a class, or adding a field whose default differs from what older
+releases did, needs an entry here.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ class Migration:
 
     Attributes:
         classes: {old `cls`: new `cls`}.
-        knobs: {new top-level key: the value that means what was done before}.
-        fields: {`cls`: {new field: the value that means what was done before}}; only
-            needed where the field's default means something else.
+        knobs: {new top-level key: value with the old behavior}.
+        fields: {`cls`: {new field: value with the old behavior}}; only needed if the
+            field's default behaves differently.
         renamed: {`cls`: {old field: new field}}.
         removed: {`cls`: {old field: what to use instead}}.
     """
@@ -40,12 +40,12 @@ MIGRATIONS: tuple[Migration, ...] = (
             )
         },
         fields={
-            # Photographs were read as they are stored.
+            # The EXIF rotation of photographs was ignored.
             "attn_jax.tasks.bags:Bags": {"exif_rotation": False},
             "attn_jax.tasks.classify:Classify": {"exif_rotation": False},
             "attn_jax.tasks.masked_patches:MaskedPatches": {"exif_rotation": False},
             "attn_jax.tasks.probe:Probe": {"exif_rotation": False},
-            # The split went by file names, and some files were not read.
+            # Documents were split by file name, and some files were not read.
             "attn_jax.tasks.masked_lm:MaskedLM": {"corpus_version": 1},
         },
     ),
@@ -58,18 +58,18 @@ def current_format() -> int:
 
 
 def migrate(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a saved config in the present format.
+    """A copy of a saved config in the current format.
 
     Raises:
-        ValueError: the config is of a newer release, or sets a removed field.
+        ValueError: a newer release saved the config, or it sets a removed field.
     """
     number = saved.get("format", 0)
     if type(number) is not int or number < 0:
         raise ValueError(f"config.format={number!r} must be a number of 0 or more.")
     if number > current_format():
         raise ValueError(
-            f"config.format={number} was saved by a newer release of attn_jax, which "
-            f"reads up to {current_format()} here; update attn_jax."
+            f"config.format={number} was saved by a newer release of attn_jax; this one "
+            f"reads up to {current_format()}. Update attn_jax."
         )
     config = dict(saved)
     for migration in MIGRATIONS[number:]:
@@ -77,7 +77,7 @@ def migrate(saved: Mapping[str, Any]) -> dict[str, Any]:
         training = config.get("task")
         inherited = training.get("cls") if isinstance(training, Mapping) else None
         config = {
-            key: _lift(value, migration, "config." + key, inherited)
+            key: _migrate_value(value, migration, "config." + key, inherited)
             for key, value in config.items()
         }
     return {
@@ -87,7 +87,7 @@ def migrate(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_successor(cls: str) -> str | None:
-    """The present name of a class that has moved."""
+    """The current name of a class that has moved; None if it has not."""
     for migration in MIGRATIONS:
         cls_now = migration.classes.get(cls)
         if cls_now is not None:
@@ -96,14 +96,14 @@ def find_successor(cls: str) -> str | None:
 
 
 def younger_fields(cls: Any) -> set[str]:
-    """Fields of a class whose default is not what older releases did."""
+    """Fields of a class whose defaults differ from what older releases did."""
     return {
         field for migration in MIGRATIONS for field in migration.fields.get(cls, {})
     }
 
 
 def explain_removed(cls: str, field: str) -> str | None:
-    """What to use instead of a field that older releases had."""
+    """What to use instead of a field of older releases; None if there was no such field."""
     for migration in reversed(MIGRATIONS):
         if field in migration.renamed.get(cls, {}):
             return f"it is called {migration.renamed[cls][field]!r} now."
@@ -112,13 +112,14 @@ def explain_removed(cls: str, field: str) -> str | None:
     return None
 
 
-def _lift(value: Any, migration: Migration, where: str, inherited: Any) -> Any:
+def _migrate_value(value: Any, migration: Migration, where: str, inherited: Any) -> Any:
+    """A value of a config after one migration; `inherited` is the class of the task."""
     if isinstance(value, list | tuple):
-        return [_lift(item, migration, where, inherited) for item in value]
+        return [_migrate_value(item, migration, where, inherited) for item in value]
     if not isinstance(value, Mapping):
         return value
     section = {
-        key: _lift(item, migration, f"{where}.{key}", inherited)
+        key: _migrate_value(item, migration, f"{where}.{key}", inherited)
         for key, item in value.items()
     }
     if isinstance(section.get("cls"), str):

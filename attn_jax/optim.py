@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from attn_jax.bounds import DecayRate, NonNegativeFloat, PositiveFloat, Regex
-from attn_jax.paths import first_match, map_named, matching, named_leaves
+from attn_jax.paths import map_named, match_first, match_names, named_leaves
 from attn_jax.schedules import Section, choose
 
 Factor = float | Sequence[float]
@@ -45,10 +45,10 @@ def make_optimizer(
         raise ValueError(f"config.clip_norm={clip_norm} must be positive, or None.")
     selection = Selection(
         names=tuple(leaves),
-        decayed=matching(config["weight_decay_on"], leaves, key="weight_decay_on"),
+        decayed=match_names(config["weight_decay_on"], leaves, key="weight_decay_on"),
         multipliers=select_multipliers(config["learning_rate_multipliers"], leaves),
     )
-    frozen = matching(config["freeze"], leaves, key="freeze")
+    frozen = match_names(config["freeze"], leaves, key="freeze")
     rule = choose(OPTIMIZERS, config["optimizer"], "optimizer")
     update = optax.chain(
         optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
@@ -66,14 +66,14 @@ def make_optimizer(
 
 
 def describe_frozen(freeze: Sequence[str], params: Any) -> str:
-    """One line: how many parameters `config.freeze` excludes from training.
+    """One line that says how many parameters `config.freeze` excludes from training.
 
     Args:
         params: the parameters, or their shapes.
     """
     leaves = named_leaves(params)
     sizes = {name: math.prod(leaf.shape) for name, leaf in leaves.items()}
-    frozen = sum(sizes[name] for name in matching(freeze, leaves, key="freeze"))
+    frozen = sum(sizes[name] for name in match_names(freeze, leaves, key="freeze"))
     total = sum(sizes.values())
     return f"frozen: {frozen:,} of {total:,} parameters, by freeze={list(freeze)}"
 
@@ -82,14 +82,14 @@ def describe_frozen(freeze: Sequence[str], params: Any) -> str:
 
 
 class Selection(NamedTuple):
-    """The parameters that the config selects by name; see `make_optimizer`."""
+    """The parameters that the config selects by name, as in `make_optimizer`."""
 
     names: tuple[str, ...]
     decayed: set[str]
     multipliers: Mapping[str, Factor]
 
 
-# An optimizer that still needs the parameter paths: clipped gradients -> r m d + r w p.
+# An optimizer that still needs the parameter names: clipped gradients -> r m d + r w p.
 Rule = Callable[[Selection], optax.GradientTransformation]
 
 
@@ -111,7 +111,7 @@ def adamw(
     Source: Loshchilov 2019 (arXiv:1711.05101) alg. 2; big_vision optax.py, make.
     """
     adam = optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
-    return decoupled(adam, learning_rate, weight_decay)
+    return decouple_decay(adam, learning_rate, weight_decay)
 
 
 def bert_adamw(
@@ -138,7 +138,7 @@ def bert_adamw(
         return direction, Moments(mu, nu)
 
     adam = optax.GradientTransformation(init, update)
-    return decoupled(adam, learning_rate, weight_decay)
+    return decouple_decay(adam, learning_rate, weight_decay)
 
 
 class Moments(NamedTuple):
@@ -159,15 +159,15 @@ def lamb(
 ) -> Rule:
     """r * m * u * |parameter| / |u| with u = d + w * parameter, d as in `adamw`.
 
-    The ratio is computed per tensor. It scales the decay as well, and so does a multiplier.
-    It is 1 if a norm is 0, and for parameters without decay.
+    The trust ratio |parameter| / |u| is computed per tensor. It is 1 if a norm is 0, and
+    for parameters without decay. Ratio and multiplier scale the decay as well.
 
     Args:
         stacked: regexes of parameters with a leading layer axis (`nn.scan`). The ratio is
             then computed per layer.
 
-    Source: You 2020 (arXiv:1904.00962) alg. 2 with phi = identity; which parameters
-    have no ratio follows the TensorFlow implementation.
+    Source: You 2020 (arXiv:1904.00962) alg. 2 with phi = identity. As in the TensorFlow
+    implementation, parameters without decay have no ratio.
     """
     ratio = optax.scale_by_trust_ratio()
 
@@ -178,7 +178,7 @@ def lamb(
 
     def rule(selection):
         decayed = selection.decayed
-        layered = matching(stacked, selection.names, key="optimizer.stacked")
+        layered = match_names(stacked, selection.names, key="optimizer.stacked")
         return optax.chain(
             optax.scale_by_adam(b1, b2, eps),
             optax.add_decayed_weights(weight_decay, mask_names(decayed)),
@@ -215,7 +215,7 @@ def sgd(
             f"{momentum=}; set a momentum such as 0.9, or leave them out."
         )
     trace = optax.trace(momentum, nesterov, momentum_dtype)
-    return decoupled(
+    return decouple_decay(
         trace if momentum else optax.identity(), learning_rate, weight_decay
     )
 
@@ -231,7 +231,7 @@ OPTIMIZERS: dict[str, Callable[..., Rule]] = {
 # --- pieces ---------------------------------------------------------------------------
 
 
-def decoupled(
+def decouple_decay(
     direction: optax.GradientTransformation, learning_rate: float, weight_decay: float
 ) -> Rule:
     """r * m * d + r * w * parameter: the decay does not enter d."""
@@ -251,7 +251,7 @@ def mask_names(names: set[str]) -> Callable[[Any], Any]:
 
 
 def scale_by_name(multipliers: Mapping[str, Factor]) -> optax.GradientTransformation:
-    def scaled(name, update):
+    def scale(name, update):
         if name not in multipliers:
             return update
         factor = jnp.asarray(multipliers[name], update.dtype)
@@ -259,14 +259,14 @@ def scale_by_name(multipliers: Mapping[str, Factor]) -> optax.GradientTransforma
             factor.shape + (1,) * (update.ndim - factor.ndim)
         )
 
-    return optax.stateless(lambda updates, _: map_named(scaled, updates))
+    return optax.stateless(lambda updates, _: map_named(scale, updates))
 
 
 def select_multipliers(
     rules: Iterable[Sequence], leaves: Mapping[str, Any]
 ) -> Mapping[str, Factor]:
     key = "learning_rate_multipliers"
-    multipliers = first_match([tuple(rule) for rule in rules], leaves, key=key)
+    multipliers = match_first([tuple(rule) for rule in rules], leaves, key=key)
     for name, factor in multipliers.items():
         factors, shape = np.asarray(factor), leaves[name].shape
         if not (factors > 0).all() or factors.shape not in ((), shape[:1]):

@@ -1,7 +1,7 @@
 """Parameters by name: a tree as {"block_0/mlp/kernel": leaf}, and regexes over names.
 
 Weight decay, learning-rate multipliers, freezing, sharding rules and checkpoint loading
-select parameters this way. A regex must match the whole name.
+select parameters by regex. A regex must match the whole name.
 """
 
 import re
@@ -30,30 +30,32 @@ def map_named(function: Any, tree: Any) -> Any:
     )
 
 
-def matching(patterns: Iterable[str], names: Iterable[str], *, key: str) -> set[str]:
+def match_names(patterns: Iterable[str], names: Iterable[str], *, key: str) -> set[str]:
     """The names that at least one regex matches in full.
 
+    Args:
+        key: the config key, for messages.
+
     Raises:
-        ValueError: a pattern is no safe regex or matches nothing. `key` is the config key
-            that the message names.
+        ValueError: a pattern is not a safe regex, or matches nothing.
     """
     names, found = list(names), set()
     for pattern in patterns:
         whole = compile_pattern(pattern, key)
         matched = {name for name in names if whole.fullmatch(name)}
         if not matched:
-            raise unmatched(pattern, names, key)
+            raise unmatched_error(pattern, names, key)
         found |= matched
     return found
 
 
-def first_match(
+def match_first(
     rules: Sequence[Sequence], names: Iterable[str], *, key: str
 ) -> Mapping[str, Any]:
     """{name: value of the first rule whose regex matches it}, without unmatched names.
 
     Raises:
-        ValueError: a pattern is no safe regex or matches nothing.
+        ValueError: a pattern is not a safe regex, or matches nothing.
     """
     names = list(names)
     values: dict[str, Any] = {}
@@ -61,7 +63,7 @@ def first_match(
         whole = compile_pattern(pattern, key)
         matched = [name for name in names if whole.fullmatch(name)]
         if not matched:
-            raise unmatched(pattern, names, key)
+            raise unmatched_error(pattern, names, key)
         for name in matched:
             values.setdefault(name, value)
     return values
@@ -71,7 +73,7 @@ def compile_pattern(pattern: str, key: str) -> re.Pattern[str]:
     """The compiled regex.
 
     Raises:
-        ValueError: it is none, or one that can take exponential time.
+        ValueError: it is not a regex, or one that can take exponential time.
     """
     if fault := find_fault(pattern):
         raise ValueError(f"config.{key}: {shorten(pattern)} must be {fault}.")
@@ -82,7 +84,7 @@ def shorten(pattern: str) -> str:
     return repr(pattern if len(pattern) <= 200 else pattern[:200] + "...")
 
 
-def unmatched(pattern: str, names: Sequence[str], key: str) -> ValueError:
+def unmatched_error(pattern: str, names: Sequence[str], key: str) -> ValueError:
     shown = ", ".join(names[:3])
     return ValueError(
         f"config.{key}: the regex {shorten(pattern)} matches no parameter; it must match a "
@@ -90,12 +92,12 @@ def unmatched(pattern: str, names: Sequence[str], key: str) -> ValueError:
     )
 
 
-def pick(tree: Any, names: Iterable[str]) -> dict[str, Any]:
+def select_leaves(tree: Any, names: Iterable[str]) -> dict[str, Any]:
     """The leaves with these names, in tree order."""
     names = set(names)
     return {name: leaf for name, leaf in named_leaves(tree).items() if name in names}
 
 
-def overlay(tree: Any, leaves: Mapping[str, Any]) -> Any:
+def replace_leaves(tree: Any, leaves: Mapping[str, Any]) -> Any:
     """The tree with its leaves of these names replaced."""
     return map_named(lambda name, leaf: leaves.get(name, leaf), tree)

@@ -1,17 +1,17 @@
-"""Whether a regex of a config is one, and matches a name in bounded time."""
+"""Checks that a regex of a config is valid and matches in bounded time."""
 
 import math
 import re
 from re import _parser as parser  # type: ignore[attr-defined]  # the only parser there is
 from typing import Any
 
-# A stranger's config must not keep us busy for ever; real patterns have 2 or 3 wildcards.
+# A regex of a stranger's config must not run forever; real ones have 2 or 3 wildcards.
 MAX_REPEATS = 5
 MAX_CHOICES = 12
 
 
 def find_fault(pattern: str) -> str | None:
-    """What a pattern must be; None if it is a regex without exponential run time."""
+    """What the pattern must be; None if it is a regex without exponential run time."""
     try:
         repeats, choices = count_choices(parser.parse(pattern))
         re.compile(pattern)
@@ -27,7 +27,11 @@ def find_fault(pattern: str) -> str | None:
 
 
 def count_choices(parsed: Any, repeated: bool = False) -> tuple[int, float]:
-    """(repeats, all points of choice) of a parsed regex; infinite if nested in a repeat."""
+    """(repeats, choice points) of a parsed regex.
+
+    The number of choice points is infinite if one is nested in a repeat, because matching
+    may then take exponential time.
+    """
     repeats, choices = 0, 0.0
     for operator, argument in parsed:
         name, inner, inside = str(operator), [], repeated

@@ -2,7 +2,7 @@
 
 Without this, JAX notices a death after 68 to 85 seconds, and aborts with pages of C++
 text. Here every process keeps a TCP connection to process 0: the operating system closes
-the sockets of a killed process at once, and keep-alive packets find a lost machine.
+the sockets of a killed process at once, and keep-alive packets reveal a lost machine.
 Process 0 ends when any other process dies, and the others end when process 0 does.
 """
 
@@ -21,22 +21,21 @@ from typing import Any, NoReturn
 
 from jax._src import distributed  # for its key-value store, as orbax uses it
 
-EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on with the run
+EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the run
 MESSAGE = "error: another process ended; run the same command again"
-# A process that fails says so before it ends. The others get this long to report the
-# same error themselves, before they end because of it.
+# A process that fails tells the others before it ends. They have this long to report the
+# same error themselves; then they end too.
 GRACE_SECONDS = 5.0
-HOLD_SECONDS = 1.0  # how long native text on stderr is held back
+HOLD_SECONDS = 1.0  # how long text of native code is held back from stderr
 KEY = "attn_jax/peers"
-FINISHED, FAILED = b"0", b"1"  # the last byte of a process that ends by itself
+FINISHED, FAILED = b"0", b"1"  # the last byte that a process sends before it exits
 
 
 class Peers:
     """The connections of this process to the other processes of its run.
 
-    Also redirects file descriptor 2: what native code writes there appears a second
-    later, and not at all if the process ends because another one died. `sys.stderr`
-    itself is not delayed.
+    Also redirects file descriptor 2: text of native code appears a second later, and not
+    at all if this process ends because another one died. `sys.stderr` is not delayed.
     """
 
     def __init__(self) -> None:
@@ -56,24 +55,24 @@ class Peers:
         self._handle_abort()
 
     def leave(self, *, failed: bool) -> None:
-        """Tells the others that this process ends by itself, with an error or without."""
+        """Tells the others that this process is about to exit, with or without an error."""
         for connection in self._connections:
             with contextlib.suppress(OSError):
                 connection.send(FAILED if failed else FINISHED)
-        if failed:  # its own error has been reported; the rest follows from it
+        if failed:  # the error has been reported; drop what libraries add to it
             self._stderr.write("")
         self._stderr.restore()
 
     def settle(self) -> None:
-        """Waits a moment before an error is reported: it may be caused by a death.
+        """Waits before an error is reported: the death of a process may have caused it.
 
-        Then the thread that watches ends this process meanwhile.
+        In that case the watching thread ends this process during the wait.
         """
         time.sleep(1.0)
 
     @property
     def failed(self) -> bool:
-        """Whether another process reported that it ends with an error."""
+        """Whether another process has reported an error."""
         return self._failed_at is not None
 
     def end(self) -> NoReturn:
@@ -151,21 +150,22 @@ class Peers:
             self.end()
         if last == FAILED:
             self._failed_at = self._failed_at or time.monotonic()
-            self._stderr.hold()  # what JAX says about it
+            self._stderr.hold()  # JAX will print its own view of the failure
         self._selector.unregister(connection)
 
     def _handle_abort(self) -> None:
-        """JAX aborts when it loses process 0, often before the thread above wakes up.
+        """Delays the abort of JAX, so that `_watch` can end this process first.
 
-        Python's own handlers do not run inside abort(), those of ctypes do.
+        JAX aborts when it loses process 0, often before `_watch` wakes up. Python's signal
+        handlers do not run inside abort(), but one set through ctypes does.
         """
         library = ctypes.CDLL(None)
 
         def wait(number: int) -> None:
             self._stderr.hold()
-            time.sleep(GRACE_SECONDS + 1.0)  # the thread ends the process meanwhile
-            self._stderr.restore()  # an abort of another cause
-            library.signal(number, None)  # the default: abort() goes on
+            time.sleep(GRACE_SECONDS + 1.0)
+            self._stderr.restore()  # still running, so the abort has another cause
+            library.signal(number, None)  # the default handler: abort() continues
 
         self._abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(wait)
         library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
@@ -176,7 +176,7 @@ class Peers:
 
 
 class NativeStderr:
-    """Holds back what native code writes to file descriptor 2 for a second."""
+    """Delays what native code writes to file descriptor 2 by a second."""
 
     def __init__(self) -> None:
         self._direct = os.dup(2)
@@ -201,7 +201,7 @@ class NativeStderr:
         atexit.register(self.restore)
 
     def write(self, text: str) -> None:
-        """Writes directly, and drops what is held back."""
+        """Writes directly to stderr, and drops what is held back."""
         with self._lock:
             self._held = []
             with contextlib.suppress(OSError):
@@ -212,10 +212,10 @@ class NativeStderr:
         self._seconds = float("inf")
 
     def restore(self) -> None:
-        """Writes what is held back; from now on nothing is."""
+        """Writes what is held back, and stops holding back."""
         with contextlib.suppress(OSError):
             os.dup2(self._direct, 2)
-        time.sleep(0.05)  # the pump reads the rest
+        time.sleep(0.05)  # until `_pump` has read the rest
         self._write_held(before=float("inf"))
 
     def _pump(self) -> None:

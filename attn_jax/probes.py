@@ -1,6 +1,6 @@
-"""Simple classifiers on features, to measure these: in NumPy and float64.
+"""Simple classifiers that measure the quality of features, in NumPy and float64.
 
-Axes: N examples, D features, Q queries, C classes. Labels are whole numbers from 0.
+Axes: N examples, D features, Q queries, C classes. Labels are integers from 0.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Integer
 
-BIAS = 100.0  # the constant feature: so large that its weight is hardly regularised
+BIAS = 100.0  # the constant feature: so large that its weight is hardly regularized
 CHUNK = 2**23  # similarities held at a time, 64 MiB
 
 
@@ -19,7 +19,7 @@ class LinearClassifier:
 
     Attributes:
         mean, std: of each feature over the training examples; `std` is never 0.
-        weights: the last row is that of the constant feature `BIAS`.
+        weights: the last row belongs to the constant feature `BIAS`.
     """
 
     mean: Float[np.ndarray, " D"]
@@ -30,37 +30,37 @@ class LinearClassifier:
         return append_bias((features - self.mean) / self.std) @ self.weights
 
     def predict(self, features: Float[np.ndarray, "Q D"]) -> Integer[np.ndarray, " Q"]:
-        """The label of the highest score; of equal scores the lowest label."""
+        """The label with the highest score; the lowest such label if scores are equal."""
         return self.scores(features).argmax(axis=1)
 
 
-def ridge(
+def fit_ridge(
     features: Float[np.ndarray, "N D"],
     labels: Integer[np.ndarray, " N"],
     l2: Sequence[float],
     num_classes: int,
 ) -> list[LinearClassifier]:
-    """For each l2 the W that minimises |X W - Y|^2 + l2 |W|^2, in closed form.
+    """For each l2 the W that minimizes |X W - Y|^2 + l2 |W|^2, in closed form.
 
-    X are the features, each less its mean and over its (std + 1e-5), and the constant
-    100; Y is 1 at the label and -1 elsewhere. One eigendecomposition, of X^T X or of X X^T,
-    whichever is smaller, serves every l2.
+    X are the features, (x - mean) / (std + 1e-5), and the constant 100; Y is 1 at the label
+    and -1 elsewhere. A single eigendecomposition, of the smaller of X^T X and X X^T, serves
+    every l2.
 
     Raises:
-        ValueError: no examples, a label out of range, or an l2 that is not above 0.
+        ValueError: there are no examples, a label is out of range, or an l2 is not above 0.
 
     Source: big_vision, evaluators/fewshot_lsr.py (there in float32).
     """
     if not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(
             f"{len(labels)} examples with the labels {np.unique(labels).tolist()}; there "
-            f"must be one at least, and labels from 0 to num_classes - 1 = "
+            f"must be at least one, with labels from 0 to num_classes - 1 = "
             f"{num_classes - 1}. Correct the labels or num_classes."
         )
     if not l2 or min(l2) <= 0:
         raise ValueError(
-            f"l2={list(l2)} must be numbers above 0, at least one: with 0 the solution is "
-            "not unique where examples are few. Use a small number instead."
+            f"l2={list(l2)} must be one or more numbers above 0: with 0 the solution is "
+            "not unique if examples are few. Use a small number instead."
         )
     features = features.astype(np.float64)
     mean, std = features.mean(axis=0), features.std(axis=0) + 1e-5
@@ -82,7 +82,7 @@ def append_bias(features: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D+1"
     return np.pad(features, ((0, 0), (0, 1)), constant_values=BIAS)
 
 
-def nearest_neighbours(
+def predict_knn(
     features: Float[np.ndarray, "N D"],
     labels: Integer[np.ndarray, " N"],
     queries: Float[np.ndarray, "Q D"],
@@ -90,19 +90,19 @@ def nearest_neighbours(
     k: int = 20,
     temperature: float = 0.07,
 ) -> Integer[np.ndarray, " Q"]:
-    """Each query's label by a vote of the k examples of highest cosine similarity.
+    """The label of each query by a vote of its k nearest neighbors in cosine similarity.
 
-    A vote weighs exp(similarity / temperature); of equal sums the lowest label wins.
+    A vote has the weight exp(similarity / temperature); in a tie the lowest label wins.
 
     Raises:
-        ValueError: k is not from 1 to N.
+        ValueError: k is not between 1 and N.
 
     Source: Wu et al. 2018 (Instance Discrimination) section 3.4, with the k = 20 of Caron
     et al. 2021 (DINO, eval_knn.py), section 3.2.
     """
     if not 1 <= k <= len(labels):
         raise ValueError(
-            f"{k=} neighbours of {len(labels)} examples; k must be from 1 to their "
+            f"{k=} neighbors of {len(labels)} examples; k must be from 1 to their "
             "number. Lower it, or give more examples."
         )
     examples, queries = normalize_rows(features), normalize_rows(queries)

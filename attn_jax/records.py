@@ -1,4 +1,4 @@
-"""The numbers of a run on disk: `metrics.jsonl`, and TensorBoard's event files."""
+"""The metrics of a run on disk: `metrics.jsonl` and TensorBoard's event files."""
 
 import contextlib
 import json
@@ -21,11 +21,11 @@ RETRY_SECONDS = 60.0  # after a failed write
 
 
 class MetricsFile:
-    """`metrics.jsonl`, one JSON object a line, cut back to where the run resumes.
+    """`metrics.jsonl`, one JSON object per line, cut back to where the run resumes.
 
     Attributes:
-        seconds: training time of the kept records.
-        damaged: how many lines were dropped because they are no records.
+        seconds: training time up to the last kept record.
+        damaged: number of lines that were dropped because they are not valid records.
         lost: whether a resumed run has no record of the steps before.
 
     Raises:
@@ -50,7 +50,7 @@ class MetricsFile:
         self._torn = False
 
     def _cut_back(self, start_step: int) -> None:
-        """Drops records after `start_step`, which the run writes again, and damage.
+        """Drops damaged lines, and records after `start_step`: the run writes them again.
 
         A run from step 0 starts with an empty file.
         """
@@ -66,9 +66,9 @@ class MetricsFile:
 
 
 def read_records(path: epath.Path) -> tuple[list[Record], int]:
-    """(records of a `metrics.jsonl`, how many other lines it has).
+    """(records of a `metrics.jsonl`, number of damaged lines).
 
-    The unfinished last line of a killed process is not counted.
+    The unfinished last line of a killed process does not count.
     """
     if not path.exists():
         return [], 0
@@ -98,11 +98,11 @@ def _parse_record(line: bytes) -> Record | None:
 class TensorBoard:
     """Writes scalars to TensorBoard event files, in the calling thread.
 
-    tensorboardX's own SummaryWriter hands them to a thread; when that one dies, as on a full
-    disk, its queue fills up and blocks the training forever.
+    tensorboardX's SummaryWriter passes them to a background thread. If that thread dies, as
+    on a full disk, its queue fills up and blocks training forever.
 
     Args:
-        purge_step: TensorBoard hides what earlier sessions wrote from this step on.
+        purge_step: TensorBoard hides what earlier sessions wrote for this and later steps.
 
     Raises:
         OSError: the folder cannot be written.
@@ -115,7 +115,7 @@ class TensorBoard:
         self._open()
 
     def write(self, values: Mapping[str, float], step: int) -> None:
-        """Records {"name/metric": value}; after a failure only once a minute again."""
+        """Writes {"name/metric": value}; after a failure tries only once per minute."""
         now = time.monotonic()
         if self._writer is None:
             if now < self._failed + RETRY_SECONDS:
@@ -159,21 +159,21 @@ class TensorBoard:
             raise
 
     def _abandon(self) -> None:
-        """Half an event would hide all that follow it, so the next one needs a new file."""
+        """Gives up this file: half an event would hide all events that follow it."""
         self._failed = time.monotonic()
         with contextlib.suppress(Exception):
             self.close()
 
 
 class Attempts:
-    """Calls functions that write; a failure is reported once and does not end the run."""
+    """Calls functions that write files; reports each kind of failure once, raises none."""
 
     def __init__(self, report: Callable[[str], None]):
         self._report = report
         self._failed: set[str] = set()
 
     def run(self, name: str, function: Callable[..., None], *arguments: Any) -> None:
-        """Calls the function; `name` says in the report what it writes."""
+        """Calls the function; `name` is what it writes, for the report."""
         try:
             function(*arguments)
         except Exception as error:
@@ -181,5 +181,5 @@ class Attempts:
                 self._failed.add(name)
                 reason = str(error) or type(error).__name__
                 self._report(
-                    f"WARNING: cannot write {name} ({reason}); training goes on."
+                    f"WARNING: cannot write {name} ({reason}); training continues."
                 )

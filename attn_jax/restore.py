@@ -1,7 +1,7 @@
-"""A run read back from its folder: restore its model, evaluate it.
+"""Restores and evaluates a run from its folder.
 
-The folder alone is enough, and no code of its author runs: a config may only name
-classes of this package. The run may still be in progress.
+Nothing but the folder is needed, and none of its author's code runs: a config may only
+name classes of this package. The run may still be in progress.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from attn_jax.data import pipeline
 from attn_jax.step import init_params
 
 TRUSTED = ("attn_jax",)
-REMOVAL_SECONDS = 1.0  # a checkpoint that a run removes is half there for a moment
+REMOVAL_SECONDS = 1.0  # more than it takes to remove a checkpoint
 
 
 def restore(
@@ -42,16 +42,16 @@ def restore(
 
     Args:
         step: a step number, "latest", or "best" by the run's `keep_best`.
-        params: "ema" or "raw"; None takes the average where the run keeps one.
+        params: "ema" or "raw"; None uses the average if the run keeps one.
         overrides: {"model.dtype": "bfloat16", ...}: `model.*`, `task.*` and `evals.*` keys
-            that leave the parameter tree as it is.
-        trust: packages beside this one whose classes the config may name.
-        mesh: devices to split the parameters over, by the run's own rules; None: the
+            that do not change the parameter tree.
+        trust: other packages whose classes the config may name.
+        mesh: devices to shard the parameters over, by the run's own rules; None: the
             first local device holds all of them.
 
     Raises:
-        ValueError: no run, no such step, an override that changes the parameters;
-            config.json, an asset or the checkpoint is damaged.
+        ValueError: the folder holds no run, or no checkpoint of that step; an override
+            changes the parameter tree; config.json, an asset or the checkpoint is damaged.
         OSError: the folder cannot be read.
     """
     loaded = load_settings(workdir, overrides, trust)
@@ -69,37 +69,38 @@ def evaluate(
 ) -> dict[str, Any]:
     """{"name/metric": value} of every evaluation in the run's config, and `step`.
 
-    Runs on all devices of all processes, every example exactly once; parameters are split
-    as in training. Arguments and errors as of `restore`.
+    Runs on all devices of all processes, with parameters sharded as in training. Every
+    example counts exactly once. Arguments and errors are those of `restore`.
     """
-    settings, saved_config = load_settings(workdir, overrides, trust)
+    loaded = load_settings(workdir, overrides, trust)
+    settings = loaded[0]
     if not settings.evals:
         raise ValueError(
-            f"{workdir}: config.evals is empty, so there is nothing to evaluate; add one "
-            "with --set evals.test='{}', keys as in a recipe."
+            f"{workdir}: config.evals is empty, so there is nothing to evaluate; add an "
+            "evaluation with --set evals.test='{}', with keys as in a recipe."
         )
     mesh = make_saved_mesh(settings.mesh)
-    run = open_run(workdir, (settings, saved_config), step, params, trust, mesh)
+    run = open_run(workdir, loaded, step, params, trust, mesh)
     saved = run.record["leaves"]
     results: dict[str, Any] = {"step": run.record["step"]}
-    for name, section in run.settings.evals.items():
-        task = build_task(config.evaluation_task(run.settings, name), run.assets, trust)
+    for name, section in settings.evals.items():
+        task = build_task(config.evaluation_task(settings, name), run.assets, trust)
         one = evaluation.Evaluation(
             name,
             run.module,
             task,
             section.split,
             mesh=mesh,
-            batch_size=section.batch_size or run.settings.batch_size,
-            key=workdir_lib.evaluation_key(run.settings.seed),
+            batch_size=section.batch_size or settings.batch_size,
+            key=workdir_lib.evaluation_key(settings.seed),
         )
-        # A task that is bound names things as the run did, whatever the data. Of others,
-        # an evaluation with data of its own may name things otherwise.
+        # A bound task uses the run's names for any data. Without `bind`, only an
+        # evaluation with data of its own may have other names.
         own_data = {"cls", "data"} & set(section.task)
         if hasattr(task, "assets") and not hasattr(task, "bind") and not own_data:
             workdir_lib.check_same_assets(workdir, task.assets(one.source))
         limits.check_size({}, pipeline.batch_shapes(one.source, task, one.batch_size))
-        row = workdir_lib.row_shapes(pipeline.batch_shapes(one.source, task, 1))
+        row = workdir_lib.describe_row(pipeline.batch_shapes(one.source, task, 1))
         check_parameters(
             shape_parameters(run.module, task, row), saved, results["step"]
         )
@@ -111,7 +112,6 @@ def evaluate(
 class Opened:
     """A run as it was saved at one step; `task` is bound to `assets`."""
 
-    settings: Any
     module: nn.Module
     params: Any
     task: Any
@@ -127,10 +127,10 @@ def open_run(
     trust: Sequence[str],
     mesh: Mesh | None,
 ) -> Opened:
-    """All of a run that `restore` and `evaluate` need; arguments as of `restore`.
+    """What `restore` and `evaluate` need of a run; arguments as in `restore`.
 
     Args:
-        loaded: the config with overrides and as it was saved, from `load_settings`.
+        loaded: (config with overrides, config as saved), from `load_settings`.
     """
     if params not in (None, "ema", "raw"):
         raise ValueError(f"params={params!r} must be 'ema' or 'raw'.")
@@ -138,7 +138,7 @@ def open_run(
         mesh = sharding.make_mesh({}, jax.local_devices()[:1])
     settings, saved = loaded
     assets = workdir_lib.load_assets(workdir)
-    module = config.build(settings.model, trusted(trust))
+    module = config.build(settings.model, list_trusted(trust))
     task = build_task(settings.task, assets, trust)
     checkpoints = CheckpointReader(workdir, keep_best=settings.keep_best)
     try:
@@ -159,8 +159,8 @@ def open_run(
                     raise Removed(error.step) from None
     finally:
         checkpoints.close()
-    merged = paths.overlay(restored["params"], restored.get("average", {}))
-    return Opened(settings, module, merged, task, assets, record)
+    merged = paths.replace_leaves(restored["params"], restored.get("average", {}))
+    return Opened(module, merged, task, assets, record)
 
 
 def load_settings(
@@ -168,14 +168,14 @@ def load_settings(
     overrides: Mapping[str, Any] | None,
     trust: Sequence[str],
 ) -> tuple[Any, dict[str, Any]]:
-    """(the resolved config with the overrides, the config as it was saved).
+    """(resolved config with the overrides, config as saved).
 
-    A damaged or missing config.json is replaced by that of the newest checkpoint.
+    If config.json is damaged or missing, the config of the newest checkpoint is used.
     """
     for key in overrides or {}:
         if key.split(".")[0] not in ("model", "task", "evals"):
             raise ValueError(
-                f"{key} cannot be set on a finished run; only model.*, task.* and evals.* "
+                f"{key} cannot be changed after training; only model.*, task.* and evals.* "
                 "keys can."
             )
     checkpoints = CheckpointReader(workdir)
@@ -184,9 +184,9 @@ def load_settings(
     finally:
         checkpoints.close()
     if saved is None:
-        raise ValueError(f"{workdir} holds no run: there is no config.json in it.")
+        raise ValueError(f"{workdir} holds no run: it has no config.json.")
     texts = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
-    return config.override(saved, texts, trusted(trust)), saved
+    return config.override(saved, texts, list_trusted(trust)), saved
 
 
 def check_same_config(
@@ -197,19 +197,21 @@ def check_same_config(
 ) -> None:
     """Compares config.json with the config in a checkpoint's record.
 
-    What may change when a run is resumed may differ, since the checkpoint may be from
-    before; where it changes an evaluation, a warning is logged.
+    Keys that may change on resume may differ, since the checkpoint may be older than the
+    file. A warning is logged if that affects evaluations.
 
     Raises:
-        ValueError: keys differ that a run never changes.
+        ValueError: keys differ that cannot change during a run.
     """
-    there, here = (config.resolve(c, trusted(trust)) for c in (record["config"], saved))
+    there, here = (
+        config.resolve(c, list_trusted(trust)) for c in (record["config"], saved)
+    )
     allowed, forbidden = config.differences(there, here)
     file = f"{workdir}/config.json"
     if forbidden:
         raise ValueError(
             f"{file} is not the config of the checkpoint of step {record['step']}: "
-            f"{'; '.join(forbidden)}. Bring back the original, or remove the file: the "
+            f"{'; '.join(forbidden)}. Restore the original, or remove the file: the "
             "checkpoint's config is then used."
         )
     if changed := [line for line in allowed if line.startswith(("evals", "keep_best"))]:
@@ -227,17 +229,18 @@ def plan_restore(
     params: str | None,
     mesh: Mesh,
 ) -> dict[str, Any]:
-    """{"params": shapes with shardings, and "average" where it is wanted}.
+    """What to read: {"params": shapes with shardings, and "average" if it is used}.
 
     Raises:
-        ValueError: the checkpoint's parameters are not the model's, or there is no average.
+        ValueError: the checkpoint's parameters do not fit the model, or an average is
+            requested but the checkpoint has none.
     """
     saved, at = record["leaves"], record["step"]
-    # The shapes of a training row stand in the record: no data is needed to restore.
+    # The record holds the shapes of a training row, so restoring needs no data.
     expected = shape_parameters(module, task, record["row"])
     limits.check_size(expected)
     check_parameters(expected, saved, at)
-    layout = paths.named_leaves(lay_out(expected, settings, mesh))
+    layout = paths.named_leaves(choose_shardings(expected, settings, mesh))
 
     def shapes_below(prefix: str) -> dict[str, jax.ShapeDtypeStruct]:
         return {
@@ -250,7 +253,7 @@ def plan_restore(
             if name.startswith(prefix)
         }
 
-    like = {"params": paths.overlay(expected, shapes_below("params/"))}
+    like = {"params": paths.replace_leaves(expected, shapes_below("params/"))}
     average = shapes_below("average/")
     if params == "ema" and not average:
         raise ValueError(
@@ -263,15 +266,15 @@ def plan_restore(
 
 
 def make_saved_mesh(sizes: config.Section) -> Mesh:
-    """The run's mesh, or where it does not fit the devices here, `fsdp` over all."""
+    """The run's mesh; if it does not fit the devices here, one with `fsdp` over all."""
     try:
         return sharding.make_mesh(sizes)
     except ValueError:
         return sharding.make_mesh({"fsdp": -1})
 
 
-def lay_out(params: Any, settings: Any, mesh: Mesh) -> Any:
-    """Shardings by the run's rules; without them where this mesh cannot honour one."""
+def choose_shardings(params: Any, settings: Any, mesh: Mesh) -> Any:
+    """Shardings by the run's rules, or without rules if one does not fit this mesh."""
     smallest = settings.fsdp_min_elements
     try:
         rules = settings.sharding_rules
@@ -283,13 +286,13 @@ def lay_out(params: Any, settings: Any, mesh: Mesh) -> Any:
 def build_task(
     section: config.Section, assets: Mapping[str, str], trust: Sequence[str]
 ) -> Any:
-    """The task, with what the run learned from its training data where it can take it."""
-    task = config.build(section, trusted(trust))
+    """The task, bound to what the run learned from its training data if it has `bind`."""
+    task = config.build(section, list_trusted(trust))
     return task.bind(assets) if assets and hasattr(task, "bind") else task
 
 
 def shape_parameters(module: nn.Module, task: Any, row: Mapping[str, Any]) -> Any:
-    """The parameter tree in shapes, for inputs like this row."""
+    """The shapes of the parameter tree, for inputs like this row."""
     batch = {
         name: jax.ShapeDtypeStruct((1, *shape), jnp.dtype(dtype))
         for name, (shape, dtype) in row.items()
@@ -299,7 +302,7 @@ def shape_parameters(module: nn.Module, task: Any, row: Mapping[str, Any]) -> An
 
 
 def check_parameters(expected: Any, saved: Mapping[str, Any], at: int) -> None:
-    """Raises ValueError where the saved parameters are not those that are expected."""
+    """Raises ValueError if the saved parameters are not those that the model expects."""
     params = {
         name.removeprefix("params/"): leaf
         for name, leaf in saved.items()
@@ -330,8 +333,8 @@ def choose_step(found: CheckpointReader, at: int | str, workdir: epath.PathLike)
         return best
     if str(at) not in map(str, steps):
         raise ValueError(
-            f"{workdir}: step {at} is none of the saved {steps}; it may also be 'latest' "
-            "or 'best'."
+            f"{workdir} has no checkpoint of step {at}; choose one of {steps}, 'latest' or "
+            "'best'."
         )
     return int(at)
 
@@ -340,5 +343,5 @@ def warn(text: str) -> None:
     logging.warning("%s", text)
 
 
-def trusted(trust: Sequence[str]) -> tuple[str, ...]:
+def list_trusted(trust: Sequence[str]) -> tuple[str, ...]:
     return (*TRUSTED, *trust)

@@ -1,4 +1,4 @@
-"""Whether a run may go on from what its folder holds, and what changed since."""
+"""Decides whether a run may resume from its folder, and reports what has changed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,22 +13,22 @@ from attn_jax.data import pipeline
 from attn_jax.run import Run
 from attn_jax.step import TrainState
 
-# Where data lies may change; that it is the same data shows in its fingerprint.
+# Data may move: its fingerprint shows whether it is the same.
 PATHS = ("task.data", "task.real_labels", "task.vocabulary")
 
 
 def adopt_saved_fields(
     config: ConfigDict, saved: Mapping[str, Any]
 ) -> tuple[ConfigDict, list[str]]:
-    """The config with what older releases did, where the saved run began with that.
+    """The config with the behavior of older releases where the saved run relies on it.
 
-    A field that is younger than the run, and whose default means something else than what
-    was done before it was there, keeps the saved value unless the user sets it.
+    If the default of a newer field differs from what an older release did, the field keeps
+    the saved value unless the user sets it.
 
     Args:
-        saved: the run's config, in the present format.
+        saved: the run's config, in the current format.
 
-    Returns: the config, and a line for each field.
+    Returns: the config, and a log line for each such field.
     """
     notes: list[str] = []
 
@@ -43,8 +43,8 @@ def adopt_saved_fields(
                 notes.append(f"{where}{field}={theirs[field]}, as when the run began")
         return merged
 
-    plain = adopt(config_lib.plain(config), saved, "")
-    return (config_lib.resolve(plain) if notes else config), notes
+    adopted = adopt(config_lib.to_plain(config), saved, "")
+    return (config_lib.resolve(adopted) if notes else config), notes
 
 
 def restore_state(
@@ -53,14 +53,14 @@ def restore_state(
     saved: Mapping[str, Any] | None,
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, list[str]] | None:
-    """(state of the newest whole checkpoint, lines to print); None: there is none.
+    """(state of the newest intact checkpoint, log lines); None if there is none.
 
     Args:
         saved: the run's config as it was saved last, if there is one.
 
     Raises:
-        ValueError: the config or the data is that of another run; every checkpoint is
-            damaged.
+        ValueError: the folder's run has another config or other data, or every checkpoint
+            is damaged.
     """
     if not checkpoints.steps():
         return None
@@ -73,7 +73,7 @@ def restore_state(
     if record["data"] != now:
         raise ValueError(
             f"the training data is not what the run in {directory} began with "
-            f"(fingerprint {now}, was {record['data']}). Bring that data back, or use a "
+            f"(fingerprint {now}, was {record['data']}). Restore that data, or use a "
             "new --workdir."
         )
     return state, notes + compare_schedules(run, record["config"], int(state.step))
@@ -82,10 +82,10 @@ def restore_state(
 def compare_configs(
     run: Run, directory: epath.PathLike, saved: Mapping[str, Any]
 ) -> list[str]:
-    """A line for each key that changed since the run was last saved.
+    """One line for each key that changed since the run was last saved.
 
     Raises:
-        ValueError: a key changed that would make it another run.
+        ValueError: a key changed that may not change on resume.
     """
     allowed, forbidden = config_lib.differences(saved, run.config)
     moved = [line for line in forbidden if line.partition(":")[0] in PATHS]
@@ -95,7 +95,7 @@ def compare_configs(
 
 
 def compare_schedules(run: Run, before: dict[str, Any], step: int) -> list[str]:
-    """A warning where another duration changes the learning rate from here on."""
+    """A warning if a new duration changes the learning rate at this step."""
     old = schedules.make_schedule(
         before["schedule"],
         total_steps=run.to_steps(before["duration"]),

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest, and the best by one metric of an evaluation."""
+"""Decides which checkpoints are kept: the newest, and the best by one metric."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ class Ranking:
         self._scores: dict[int, float] = {}  # higher is better
 
     def add(self, step: int, results: Mapping[str, float]) -> None:
-        """Takes in a step's results; one that is absent or not finite is not ranked."""
+        """Ranks a step by its results, unless the metric is absent or not finite."""
         value = float(results.get(self.metric, math.nan)) if self.metric else math.nan
         if math.isfinite(value):
             self._scores[step] = value if self.mode == "max" else -value
@@ -35,15 +35,15 @@ class Ranking:
         self._scores.pop(step, None)
 
     def best(self, steps: Collection[int]) -> int | None:
-        """The best of these steps, the newest of equals; None: none is ranked."""
+        """The best of these steps, the newest if values are equal; None if none is ranked."""
         scored = [(self._scores[step], step) for step in steps if step in self._scores]
         return max(scored)[1] if scored else None
 
     def is_in(self, results: Mapping[str, float]) -> bool:
-        """Whether these results have the metric of `keep_best`.
+        """Whether these results contain the metric of `keep_best`.
 
         Raises:
-            ValueError: they come from its evaluation, but the metric is not among them.
+            ValueError: they are from the right evaluation, but lack the metric.
         """
         if not self.metric or self.metric in results:
             return bool(self.metric)
@@ -53,18 +53,17 @@ class Ranking:
         return False
 
     def check(self, known: Mapping[str, Collection[str] | None]) -> None:
-        """Raises ValueError where `keep_best` names no evaluation or no metric of it.
+        """Raises ValueError if `keep_best` names an unknown evaluation or metric.
 
         Args:
-            known: {evaluation: its metrics as `name/metric`, None where they only show
-                when it is run}.
+            known: {evaluation: its metrics as `name/metric`; None if they are known only
+                after it was run}.
         """
         name = self.metric.split("/")[0]
         if self.metric and name not in known:
             raise ValueError(
                 f"config.keep_best names the evaluation {name!r}, but those with a cadence "
-                f"are {sorted(known)}; correct it, or give that evaluation an "
-                "`every`."
+                f"are {sorted(known)}; correct it, or set `every` of that evaluation."
             )
         metrics = known[name] if self.metric else None
         if metrics is not None and self.metric not in metrics:
@@ -84,14 +83,14 @@ def parse_best(text: str) -> tuple[str, str]:
 
 def unknown_metric(metric: str, known: Collection[str]) -> str:
     return (
-        f"config.keep_best: {metric!r} is no metric of that evaluation; it has "
+        f"config.keep_best: {metric!r} is not a metric of that evaluation; it has "
         f"{', '.join(known)}."
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Retention(policies.PreservationPolicy):
-    """Orbax's policy that keeps the steps which `choose` returns."""
+    """A policy for orbax that keeps the steps which `choose` returns."""
 
     choose: Callable[[Collection[int]], Collection[int | None]]
 

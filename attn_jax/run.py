@@ -1,4 +1,4 @@
-"""All that a run is before its first step, made from its config alone."""
+"""Prepares all parts of a run from its config, before the first step."""
 
 import dataclasses
 import functools
@@ -30,24 +30,24 @@ from attn_jax.evaluation import Evaluation
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What `prepare` makes. Nothing here is trained yet, and nothing is on disk.
+    """The parts of a run, from `prepare`. Nothing is trained yet or written to disk.
 
     Attributes:
         config: the resolved config.
-        mesh: of all devices.
-        batch_sharding: of every array of a batch.
+        mesh: all devices.
+        batch_sharding: the sharding of every array of a batch.
         rows: the rows of the global batch that this process reads.
         task, source: the objective and its training records.
-        assets: {file name: text}: what an evaluation must know of the training data.
+        assets: {file name: text}: what an evaluation must know about the training data.
         batch_shapes: {name: shape and dtype} of a global batch.
-        to_steps: optimizer steps of a duration such as "5 epochs".
+        to_steps: converts a duration such as "5 epochs" to optimizer steps.
         total_steps: length of the run.
-        model: the module.
-        param_shapes, param_shardings: trees of the model's parameters.
+        model: the Flax module.
+        param_shapes, param_shardings: trees with the structure of the parameters.
         trained: names of the parameters that are not frozen.
         schedule: step -> factor of the learning rate.
-        optimizer: gradients -> what is added to the parameters.
-        evaluations: those that have a cadence, by name.
+        optimizer: gradients -> updates, which are added to the parameters.
+        evaluations: {name: evaluation} of those that have a cadence.
     """
 
     config: ConfigDict
@@ -70,19 +70,19 @@ class Run:
 
     @functools.cached_property
     def state_shapes(self) -> step.TrainState:
-        """A `TrainState` of shapes with shardings: what a checkpoint is restored into."""
+        """A `TrainState` of shapes with shardings, as needed to restore a checkpoint."""
         shapes = jax.eval_shape(self._start, self.param_shapes)
         shardings = sharding.state_shardings(
             self.mesh, shapes, self.param_shapes, self.param_shardings
         )
-        return sharding.placed(shapes, shardings)
+        return sharding.add_shardings(shapes, shardings)
 
     @property
     def state_shardings(self) -> step.TrainState:
         return jax.tree.map(lambda leaf: leaf.sharding, self.state_shapes)
 
     def init_params(self) -> Any:
-        """New parameters, sharded."""
+        """Initializes the parameters, sharded over the mesh."""
         rows = {
             name: np.zeros((1, *array.shape[1:]), array.dtype)
             for name, array in self.batch_shapes.items()
@@ -92,7 +92,7 @@ class Run:
         return jax.jit(init, out_shardings=self.param_shardings)(rows, key)
 
     def init_state(self, params: Any) -> step.TrainState:
-        """The state at step 0, from parameters; sharded."""
+        """The state at step 0 with these parameters, sharded over the mesh."""
         return jax.jit(self._start, out_shardings=self.state_shardings)(params)
 
     def _start(self, params: Any) -> step.TrainState:
@@ -106,7 +106,7 @@ class Run:
     def make_update(self) -> Callable[[step.TrainState, Any], Any]:
         """The jitted training step: (state, batch) -> (state, metric sums).
 
-        It donates its state: the old one must not be used again.
+        It donates its state: do not use the old one again.
         """
         update = functools.partial(
             step.train_step,
@@ -140,22 +140,22 @@ class Run:
         )
 
     def count_flops(self) -> int:
-        """Model FLOPs of a step: three times those of the traced forward pass."""
+        """Model FLOPs of a step: three times those of the forward pass."""
         forward = functools.partial(step.eval_step, model=self.model, task=self.task)
         key = jax.random.key(self.config.seed)
         traced = jax.make_jaxpr(forward)(self.param_shapes, self.batch_shapes, key)
         return 3 * metrics.count_flops(traced)
 
     def make_record(self) -> dict[str, Any]:
-        """What a checkpoint says of the run beside its state."""
+        """What a checkpoint records about the run besides its state."""
         return {
-            "config": config_lib.plain(self.config),
+            "config": config_lib.to_plain(self.config),
             "data": pipeline.read_fingerprint(self.source),
-            "row": workdir.row_shapes(self.batch_shapes),
+            "row": workdir.describe_row(self.batch_shapes),
         }
 
     def describe(self) -> list[str]:
-        """The lines that a run begins with: devices, parameters, data."""
+        """The first log lines of a run: devices, parameters, data."""
         axes = ", ".join(f"{axis}={size}" for axis, size in self.mesh.shape.items())
         lines = [
             f"devices: {self.mesh.size} x {jax.devices()[0].device_kind} of "
@@ -166,7 +166,7 @@ class Run:
             frozen = optim.describe_frozen(self.config.freeze, self.param_shapes)
             lines.append(f"  {frozen}")
         if self.mesh.size > 1:
-            table = sharding.table(self.param_shapes, self.param_shardings)
+            table = sharding.describe_shardings(self.param_shapes, self.param_shardings)
             lines += [f"  {line}" for line in table]
         lines.append(
             f"data: {len(self.source):,} records{sources.describe_left_out(self.source)}, "
@@ -186,13 +186,13 @@ def prepare(
 
     Args:
         config: what a recipe's `get_config` returns, or a resolved config.
-        devices: of the mesh; None takes all.
-        assets: {file name: text} of DIR/assets of a run that is resumed: its class names,
-            its vocabulary. None: a new run learns them from its data, or takes the
-            vocabulary of its `init_from`.
+        devices: for the mesh; None: all.
+        assets: {file name: text} from DIR/assets if the run is resumed: its class names or
+            vocabulary. None: a new run takes them from its data, or the vocabulary from the
+            checkpoint in `init_from`.
 
     Raises:
-        ValueError: a setting that cannot be honored.
+        ValueError: a setting cannot be honored.
     """
     config = config_lib.resolve(config)
     runtime.check_determinism(config.deterministic)
@@ -222,7 +222,7 @@ def prepare(
         mesh, param_shapes, config.sharding_rules, config.fsdp_min_elements
     )
     names = paths.named_leaves(param_shapes).keys()
-    trained = frozenset(names - paths.matching(config.freeze, names, key="freeze"))
+    trained = frozenset(names - paths.match_names(config.freeze, names, key="freeze"))
     schedule = schedules.make_schedule(
         config.schedule, total_steps=total_steps, to_steps=to_steps
     )
@@ -248,17 +248,17 @@ def prepare(
 
 
 def bind_task(task: Any, init_from: Any, assets: Mapping[str, str] | None) -> Any:
-    """The task with the names of the run that goes on, or of the one it starts from.
+    """The task with the class names or vocabulary of the run, or of `init_from`.
 
     Raises:
-        ValueError: the checkpoint of a text model tells no vocabulary.
+        ValueError: a text model's checkpoint in `init_from` has no vocabulary.
     """
     if assets:
         return task.bind(assets) if hasattr(task, "bind") else task
     if not hasattr(task, "vocabulary"):
         return task
     for path, _, _ in init_from:
-        found = vocabulary.vocabulary_of(path)
+        found = vocabulary.read_vocabulary(path)
         if found is not None:
             task = task.bind(found)
         elif task.vocabulary is None:
@@ -272,9 +272,9 @@ def bind_task(task: Any, init_from: Any, assets: Mapping[str, str] | None) -> An
 def open_evaluations(
     config: ConfigDict, model: nn.Module, mesh: Mesh, assets: Mapping[str, str]
 ) -> dict[str, Evaluation]:
-    """The evaluations with a cadence, by name; of all others only the data is opened.
+    """The evaluations that have a cadence, by name. The data of the others is opened too.
 
-    An evaluation names classes and tokens as the training data does, whatever its own data.
+    An evaluation uses the class names and vocabulary of the training data.
     """
     evaluations = {}
     for name, section in config.evals.items():
@@ -282,9 +282,7 @@ def open_evaluations(
         if assets and hasattr(task, "bind"):
             task = task.bind(assets)
         if section.every is None:
-            task.source(
-                section.split
-            )  # a missing split is an error now, not at the end
+            task.source(section.split)  # so that a missing split is an error now
             continue
         evaluations[name] = Evaluation(
             name,
@@ -300,7 +298,7 @@ def open_evaluations(
 
 
 def reading_options(config: ConfigDict) -> dict[str, int]:
-    """How batches are read ahead; none of it changes what they hold."""
+    """Options of the input pipeline that do not change the batches."""
     return {
         "threads": config.data_threads,
         "prefetch": config.data_prefetch,

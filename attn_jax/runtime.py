@@ -1,4 +1,4 @@
-"""The process around the loop: distributed start, preemption, watchdog, exit status."""
+"""The process that runs the loop: distributed start, preemption, watchdog, exit status."""
 
 import contextlib
 import faulthandler
@@ -19,10 +19,9 @@ from jax.experimental import multihost_utils
 from attn_jax.compilation_cache import use_compilation_cache
 from attn_jax.peers import EXIT_TRY_AGAIN, Peers
 
-# The run was saved on SIGTERM or Ctrl-C and is not finished.
-EXIT_PREEMPTED = EXIT_TRY_AGAIN
+EXIT_PREEMPTED = EXIT_TRY_AGAIN  # saved on SIGTERM or Ctrl-C, but not finished
 EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
-EXIT_BROKEN_PIPE = 141  # as shells report a reader of stdout that has gone
+EXIT_BROKEN_PIPE = 141  # as shells report that the reader of stdout has ended
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
 
@@ -32,7 +31,7 @@ _peers: Peers | None = None  # of this process, once it has joined a cluster
 
 
 class Preempted(SystemExit):
-    """The run was asked to stop, and has saved; the same command goes on with it."""
+    """The run was asked to stop and has been saved; the same command resumes it."""
 
     def __init__(self, step: int):
         super().__init__(EXIT_PREEMPTED)
@@ -47,8 +46,8 @@ def start_distributed(
     """Joins the other processes of this run, if there are any.
 
     Without arguments JAX looks for a cluster (Cloud TPU, GKE, SLURM, Open MPI); if it finds
-    none, the run has one process. Call this before anything touches a device. From then
-    on this process ends soon after another one has died, with status 75.
+    none, the run has one process. Call this before any device is used. From then on, this
+    process ends with status 75 soon after another one has died.
 
     Raises:
         ValueError: the arguments do not describe a cluster, or no device is found.
@@ -77,12 +76,12 @@ def start_distributed(
 def _check_devices() -> None:
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter without the plugin
+    except (RuntimeError, AssertionError) as error:  # AssertionError: no plugin for it
         platforms = jax.config.values["jax_platforms"]
         reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
         raise ValueError(
             f"JAX_PLATFORMS={platforms} asks for a device that JAX does not find{reason}. "
-            "Unset it, or install JAX for that device."
+            "Unset it, or install JAX with support for that device."
         ) from error
 
 
@@ -103,29 +102,29 @@ def _check_cluster(
 
 
 def ask_for_determinism() -> None:
-    """Makes GPU reruns bit-identical; XLA reads the flag when the first device is used."""
+    """Makes reruns on a GPU bit-identical; call it before any device is used."""
     flags = os.environ.get("XLA_FLAGS", "")
     if DETERMINISTIC_FLAG not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC_FLAG}".strip()
 
 
 def check_determinism(wanted: bool) -> None:
-    """Raises ValueError where determinism was asked for too late to be honoured."""
+    """Raises ValueError if determinism was requested too late to be honored."""
     asked = DETERMINISTIC_FLAG in os.environ.get("XLA_FLAGS", "")
     if wanted and jax.default_backend() == "gpu" and not asked:
         raise ValueError(
-            "config.deterministic=True needs an XLA flag that is read when Python first "
-            f"touches a device: start with XLA_FLAGS={DETERMINISTIC_FLAG} (train.py, run "
-            "as a command, does so itself)."
+            "config.deterministic=True needs an XLA flag that is read when a device is "
+            f"first used: start with XLA_FLAGS={DETERMINISTIC_FLAG} (the command train.py "
+            "sets it itself)."
         )
 
 
 class Preemption:
-    """Whether somebody asked the run to stop, by SIGTERM or Ctrl-C (SIGINT).
+    """Records requests to stop the run: SIGTERM or Ctrl-C (SIGINT).
 
-    With several processes, a signal to any one of them must stop all at the same step.
-    JAX's preemption service does that: its own handler of SIGTERM tells the others. A
-    second Ctrl-C raises KeyboardInterrupt at once.
+    With several processes, a signal to any of them must stop all at the same step. JAX's
+    preemption service ensures that: its handler of SIGTERM notifies the others. A second
+    Ctrl-C raises KeyboardInterrupt at once.
     """
 
     def __init__(self) -> None:
@@ -135,7 +134,7 @@ class Preemption:
 
     def __enter__(self) -> "Preemption":
         if threading.current_thread() is threading.main_thread():
-            # With several processes SIGTERM belongs to JAX.
+            # With several processes, JAX handles SIGTERM.
             caught = [signal.SIGINT, *([] if self._several else [signal.SIGTERM])]
             self._previous = {n: signal.signal(n, self._note) for n in caught}
         return self
@@ -152,7 +151,7 @@ class Preemption:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def requested(self, step: int) -> bool:
-        """Call once a step, on every process."""
+        """Whether to stop after this step; call it at every step, on every process."""
         if self._several:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._asked
@@ -161,8 +160,8 @@ class Preemption:
 class Watchdog:
     """Kills the process and prints every thread's stack if `feed` is not called in time.
 
-    A process that is alive but stuck blocks all others forever. No exception can be raised
-    inside a collective, so this is a timer of the interpreter (exit status 1).
+    A process that hangs blocks all others forever. No exception can be raised inside a
+    collective, so this uses a timer of the interpreter (exit status 1).
     """
 
     def __init__(self, seconds: float):
@@ -184,19 +183,21 @@ class Watchdog:
 def run_command(function: Callable[[], None], *, traceback: bool = False) -> None:
     """Runs the body of a command; ends the process if it fails.
 
-    An error of the user or of the machine becomes one line on stderr and status 1, and
-    nothing is printed after it. 75: saved and stopped, or another process died; 130:
-    Ctrl-C; 141: the reader of stdout has gone. Any other exception is a defect of ours
-    and shows its traceback.
+    A mistake of the user or a failure of the machine becomes one line on stderr and status
+    1, and nothing is printed after it. Other statuses: 75, the run was saved and stopped,
+    or another process died; 130, Ctrl-C; 141, the reader of stdout has ended. Any other
+    exception is a bug in this package and shows its traceback.
 
     Args:
         traceback: show the traceback of every error, and what libraries log.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a name may not fit the terminal's encoding
+        if hasattr(
+            stream, "reconfigure"
+        ):  # the terminal may not be able to encode names
             stream.reconfigure(errors="backslashreplace")
     if not traceback:
-        _quieten_libraries()
+        _silence_libraries()
     use_compilation_cache()
     try:
         function()
@@ -217,7 +218,7 @@ def run_command(function: Callable[[], None], *, traceback: bool = False) -> Non
 
 
 def explain(error: BaseException) -> tuple[int, str | None]:
-    """(exit status, line for the user); the line is None for a defect of ours."""
+    """(exit status, line for the user); the line is None for a bug in this package."""
     text = str(error) or type(error).__name__
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED, "interrupted"
@@ -247,10 +248,10 @@ def _end(
     if _peers is not None:
         _peers.leave(failed=status not in (0, EXIT_PREEMPTED))
         if status not in (0, EXIT_PREEMPTED):
-            # Leaving JAX's cluster waits for the others, up to five minutes.
+            # A normal exit would wait up to five minutes for the other processes.
             os._exit(status)
     if not traceback and line is not None:
-        # Threads of orbax, grain and XLA still print while the interpreter ends.
+        # Threads of orbax, grain and XLA still print while the interpreter exits.
         silence = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):
             os.dup2(silence, stream)
@@ -266,8 +267,8 @@ def _print_our_warning(record: python_logging.LogRecord) -> bool:
     return False
 
 
-def _quieten_libraries() -> None:
-    """Libraries log what they also raise, and their threads print what nobody catches."""
+def _silence_libraries() -> None:
+    """Silences what libraries log before raising it, and uncaught errors in threads."""
     logging.set_verbosity(logging.WARNING)
     logging.set_stderrthreshold(logging.FATAL)
     logging.get_absl_logger().addFilter(_print_our_warning)

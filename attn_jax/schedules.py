@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from attn_jax.bounds import Cadence, Duration, Probability
 
-Section: TypeAlias = Mapping[str, Any] | ConfigDict  # a ConfigDict is no Mapping
+Section: TypeAlias = Mapping[str, Any] | ConfigDict  # ConfigDict is not a Mapping
 
 
 def make_schedule(
@@ -37,7 +37,7 @@ def make_schedule(
             f"config.schedule: {parts} last {warmup + cooldown} steps, but the run has "
             f"{total_steps}; shorten the warm-up or raise config.duration."
         )
-    run = Run(warmup, total_steps, to_steps)
+    run = RunLengths(warmup, total_steps, to_steps)
 
     def factor(step):
         rise = jnp.minimum(1.0, step / warmup) if warmup else 1.0
@@ -47,7 +47,7 @@ def make_schedule(
     return factor
 
 
-class Run(NamedTuple):
+class RunLengths(NamedTuple):
     """The lengths of a run, in steps."""
 
     warmup: int
@@ -63,7 +63,7 @@ class Curve(NamedTuple):
     """min(1, step / warmup) * decay(step, run) * min(1, steps left / cooldown)."""
 
     warmup: str
-    decay: Callable[[Any, Run], Any]
+    decay: Callable[[Any, RunLengths], Any]
     cooldown: str = "0 steps"
 
 
@@ -75,8 +75,8 @@ def constant(*, warmup: Duration = "0 steps") -> Curve:
 def linear(*, warmup: Duration = "0 steps", final: Probability = 0.0) -> Curve:
     """1 -> final linearly, from the end of the warm-up to the end of the run.
 
-    Source: vision_transformer and big_vision, utils.py; their `linear_end` is a rate,
-    `final` is a fraction of the peak.
+    `final` is a fraction of the peak. Source: vision_transformer and big_vision, utils.py,
+    where `linear_end` is a rate.
     """
     return Curve(warmup, lambda step, run: 1 - (1 - final) * run.progress(step))
 
@@ -114,7 +114,7 @@ def rsqrt(
 def exponential(
     *, warmup: Duration = "0 steps", half_life: Cadence = "100000 steps"
 ) -> Curve:
-    """0.5 ** (step / half_life), starting at step 0, i.e. also during the warm-up.
+    """0.5 ** (step / half_life), also during the warm-up.
 
     Source: slot_attention, object_discovery/train.py.
     """
@@ -122,9 +122,9 @@ def exponential(
 
 
 def bert_linear(*, warmup: Duration = "0 steps") -> Curve:
-    """step / warmup, then 1 - step / total; drops at the end of the warm-up.
+    """step / warmup, then 1 - step / total; the factor drops at the end of the warm-up.
 
-    Unlike in `linear` the line starts at step 0. Source: google-research/bert,
+    The decay starts at step 0, unlike in `linear`. Source: google-research/bert,
     optimization.py, create_optimizer.
     """
 

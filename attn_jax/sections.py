@@ -1,4 +1,4 @@
-"""Sections of a config: the class or function that each names, and its keys filled in."""
+"""Sections of a config: finds the class or function that each names, fills in defaults."""
 
 import copy
 import dataclasses
@@ -13,13 +13,18 @@ import flax.linen as nn
 from attn_jax.knobs import EVALUATION
 from attn_jax.migrations import explain_removed, find_successor
 from attn_jax.schedules import Section
-from attn_jax.values import check_value, is_json, plain, show, suggest
+from attn_jax.values import check_value, is_json, show, suggest, to_plain
 
 TASK_VERBS = ("source", "example", "inputs", "loss")
 MISSING = object()
 
 
 def class_of(section: Section, where: str, trust: Sequence[str] | None) -> type:
+    """The class that a section names; `trust` as in `config.build`.
+
+    Raises:
+        ValueError: the class is not trusted, not found, or neither module nor task.
+    """
     if "cls" not in section:
         raise ValueError(
             f"{where} has no `cls`; name its class, such as 'attn_jax.models.vit:ViT'."
@@ -38,7 +43,7 @@ def class_of(section: Section, where: str, trust: Sequence[str] | None) -> type:
         cls = pkgutil.resolve_name(f"{package}:{attribute}")
     except (ImportError, AttributeError, ValueError) as error:
         successor = find_successor(str(name))
-        reason = f"it is {successor!r} now" if successor else str(error)
+        reason = f"it is now {successor!r}" if successor else str(error)
         raise ValueError(
             f"{where}.cls={show(name)} cannot be imported: {reason}."
         ) from None
@@ -68,6 +73,7 @@ def is_task(cls: Any) -> bool:
 def fill_class(
     section: Mapping, where: str, trust: Sequence[str] | None, dtype: Any = None
 ) -> dict:
+    """A section of a class with all defaults; `dtype` is that of the enclosing module."""
     cls = class_of(section, where, trust)
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = {
@@ -87,6 +93,7 @@ def fill_class(
 
 
 def fill_named(section: Mapping, where: str, functions: Mapping) -> dict:
+    """A section of an optimizer or schedule with all defaults."""
     name = section.get("name")
     if not isinstance(name, str) or name not in functions:
         raise ValueError(f"{where}.name={show(name)}: {suggest(name, functions)}")
@@ -99,26 +106,29 @@ def fill_named(section: Mapping, where: str, functions: Mapping) -> dict:
     return {"name": name, **fill(settings, arguments, where)}
 
 
-def fill_evaluation(section: Any, where: str, training: Mapping, trust) -> dict:
+def fill_evaluation(
+    section: Any, where: str, training: Mapping, trust: Sequence[str] | None
+) -> dict:
+    """A section of `config.evals` with all defaults; `training` is the section `task`."""
     if not isinstance(section, Mapping):
         raise ValueError(
-            f"{where}={show(section)} must be a section of keys and values. To have one "
-            "evaluation less, set config.evals to those that stay."
+            f"{where}={show(section)} must be a section of keys and values. To remove an "
+            "evaluation, set config.evals to the others."
         )
     filled = fill(section, EVALUATION, where)
     task = filled["task"]
     if "cls" in task:
         filled["task"] = fill_class(task, f"{where}.task", trust)
-    else:  # only what differs is kept, so that changes of the training task carry over
+    else:  # keeps only what differs, so that later changes of `task` carry over
         whole = fill_class({**training, **task}, f"{where}.task", trust)
         filled["task"] = {key: whole[key] for key in task}
     return filled
 
 
 def default_value(cls: str, name: str) -> Any:
-    """The default of a field of the class that a section names, as JSON has it."""
+    """The default of a field of the class `cls`, as a JSON value."""
     fields = dataclasses.fields(class_of({"cls": cls}, "config", None))
-    return plain(default_of(next(field for field in fields if field.name == name)))
+    return to_plain(default_of(next(field for field in fields if field.name == name)))
 
 
 def default_of(field: dataclasses.Field) -> Any:
@@ -130,7 +140,7 @@ def default_of(field: dataclasses.Field) -> Any:
 def fill(
     section: Mapping, fields: Mapping[str, tuple], where: str, cls: str = ""
 ) -> dict:
-    """The section with defaults; every value is checked against its annotation."""
+    """The section with defaults, its values checked; `fields`: {key: (type, default)}."""
     for key in section:
         if key not in fields:
             raise ValueError(unknown_key(key, fields, where, cls))
@@ -142,13 +152,16 @@ def fill(
         if key in section:
             value = check_value(key, value, annotation, f"{where}.")
         elif not is_json(value):
-            continue  # such as an initializer: the class keeps its own default
-        filled[key] = copy.deepcopy(plain(value))
+            continue  # such as an initializer: the class provides it
+        filled[key] = copy.deepcopy(to_plain(value))
     return filled
 
 
 def check_fields(cls: type, values: Mapping[str, Any]) -> None:
-    """Raises ValueError if these are no values of the class's fields; modules are built."""
+    """Raises ValueError if a name or value does not fit the fields of a class.
+
+    Values that are modules are already built, and are not checked.
+    """
     hints = typing.get_type_hints(cls, include_extras=True)
     known = [field.name for field in dataclasses.fields(cls)]
     for key, value in values.items():
@@ -159,5 +172,6 @@ def check_fields(cls: type, values: Mapping[str, Any]) -> None:
 
 
 def unknown_key(key: str, known: Iterable[str], where: str, cls: str = "") -> str:
+    """The message for a key that is not among the known ones."""
     reason = explain_removed(cls, key) or suggest(key, known)
     return f"{where}.{show(key)[1:-1]}: nothing reads this key; {reason}"

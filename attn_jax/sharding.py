@@ -1,7 +1,7 @@
-"""Device mesh, parameter shardings and placement, independent of the models.
+"""Device mesh and shardings of parameters, state and batches, independent of the models.
 
-Mesh axes: `data` replicates parameters and splits the batch, `fsdp` splits both, `tensor`
-splits layers.
+Mesh axes: `data` splits the batch and replicates parameters, `fsdp` splits both, `tensor`
+splits individual layers.
 """
 
 import math
@@ -20,7 +20,7 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(
-    sizes: Mapping[str, int] | ConfigDict,  # a ConfigDict is no Mapping
+    sizes: Mapping[str, int] | ConfigDict,  # ConfigDict is not a Mapping
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
     """A mesh with the given axis sizes; an axis of -1 takes all remaining devices.
@@ -36,8 +36,8 @@ def make_mesh(
     known = math.prod(size for size in shape if size != -1)
     if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
         raise ValueError(
-            f"config.mesh ({shown}): sizes are positive, and at most one may be -1 "
-            "(all devices that are left)."
+            f"config.mesh ({shown}): sizes must be positive, and at most one may be -1 "
+            "(all remaining devices)."
         )
     if -1 in shape and len(devices) % known == 0:
         shape[shape.index(-1)] = len(devices) // known
@@ -45,13 +45,13 @@ def make_mesh(
         raise ValueError(
             f"config.mesh ({shown}) asks for {known} devices, but {len(devices)} are here; "
             "the product of the sizes must be the number of devices. Set one axis to -1 "
-            "to take all that are left."
+            "to use all remaining ones."
         )
     auto = (AxisType.Auto,) * len(AXES)  # the default, Explicit, breaks Linen modules
     try:
         return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
     except NotImplementedError:
-        # A physical axis of the torus must be split; make_mesh only tries that on v5e.
+        # A physical axis of the torus must be split, which make_mesh only does on v5e.
         grid = mesh_utils.create_device_mesh(
             shape, devices=devices, allow_split_physical_axes=True
         )
@@ -93,15 +93,14 @@ def param_shardings(
     """A NamedSharding for every parameter.
 
     Args:
-        rules: [[path regex, [mesh axis or None for each dimension]], ...], first match wins.
-        fsdp_min_elements: a parameter without a rule and with at least this many elements
-            is split over `fsdp` along its largest divisible dimension; others are
-            replicated.
+        rules: [[name regex, [mesh axis or None for each dimension]], ...], first match wins.
+        fsdp_min_elements: a parameter without a rule is split over `fsdp` along its largest
+            divisible dimension if it has at least this many elements, else replicated.
 
     Raises:
         ValueError: a rule matches nothing or does not fit a parameter's shape.
     """
-    chosen = paths.first_match(rules, paths.named_leaves(params), key="sharding_rules")
+    chosen = paths.match_first(rules, paths.named_leaves(params), key="sharding_rules")
 
     def sharding(name: str, leaf: Any) -> NamedSharding:
         if name in chosen:
@@ -123,7 +122,10 @@ def spec_by_rule(
         )
     for dim, axis in zip(shape, axes, strict=True):
         if axis is not None and axis not in AXES:
-            raise ValueError(f"config.sharding_rules: {axis!r} is none of {AXES}.")
+            raise ValueError(
+                f"config.sharding_rules: {axis!r} is not a mesh axis; the axes are "
+                f"{', '.join(AXES)}."
+            )
         if axis is not None and dim % mesh.shape[axis]:
             raise ValueError(
                 f"config.mesh.{axis}={mesh.shape[axis]} must divide every dimension that "
@@ -143,10 +145,10 @@ def default_spec(mesh: Mesh, shape: Sequence[int], min_elements: int) -> Partiti
 
 
 def state_shardings(mesh: Mesh, state: Any, params: Any, shardings: Any) -> Any:
-    """Shardings of a training state: leaves that mirror a parameter are sharded like it.
+    """Shardings of a training state.
 
-    A leaf mirrors a parameter if its path ends with the parameter's and the shapes agree
-    (Adam's moments, the average). Others (counters, factored moments) are replicated.
+    A leaf whose name ends with that of a parameter of the same shape (Adam's moments, the
+    average) is sharded like it. Others (counters, factored moments) are replicated.
     """
     layout = {
         name: (leaf.shape, sharding)
@@ -166,8 +168,8 @@ def state_shardings(mesh: Mesh, state: Any, params: Any, shardings: Any) -> Any:
     return paths.map_named(sharding, state)
 
 
-def placed(shapes: Any, shardings: Any) -> Any:
-    """Shapes and dtypes with shardings: what a checkpoint is restored into."""
+def add_shardings(shapes: Any, shardings: Any) -> Any:
+    """Shapes and dtypes with shardings, as needed to restore a checkpoint."""
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=where
@@ -177,8 +179,8 @@ def placed(shapes: Any, shardings: Any) -> Any:
     )
 
 
-def table(params: Any, shardings: Any) -> list[str]:
-    """One line per partitioning, with the number of parameters that have it."""
+def describe_shardings(params: Any, shardings: Any) -> list[str]:
+    """One line per distinct sharding, with the number of parameters that have it."""
     groups: dict[str, list[tuple[str, int]]] = {}
     leaves = zip(
         paths.named_leaves(params).items(), jax.tree.leaves(shardings), strict=True

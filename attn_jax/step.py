@@ -1,9 +1,9 @@
-"""The update and the evaluation of one batch: pure functions of data.
+"""Training step and evaluation step: pure functions of state and batch.
 
-Model, task and optimizer arrive as arguments; bind them with `functools.partial` and jit.
+Model, task and optimizer are arguments; bind them with `functools.partial`, then jit.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.struct
@@ -15,13 +15,13 @@ from attn_jax import paths
 
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # {name: (sum, count)}
-Leaf = Any  # an array; its shape or its sharding where only the layout is at hand
+Leaf = Any  # an array, its shape, or its sharding
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that changes during training, hence all that a checkpoint must hold."""
+    """Everything that changes during training, hence the content of a checkpoint."""
 
-    step: Leaf  # updates tried, skipped ones too
+    step: Leaf  # number of updates, including skipped ones
     params: Any
     opt_state: optax.OptState
     key: Leaf  # never changes: every use folds in the step
@@ -31,20 +31,20 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def init_params(model: Any, task: Any, batch: Batch, key: jax.Array) -> Any:
-    """The model's parameters; jit it (`batch` may then be zeros, only shapes matter).
+    """Initializes the model's parameters. Only the shapes of `batch` matter.
 
     Raises:
-        ValueError: the module keeps state besides parameters.
+        ValueError: the module creates variables other than parameters.
     """
     params_key, prepare_key = jax.random.split(key)
-    batch = prepared(task, batch, prepare_key, train=False)
+    batch = prepare_batch(task, batch, prepare_key, train=False)
     variables = model.init(params_key, **task.inputs(batch), train=False)
     others = sorted(set(variables) - {"params", "intermediates"})
     if others:
         raise ValueError(
-            f"{type(model).__name__} creates the collection {others[0]!r}, but the state of "
-            "a run is parameters only (a batch statistic would depend on how the batch is "
-            "split). Use a stateless normalisation such as GroupNorm or LayerNorm."
+            f"{type(model).__name__} creates the collection {others[0]!r}, but a run keeps "
+            "only parameters (batch statistics would depend on how the batch is split). "
+            "Use a normalization without state, such as GroupNorm or LayerNorm."
         )
     return variables["params"]
 
@@ -55,7 +55,7 @@ def init_state(
     key: jax.Array,
     averaged: Collection[str] | None,
 ) -> TrainState:
-    """The state at step 0; `averaged` names the parameters that an average is kept of."""
+    """The state at step 0; `averaged`: names of the parameters to average, or None."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -63,7 +63,7 @@ def init_state(
         key=key,
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
-        average=None if averaged is None else paths.pick(params, averaged),
+        average=None if averaged is None else paths.select_leaves(params, averaged),
     )
 
 
@@ -80,64 +80,93 @@ def train_step(
 ) -> tuple[TrainState, Sums]:
     """One update: loss -> gradient -> optimizer. Jit with `donate_argnums=0`.
 
-    The loss is sum over terms of coefficient * sum / count, the counts those of the whole
-    global batch: a mean of micro-batch means would be another loss wherever counts differ.
-    An update that would leave anything non-finite in the state (parameters, moments,
-    average) is skipped: only the counters change.
+    The loss is the sum over terms of coefficient * sum / count. Counts are those of the
+    whole global batch: a mean of micro-batch means would differ if their counts do. An
+    update that would make parameters, moments or the average non-finite is skipped: only
+    the counters change.
 
     Args:
-        trained: names of the parameters that are not frozen; None: all. Frozen ones cost
-            nothing: no gradient is computed for them, and none has a share in its norm.
+        trained: names of the parameters that are not frozen; None: all. No gradient is
+            computed for frozen ones.
     """
     prepare_key, model_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-    batch = prepared(task, batch, prepare_key, train=True)
-    # Strided, so that every device keeps its own rows; contiguous parts would move them.
+    batch = prepare_batch(task, batch, prepare_key, train=True)
+    # Strided, so that rows stay on their devices; contiguous parts would move them.
     parts = jax.tree.map(
         lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch
     )
-    numbers = jnp.arange(micro_batches)
-
-    # A frozen leaf is None here, which a tree does not count as a leaf.
+    # Frozen parameters are None here, so JAX does not see them as leaves.
     moving = paths.map_named(
         lambda name, leaf: leaf if trained is None or name in trained else None,
         state.params,
     )
 
-    def outputs_of(moving: Any, part: Batch, number: jax.Array) -> Any:
+    def compute_outputs(moving: Any, part: Batch, number: jax.Array) -> Any:
         rngs = {"dropout": jax.random.fold_in(model_key, number)}
         params = merge(moving, state.params)
         return model.apply(
             {"params": params}, **task.inputs(part), train=True, rngs=rngs
         )
 
+    gradient, terms = compute_gradient(task, compute_outputs, moving, parts)
+    norm = optax.tree.norm(gradient)
+    state = apply_gradient(state, gradient, norm, moving, optimizer, ema_decay)
+    sums = add_loss(task, terms) | {
+        "gradient_norm": (norm, jnp.ones(())),
+        "skipped": (state.skipped, jnp.ones(())),
+        "skipped_in_a_row": (state.skipped_in_a_row, jnp.ones(())),
+    }
+    return state, sums
+
+
+def compute_gradient(
+    task: Any, compute_outputs: Callable[..., Any], moving: Any, parts: Batch
+) -> tuple[Any, Sums]:
+    """(gradient of the loss, sums of its terms) of a batch in micro-batches.
+
+    Args:
+        compute_outputs: (moving, micro-batch, its number) -> outputs of the model.
+        moving: the parameters to differentiate by.
+        parts: arrays [micro-batches, rows, ...].
+    """
+    numbers = jnp.arange(len(jax.tree.leaves(parts)[0]))
     first = jax.tree.map(lambda x: x[0], (parts, numbers))
-    shapes = jax.eval_shape(outputs_of, moving, *first)
+    shapes = jax.eval_shape(compute_outputs, moving, *first)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    # A count depends on the batch alone, so any outputs will do.
-    counts = jax.vmap(lambda part: counts_of(task.loss(zeros, part)))(parts)
+    # Counts do not depend on the outputs, so zeros will do.
+    counts = jax.vmap(lambda part: get_counts(task.loss(zeros, part)))(parts)
     counts = jax.tree.map(lambda count: count.sum(axis=0), counts)
 
-    def gradient_of(part: Batch, number: jax.Array) -> tuple[Any, Sums]:
+    def of_part(part: Batch, number: jax.Array) -> tuple[Any, Sums]:
         def scalar(moving: Any) -> tuple[jax.Array, Sums]:
-            terms = task.loss(outputs_of(moving, part, number), part)
-            return scalar_loss(task, terms, counts), terms
+            terms = task.loss(compute_outputs(moving, part, number), part)
+            return compute_loss(task, terms, counts), terms
 
         return jax.grad(scalar, has_aux=True)(moving)
 
-    if micro_batches == 1:
-        gradient, terms = gradient_of(*first)
-    else:
-        zero = jax.tree.map(
-            lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient_of, *first)
-        )
-        gradient, terms = jax.lax.scan(
-            lambda total, x: (jax.tree.map(jnp.add, total, gradient_of(*x)), None),
-            zero,
-            (parts, numbers),
-        )[0]
+    if len(numbers) == 1:
+        return of_part(*first)
+    zero = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(of_part, *first)
+    )
+    return jax.lax.scan(
+        lambda total, x: (jax.tree.map(jnp.add, total, of_part(*x)), None),
+        zero,
+        (parts, numbers),
+    )[0]
 
-    norm = optax.tree.norm(gradient)
-    zeros = jax.tree.map(jnp.zeros_like, state.params)  # of frozen ones, never computed
+
+def apply_gradient(
+    state: TrainState,
+    gradient: Any,
+    norm: jax.Array,
+    moving: Any,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float | None,
+) -> TrainState:
+    """The next state; one that would hold a non-finite number is not taken."""
+    # Zeros stand for the gradients of frozen parameters; XLA removes them.
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
     updates, opt_state = optimizer.update(
         merge(gradient, zeros), state.opt_state, state.params
     )
@@ -149,7 +178,7 @@ def train_step(
         average = jax.tree.map(
             lambda a, p: decay * a + (1 - decay) * p,
             average,
-            paths.pick(merge(params, state.params), average),
+            paths.select_leaves(merge(params, state.params), average),
         )
     new, old = (params, opt_state, average), (moving, state.opt_state, state.average)
     finite = jnp.isfinite(norm) & all_finite(new)
@@ -157,7 +186,7 @@ def train_step(
         lambda new, old: jnp.where(finite, new, old), new, old
     )
     one = 1 - finite.astype(jnp.int32)
-    state = state.replace(
+    return state.replace(
         step=state.step + 1,
         params=merge(params, state.params),
         opt_state=opt_state,
@@ -165,31 +194,25 @@ def train_step(
         skipped=state.skipped + one,
         skipped_in_a_row=(state.skipped_in_a_row + one) * one,
     )
-    sums = with_loss(task, terms) | {
-        "gradient_norm": (norm, jnp.ones(())),
-        "skipped": (state.skipped, jnp.ones(())),
-        "skipped_in_a_row": (state.skipped_in_a_row, jnp.ones(())),
-    }
-    return state, sums
 
 
 def eval_step(
     params: Any, batch: Batch, key: jax.Array, *, model: Any, task: Any
 ) -> tuple[Sums, Any]:
-    """(sums of every term, the task's predictions or None) of one batch."""
-    batch = prepared(task, batch, key, train=False)
+    """(loss terms as sums and counts, the task's predictions or None) of one batch."""
+    batch = prepare_batch(task, batch, key, train=False)
     outputs = model.apply({"params": params}, **task.inputs(batch), train=False)
     predict = getattr(task, "predictions", None)
     return task.loss(outputs, batch), predict(outputs, batch) if predict else None
 
 
-def prepared(task: Any, batch: Batch, key: jax.Array, *, train: bool) -> Batch:
-    """The batch after the task's optional work on the device."""
+def prepare_batch(task: Any, batch: Batch, key: jax.Array, *, train: bool) -> Batch:
+    """Applies the task's `prepare`, if it has one."""
     return task.prepare(batch, key, train) if hasattr(task, "prepare") else batch
 
 
 def merge(moving: Any, params: Any) -> Any:
-    """The tree `params` with the leaves of `moving` in place of its own, where not None."""
+    """`params` with its leaves replaced by those of `moving` that are not None."""
     return jax.tree.map(
         lambda ours, theirs: theirs if ours is None else ours,
         moving,
@@ -199,7 +222,7 @@ def merge(moving: Any, params: Any) -> Any:
 
 
 def all_finite(tree: Any) -> jax.Array:
-    """Whether every floating-point number of a tree is finite."""
+    """Whether all floating-point numbers of a tree are finite."""
     finite = jnp.asarray(True)
     for leaf in jax.tree.leaves(tree):
         if jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -207,14 +230,14 @@ def all_finite(tree: Any) -> jax.Array:
     return finite
 
 
-def counts_of(terms: Sums) -> dict[str, jax.Array]:
+def get_counts(terms: Sums) -> dict[str, jax.Array]:
     return {name: count for name, (_, count) in terms.items()}
 
 
-def scalar_loss(task: Any, terms: Sums, counts: Mapping[str, jax.Array]) -> jax.Array:
-    """sum over the task's loss terms of coefficient * sum / count; other terms only report.
+def compute_loss(task: Any, terms: Sums, counts: Mapping[str, jax.Array]) -> jax.Array:
+    """The sum over the task's loss terms of coefficient * sum / count.
 
-    A batch with nothing to count has no loss, rather than a loss of 0 / 0.
+    Terms without a coefficient are only reported. A term with a count of 0 adds 0.
     """
     return sum(
         coefficient * terms[name][0] / jnp.maximum(counts[name], 1e-9)
@@ -222,6 +245,8 @@ def scalar_loss(task: Any, terms: Sums, counts: Mapping[str, jax.Array]) -> jax.
     )
 
 
-def with_loss(task: Any, terms: Sums) -> Sums:
-    """The terms and, as `loss`, the scalar that they make."""
-    return {"loss": (scalar_loss(task, terms, counts_of(terms)), jnp.ones(()))} | terms
+def add_loss(task: Any, terms: Sums) -> Sums:
+    """The terms with the scalar loss as another term, `loss`."""
+    return {
+        "loss": (compute_loss(task, terms, get_counts(terms)), jnp.ones(()))
+    } | terms

@@ -1,4 +1,4 @@
-"""What the training steps report: means between two log lines, and skipped updates."""
+"""Collects the metrics of training steps, and reports skipped updates."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +12,11 @@ from attn_jax import metrics
 class StepMetrics:
     """Accumulates the metrics of training steps until they are logged.
 
-    Numbers are fetched one step behind, so that the device never waits for Python.
+    Values are fetched one step late, so that the device never waits for Python.
 
     Args:
-        max_skipped: how many updates in a row may be skipped.
-        say: prints one line.
+        max_skipped: this many skipped updates in a row end the run.
+        say: called with one line per skipped update.
     """
 
     def __init__(self, max_skipped: int, say: Callable[[str], None]):
@@ -26,7 +26,7 @@ class StepMetrics:
         self.skipped = 0  # since the run began
 
     def add(self, step: int, index: np.ndarray, sums: Any) -> None:
-        """Takes the sums of one step, and the numbers [B] of its examples.
+        """Adds the metric sums of one step; `index` [B] are the numbers of its examples.
 
         Raises:
             FloatingPointError: too many updates in a row were skipped.
@@ -39,12 +39,12 @@ class StepMetrics:
         """{"train/metric": mean} since the last call."""
         while self.pending:
             self._fetch()
-        means = metrics.ratio(self.total) | {"skipped": float(self.skipped)}
+        means = metrics.compute_means(self.total) | {"skipped": float(self.skipped)}
         self.total = {}
         return {f"train/{name}": value for name, value in means.items()}
 
     def _fetch(self) -> None:
-        """Takes in the oldest pending step."""
+        """Fetches the oldest pending step from the device and adds it."""
         step, index, sums = self.pending.pop(0)
         sums = jax.tree.map(float, jax.device_get(sums))  # added up in float64
         self.skipped = int(sums.pop("skipped")[0])
@@ -65,5 +65,5 @@ class StepMetrics:
             raise FloatingPointError(
                 f"{in_a_row} updates in a row were skipped; the last time {cause}, at "
                 f"{batch} (config.max_skipped={self.max_skipped}). The state before them "
-                "is saved. Lower the learning rate, or look at these examples."
+                "is saved. Lower the learning rate, or check these examples."
             )

@@ -1,4 +1,4 @@
-"""Values of a config: parsed from text, made plain, checked against an annotation."""
+"""Values of a config: parses text, converts to plain types, checks annotations."""
 
 import ast
 import difflib
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
-# What any real config stays far below. They bound the work on a stranger's file.
+# Far above any real config; they bound the work on a stranger's file.
 MAX_DEPTH = 20
 MAX_VALUES = 10_000
 MAX_TEXT = 10_000
@@ -27,76 +27,77 @@ MAX_INT = 2**63
 
 
 def check_value(key: str, value: Any, annotation: Any, inside: str = "") -> Any:
-    """The value of a field, with ints converted where floats are annotated.
+    """The value of a field, checked; ints are converted where floats are annotated.
 
     Raises:
         ValueError: the value has another type or violates the annotation's rule.
     """
-    value = checked(value, annotation, inside + key)
+    value = check_against(value, annotation, inside + key)
     if key == "dtype" and value not in DTYPES:
         raise ValueError(f"{inside}{key}={show(value)}: {suggest(value, DTYPES)}")
     return value
 
 
-def checked(value: Any, annotation: Any, where: str, example: str = "") -> Any:
-    """The value, with ints converted where floats are annotated.
+def check_against(value: Any, annotation: Any, where: str, example: str = "") -> Any:
+    """The value, checked; ints are converted where floats are annotated.
 
     Args:
-        example: shown if the type does not fit; default: the example of a rule.
+        example: shown if the type is wrong; default: the example of the annotated rule.
 
     Raises:
         ValueError: the value has another type or violates the annotation's rule.
     """
     example = example or next(find_examples(annotation), "")
     hint = f" For example: {example}" if example else ""
-    for candidate in (value, as_floats(value)):
-        if fits(candidate, annotation):
+    for candidate in (value, to_floats(value)):
+        if has_type(candidate, annotation):
             rule = find_complaint(candidate, annotation)
             if rule is None:
                 return candidate
             raise ValueError(f"{where}={show(value)} must be {rule}.")
     if typing.get_origin(annotation) is dict and isinstance(value, Mapping):
+        inner = typing.get_args(annotation)[1]
         for key, item in value.items():  # name the entry, not the whole section
-            checked(item, typing.get_args(annotation)[1], f"{where}.{key}", example)
+            check_against(item, inner, f"{where}.{key}", example)
     raise ValueError(
         f"{where}={show(value)} must be of type {describe(annotation)}.{hint}"
     )
 
 
-def fits(value: Any, annotation: Any) -> bool:
-    """Whether the value has the annotated type; rules of `attn_jax.bounds` aside."""
+def has_type(value: Any, annotation: Any) -> bool:
+    """Whether the value has the annotated type; ignores the rules of `attn_jax.bounds`."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any or annotation is inspect.Parameter.empty:
         return True
     if annotation is None or annotation is type(None):
         return value is None
     if origin is Annotated:
-        return fits(value, args[0])
+        return has_type(value, args[0])
     if origin in (typing.Union, types.UnionType):
-        return any(fits(value, arg) for arg in args)
+        return any(has_type(value, arg) for arg in args)
     if origin is typing.Literal:
         return any(type(value) is type(arg) and value == arg for arg in args)
     if origin is tuple or annotation in (tuple, list) or origin in (list, Sequence):
         if not isinstance(value, list | tuple):
             return False
         if not args or Ellipsis in args or origin is not tuple:
-            return not args or all(fits(item, args[0]) for item in value)
-        return len(value) == len(args) and all(map(fits, value, args))
+            return not args or all(has_type(item, args[0]) for item in value)
+        return len(value) == len(args) and all(map(has_type, value, args))
     if origin in (dict, Mapping) or annotation is dict:
         return isinstance(value, Mapping) and all(
-            fits(item, args[1]) for item in (value.values() if args else ())
+            has_type(item, args[1]) for item in (value.values() if args else ())
         )
     if isinstance(annotation, type):
         if issubclass(annotation, nn.Module):
             return isinstance(value, Mapping) and "cls" in value
         if annotation in (int, float):
-            return type(value) is annotation  # bool is no number here
+            return type(value) is annotation  # unlike isinstance, rejects bool
         return isinstance(value, annotation)
     return True
 
 
 def find_complaint(value: Any, annotation: Any) -> str | None:
-    """What a value of the annotated type must be; None if it obeys every rule."""
+    """The first rule that a value of the annotated type breaks; None if there is none."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if isinstance(value, float) and not math.isfinite(value):
         return "finite"
@@ -106,7 +107,7 @@ def find_complaint(value: Any, annotation: Any) -> str | None:
         rules = (rule.complaint(value) for rule in args[1:])
         return next(filter(None, rules), None) or find_complaint(value, args[0])
     if origin in (typing.Union, types.UnionType):
-        found = [find_complaint(value, arg) for arg in args if fits(value, arg)]
+        found = [find_complaint(value, arg) for arg in args if has_type(value, arg)]
         return None if None in found else next(iter(found), None)
     if isinstance(value, list | tuple):
         each = (
@@ -121,6 +122,7 @@ def find_complaint(value: Any, annotation: Any) -> str | None:
 
 
 def find_examples(annotation: Any) -> Iterator[str]:
+    """The examples that the rules of an annotation provide."""
     for rule in getattr(annotation, "__metadata__", ()):
         if hasattr(rule, "example"):
             yield rule.example
@@ -129,7 +131,7 @@ def find_examples(annotation: Any) -> Iterator[str]:
 
 
 def describe(annotation: Any) -> str:
-    """The type as it is written, without rules."""
+    """The annotated type as text, without rules."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         return describe(args[0])
@@ -147,7 +149,7 @@ def describe(annotation: Any) -> str:
 
 
 def check_structure(config: Any) -> None:
-    """Raises ValueError if a config is deeper, longer or larger than any real one."""
+    """Raises ValueError if a config is nested deeper or larger than any real one."""
     level, count, depth = [("config", config)], 0, 0
     while level:
         count, depth = count + len(level), depth + 1
@@ -179,13 +181,13 @@ def parse(text: str) -> Any:
     """JSON, else a Python literal, else the text itself.
 
     Raises:
-        ValueError: the text opens a list or a section and is neither of the two.
+        ValueError: the text begins like a list or a section, but cannot be parsed.
     """
     for read in (json.loads, ast.literal_eval):
         try:
-            return plain(read(text))
+            return to_plain(read(text))
         except (ValueError, SyntaxError, RecursionError, MemoryError):
-            pass  # the last two: nested too deeply for the parser
+            pass  # RecursionError, MemoryError: nested too deeply for the parser
     if text.lstrip().startswith(("{", "[")):
         raise ValueError(
             f"{show(text)} is neither JSON nor a Python literal; correct it."
@@ -195,32 +197,32 @@ def parse(text: str) -> Any:
 
 def is_json(value: Any) -> bool:
     try:
-        json.dumps(plain(value))
+        json.dumps(to_plain(value))
     except TypeError:
         return False
     return True
 
 
-def plain(value: Any) -> Any:
-    """Nested dicts and lists, as JSON has them."""
+def to_plain(value: Any) -> Any:
+    """Converts to nested dicts and lists, the types of JSON."""
     if isinstance(value, ConfigDict):
         value = value.to_dict()
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_plain(item) for item in value]
     return value
 
 
-def as_tuple(value: Any) -> Any:
-    """Lists as tuples: the fields of a module must be hashable."""
-    return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value
+def to_tuple(value: Any) -> Any:
+    """Converts nested lists to tuples, because fields of a module must be hashable."""
+    return tuple(map(to_tuple, value)) if isinstance(value, list | tuple) else value
 
 
-def as_floats(value: Any) -> Any:
-    """Ints as floats, also those in lists; ints beyond the range of a float stay."""
+def to_floats(value: Any) -> Any:
+    """Converts ints to floats, also in nested lists; integers beyond 64 bits stay."""
     if isinstance(value, list | tuple):
-        return [as_floats(item) for item in value]
+        return [to_floats(item) for item in value]
     if type(value) is int and abs(value) < MAX_INT:
         return float(value)
     return value
@@ -241,11 +243,12 @@ class _ShortRepr(reprlib.Repr):
 
 
 def show(value: Any) -> str:
-    """repr() of at most a few lines, for messages."""
+    """A shortened repr(), for messages."""
     return _ShortRepr().repr(value)
 
 
 def suggest(word: Any, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: the closest known one, and all."""
     known = list(known)
     close = difflib.get_close_matches(str(word)[:100], known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""

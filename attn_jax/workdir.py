@@ -1,7 +1,7 @@
-"""The files of a run beside its checkpoints, and the lock on its folder.
+"""The files of a run other than its checkpoints, and the lock on its folder.
 
 DIR/config.json holds the resolved config, DIR/assets what the run learned from its
-training data: class names, a vocabulary.
+training data, such as class names or a vocabulary.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from attn_jax.digests import digest_bytes
 from attn_jax.folder import resolve_folder
 
 LOCK = ".lock"
-# Some network file systems know no locks.
+# Some network file systems do not support locks.
 UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -33,16 +33,16 @@ UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 @contextlib.contextmanager
 def lock(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterator[None]:
-    """Holds the folder for one run; made if missing, removed again if it stays empty.
+    """Locks the folder for one run. Creates it, and removes it again if it stays empty.
 
     The system releases the lock when the process ends, however it ends. A cloud path is
     not locked. A collective: process 0 holds the lock for all.
 
     Args:
-        say: called with a warning where the file system knows no locks.
+        say: called with a warning if the file system does not support locks.
 
     Raises:
-        ValueError: another run holds it; which process, on which machine.
+        ValueError: another run holds the lock; names its process and machine.
         OSError: the folder cannot be made or written.
     """
     folder = resolve_folder(workdir)
@@ -54,7 +54,7 @@ def lock(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterato
             local = pathlib.Path(folder)
             made = [path for path in (local, *local.parents) if not path.exists()]
             local.mkdir(parents=True, exist_ok=True)
-            file = acquire(local / LOCK, say)
+            file = acquire_lock(local / LOCK, say)
         except ValueError as caught:
             error = caught
         except OSError as caught:
@@ -71,8 +71,8 @@ def lock(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterato
                 path.rmdir()
 
 
-def acquire(path: pathlib.Path, say: Callable[[str], None]) -> IO[str] | None:
-    """The locked file; None where the file system knows no locks.
+def acquire_lock(path: pathlib.Path, say: Callable[[str], None]) -> IO[str] | None:
+    """The locked file; None if the file system does not support locks.
 
     Raises:
         ValueError: another process holds it.
@@ -86,7 +86,7 @@ def acquire(path: pathlib.Path, say: Callable[[str], None]) -> IO[str] | None:
                 file.seek(0)
                 owner = file.read().strip() or "another process"
             raise ValueError(
-                f"{path.parent} is in use by {owner}, which trains there. Wait for it, "
+                f"{path.parent} is in use by {owner}, which is training there. Wait for it, "
                 "stop it, or use another --workdir."
             ) from None
         except OSError as error:
@@ -94,11 +94,11 @@ def acquire(path: pathlib.Path, say: Callable[[str], None]) -> IO[str] | None:
             if error.errno not in UNSUPPORTED:
                 raise
             say(
-                f"WARNING: {path.parent} cannot be locked ({error.strerror}); start no "
-                "second run there"
+                f"WARNING: {path.parent} cannot be locked ({error.strerror}); do not start "
+                "a second run there"
             )
             return None
-        # Its last owner may have removed the file between our open and our lock.
+        # Its last owner may have removed the file after it was opened here.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -112,14 +112,14 @@ def acquire(path: pathlib.Path, say: Callable[[str], None]) -> IO[str] | None:
 
 def save_config(workdir: epath.PathLike, settings: config.Section) -> None:
     """Writes DIR/config.json."""
-    write(resolve_folder(workdir) / "config.json", format_config(settings))
+    write_text(resolve_folder(workdir) / "config.json", format_config(settings))
 
 
 def load_config(workdir: epath.PathLike) -> dict[str, Any] | None:
-    """The saved config of a run in the present format; None where the folder has none.
+    """The saved config of a run in the current format; None if there is no file.
 
     Raises:
-        ValueError: the file is damaged, another program's, or of a newer release.
+        ValueError: the file is damaged, or another program or a newer release wrote it.
     """
     file = resolve_folder(workdir) / "config.json"
     try:
@@ -136,13 +136,13 @@ def recover_config(
     checkpoints: CheckpointReader,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any] | None:
-    """`load_config`, or where it is damaged or missing, that of the newest checkpoint.
+    """`load_config`; if the file is damaged or missing, the newest checkpoint's config.
 
     Args:
-        say: called with a line where the checkpoint's is used.
+        say: called with a warning if the checkpoint's config is used.
 
     Raises:
-        ValueError: it is damaged, and no checkpoint is there.
+        ValueError: the file is damaged, and there is no checkpoint.
     """
     damaged = None
     try:
@@ -165,7 +165,7 @@ def recover_config(
 
 
 def format_config(settings: config.Section) -> str:
-    return json.dumps(config.plain(settings), indent=1) + "\n"
+    return json.dumps(config.to_plain(settings), indent=1) + "\n"
 
 
 # --- assets ---------------------------------------------------------------------------
@@ -174,25 +174,25 @@ def format_config(settings: config.Section) -> str:
 def save_assets(
     workdir: epath.PathLike, assets: Mapping[str, str], *, resumed: bool = True
 ) -> None:
-    """Writes DIR/assets, with digests; a resumed run must bring the same ones.
+    """Writes DIR/assets, with digests; those of a resumed run must not have changed.
 
     Raises:
-        ValueError: an asset of the run so far differs.
+        ValueError: an asset differs from that of the run so far.
     """
     if resumed:
         check_same_assets(workdir, assets)
     folder = resolve_folder(workdir) / "assets"
     for name, text in assets.items():
-        write(folder / name, text)
+        write_text(folder / name, text)
     digests = {name: digest_bytes(text.encode()) for name, text in assets.items()}
-    write(folder / "digests.json", json.dumps(digests, indent=1))
+    write_text(folder / "digests.json", json.dumps(digests, indent=1))
 
 
 def load_assets(workdir: epath.PathLike) -> dict[str, str]:
-    """{file name: text} of DIR/assets, each file as it was written; {} if there are none.
+    """{file name: text} of DIR/assets, verified by digest; {} if there are none.
 
     Raises:
-        ValueError: a file is missing or has changed; which one.
+        ValueError: a file is missing or has changed; names the file.
     """
     folder = resolve_folder(workdir) / "assets"
     index = folder / "digests.json"
@@ -220,25 +220,25 @@ def load_assets(workdir: epath.PathLike) -> dict[str, str]:
 def damaged_asset(file: epath.Path) -> str:
     return (
         f"{file} is missing or has changed since it was written (or its entry in "
-        "digests.json has); bring back the original. Without it, predictions could be "
-        "named wrongly."
+        "digests.json has); restore the original. Without it, predictions could get "
+        "wrong names."
     )
 
 
 def check_same_assets(workdir: epath.PathLike, assets: Mapping[str, str]) -> None:
-    """Raises ValueError where an asset of the run is not what the data says now."""
+    """Raises ValueError if an asset of the run differs from what the data gives now."""
     for name, text in assets.items():
         file = resolve_folder(workdir) / "assets" / name
         if file.exists() and not is_same_asset(file.read_bytes().decode(), text):
             raise ValueError(
-                f"{file} differs from what the data says now: label names, a vocabulary or "
-                "the like have changed (embedded text changes with the version of "
-                "Python). Use the data of the first run, or start in a new --workdir."
+                f"{file} differs from what the data gives now: label names or a vocabulary "
+                "have changed (embedded text changes with the version of Python). Use the "
+                "data that the run began with, or a new --workdir."
             )
 
 
 def is_same_asset(old: str, new: str) -> bool:
-    """Whether two texts say the same; older releases noted the path of the data, too."""
+    """Whether two assets agree apart from the data's path, which older releases wrote."""
     if old == new:
         return True
     try:
@@ -258,12 +258,12 @@ def is_same_asset(old: str, new: str) -> bool:
 
 
 def evaluation_key(seed: int) -> jax.Array:
-    """The key that evaluations draw from; different from every key of training."""
+    """The random key of evaluations; it differs from every key of training."""
     return jax.random.fold_in(jax.random.key(seed), 0xE7A1)
 
 
-def row_shapes(batch: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, list]:
-    """{name: [shape without the batch dimension, dtype]}, as JSON."""
+def describe_row(batch: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, list]:
+    """{name: [shape without the batch dimension, dtype]}, as JSON values."""
     return {name: [list(s.shape[1:]), str(s.dtype)] for name, s in batch.items()}
 
 
@@ -274,18 +274,18 @@ def format_evaluate_command(
 
     Args:
         best: evaluates the best checkpoint instead of the newest.
-        trust: packages beside this one whose classes the config names.
+        trust: other packages whose classes the config names.
     """
     words = ["python", "-m", "attn_jax", "evaluate", f"--workdir={workdir}"]
     words += ["--step=best"] if best else []
     return shlex.join([*words, *(f"--trust={package}" for package in trust)])
 
 
-def write(file: epath.Path, text: str) -> None:
-    """Process 0 writes beside the target and renames: no reader sees half of a file.
+def write_text(file: epath.Path, text: str) -> None:
+    """Process 0 writes a temporary file and renames it: readers never see half a file.
 
     Raises:
-        OSError: on every process, where process 0 cannot write.
+        OSError: on every process, if process 0 cannot write.
     """
     error = None
     try:

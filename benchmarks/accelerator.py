@@ -1,18 +1,18 @@
-"""What an accelerator makes of the models: are the losses right, and how fast is a step?
+"""Checks the losses of the models on an accelerator, and times their steps.
 
     python benchmarks/accelerator.py --out=accelerator.json
     python benchmarks/accelerator.py --debug --out=debug.json    (a CPU, a minute)
 
 1. The debug recipe of each architecture is trained on this device, with float32 products,
-   and its losses are compared with those of a CPU, which benchmarks/debug_losses.py
-   stored in cpu_losses.json; --cpu_losses=now computes them first.
-2. The rate of a plain matrix product, beside which a step's rate is to be read.
-3. Steps of the large models in bfloat16, with AdamW, on random batches that are made on
-   the device: median seconds, examples and operations per second, memory.
+   and its losses are compared with those of a CPU in cpu_losses.json, which
+   benchmarks/debug_losses.py wrote; --cpu_losses=now computes them first.
+2. The rate of a single matrix product is measured, to compare the rate of steps with.
+3. Steps of the large models are timed in bfloat16, with AdamW, on random batches that are
+   generated on the device: median seconds, examples and operations per second, memory.
 
---out and its .md are rewritten after every model. A model has a process of its own: the peak
-of memory is its own, and one that fails, hangs or does not fit is a row of the table. What
---seconds leaves no time for is a row, too.
+--out and its .md are rewritten after every model. Every model has a process of its own, so its
+peak of memory is its own, and a model that fails, hangs or does not fit becomes a row of the
+table. So does a model for which --seconds leaves no time.
 """
 
 import argparse
@@ -46,16 +46,16 @@ RECIPES = [
     "configs/hopfield/digit_bags.py",
     "configs/slot_attention/tetrominoes.py",
 ]
-# The first loss is a forward pass: another order of float32 sums, 1e-6. Adam divides by the
-# gradient's own size, so later ones differ more, 1e-4 after 8 steps. A wrong mask, a missing
-# layer or bfloat16 products change the first one by 1e-2 or more.
+# The first loss is that of a forward pass, where another order of float32 sums gives 1e-6. Adam
+# divides by the size of the gradient, so later losses differ more, by 1e-4 after 8 steps. A
+# wrong mask, a missing layer or bfloat16 products change the first loss by 1e-2 or more.
 FIRST_TOLERANCE, TOLERANCE = 1e-4, 1e-2
 CPU_LOSSES = str(report.ROOT / "benchmarks" / "cpu_losses.json")
 WARM_UP, STEPS, BUDGET_SECONDS = 3, 30, 20.0
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 
 
-# --- measuring ------------------------------------------------------------------------
+# --- measurements ---------------------------------------------------------------------
 
 
 def measure_case(name: str, debug: bool) -> dict[str, Any]:
@@ -107,12 +107,12 @@ def measure_case(name: str, debug: bool) -> dict[str, Any]:
         "examples_per_second": case.batch_size / median,
         "flops_per_second": flops / median,
         "mfu": peak and metrics.mfu(flops, median, peak),
-        "memory_bytes": peak_memory(device, compiled),
+        "memory_bytes": read_peak_memory(device, compiled),
     }
 
 
-def peak_memory(device: jax.Device, compiled: Any) -> int:
-    """What the device counted in this process; else what XLA planned for the step."""
+def read_peak_memory(device: jax.Device, compiled: Any) -> int:
+    """Returns the bytes that the device counted; else those that XLA planned for a step."""
     counted = (device.memory_stats() or {}).get("peak_bytes_in_use")
     if counted:
         return counted
@@ -122,10 +122,10 @@ def peak_memory(device: jax.Device, compiled: Any) -> int:
 
 
 def measure_apart(part: str, seconds: float, *options: str) -> dict[str, Any]:
-    """`--only=PART` in a process of its own; any failure is a row {"error": ...}.
+    """Runs `--only=PART` in another process; returns {"error": ...} if it fails.
 
-    This process never touches the device: a TPU serves one process at a time, and a
-    GPU's memory would be taken from the others.
+    This process itself never uses the device: a TPU serves one process at a time, and
+    memory of a GPU would be taken from the other process.
     """
     command = [sys.executable, __file__, f"--only={part}", *options]
     try:
@@ -143,12 +143,14 @@ def describe_failure(text: str) -> str:
     if OUT_OF_MEMORY in text:
         return "out of memory"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "the process ended without a word"
+    return lines[-1][:200] if lines else "the process failed without a message"
 
 
 def measure_products(debug: bool) -> dict[str, float]:
-    """{kind: operations per second} of products of square matrices."""
+    """Measures {kind: operations per second} of products of square matrices."""
     size, rounds = (256, 2) if debug else (8192, 16)
+    if jax.default_backend() == "cpu" and not debug:
+        size = 1024
     kinds = {
         "bfloat16": ("bfloat16", "default"),
         "float32": ("float32", "default"),  # TF32 on NVIDIA, bfloat16 on TPU
@@ -156,8 +158,6 @@ def measure_products(debug: bool) -> dict[str, float]:
     }
     rates = {}
     for kind, (dtype, precision) in kinds.items():
-        if jax.default_backend() == "cpu" and not debug:
-            size = 1024
 
         def multiply(x: jax.Array, precision: str = precision) -> jax.Array:
             def once(_: int, y: jax.Array) -> jax.Array:
@@ -165,7 +165,7 @@ def measure_products(debug: bool) -> dict[str, float]:
 
             return jax.lax.fori_loop(0, rounds, once, x)
 
-        # Products keep the scale of a matrix whose entries have variance 1 / size.
+        # With entries of variance 1 / size, products keep their scale.
         x = jax.random.normal(jax.random.key(0), (size, size)) / size**0.5
         x, run = x.astype(dtype), jax.jit(multiply)
         run(x).block_until_ready()
@@ -179,15 +179,15 @@ def measure_products(debug: bool) -> dict[str, float]:
 
 
 def compare_losses(ours: list[dict], theirs: list[dict]) -> dict[str, float]:
-    """Largest relative differences of the losses; accuracies jump by whole examples."""
+    """Returns relative differences of losses; not of accuracies, which change in steps."""
 
-    def losses(records: list[dict]) -> list[dict]:
+    def select_losses(records: list[dict]) -> list[dict]:
         kept = [
             {k: v for k, v in r.items() if k.split("/")[-1] == "loss"} for r in records
         ]
         return [record for record in kept if record]
 
-    ours, theirs = losses(ours), losses(theirs)
+    ours, theirs = select_losses(ours), select_losses(theirs)
     return {
         "first": debug_losses.difference(ours[:1], theirs[:1]),
         "largest": debug_losses.difference(ours, theirs),
@@ -195,19 +195,19 @@ def compare_losses(ours: list[dict], theirs: list[dict]) -> dict[str, float]:
 
 
 def check_device(recipes: list[str], cpu_losses: str, debug: bool) -> dict[str, Any]:
-    """What the device is, its rate of products, and the losses against a CPU's."""
+    """Names the device, measures its products, and compares its losses with a CPU's."""
     theirs = read_cpu_losses(cpu_losses, recipes)
     losses: dict[str, Any] = {}
     for recipe in recipes:
         if "stdlib" in recipe and theirs["python"] != platform.python_version():
-            text = f"its text is that of Python {theirs['python']}"
+            text = f"the stored losses are for the text of Python {theirs['python']}"
             losses[recipe] = {"error": f"{text}; use --cpu_losses=now"}
             continue
         try:
             with jax.default_matmul_precision("highest"):
                 ours = debug_losses.debug_records(recipe)
             losses[recipe] = compare_losses(ours, theirs[recipe])
-        except Exception as error:  # one recipe that fails is a row, not the end
+        except Exception as error:  # the other recipes go on
             losses[recipe] = {"error": describe_failure(str(error))}
     return {
         "provenance": report.provenance(),
@@ -218,7 +218,7 @@ def check_device(recipes: list[str], cpu_losses: str, debug: bool) -> dict[str, 
 
 
 def read_cpu_losses(path: str, recipes: list[str]) -> dict[str, Any]:
-    """The losses in the file, or "now": those that a CPU computes."""
+    """Reads the losses of a CPU from a file; "now" computes them."""
     if path != "now":
         return json.loads(pathlib.Path(path).read_text())
     with tempfile.TemporaryDirectory() as folder:
@@ -230,11 +230,11 @@ def read_cpu_losses(path: str, recipes: list[str]) -> dict[str, Any]:
         return json.loads(out.read_text())
 
 
-# --- telling --------------------------------------------------------------------------
+# --- report ---------------------------------------------------------------------------
 
 
 def make_table(found: dict[str, Any]) -> list[str]:
-    """The results so far as lines of Markdown."""
+    """Formats the results so far as lines of Markdown."""
     if "error" in found:
         return [f"### Accelerator: {found['error']}"]
     lines = [
@@ -262,8 +262,8 @@ def make_table(found: dict[str, Any]) -> list[str]:
         "",
         f"Matrix products, TFLOP/s: {rates}.",
         "",
-        "Training steps in bfloat16 with AdamW; MFU is of the maker's peak, the next column "
-        "of the bfloat16 product above:",
+        "Training steps in bfloat16 with AdamW. MFU is relative to the vendor's peak, the "
+        "next column to the bfloat16 product above:",
         "",
         "| model | batch | step, ms | examples/s | TFLOP/s | MFU | of product | memory, GiB |",
         "|---" * 8 + "|",
@@ -297,18 +297,22 @@ def main() -> None:
         "--cpu_losses",
         default=CPU_LOSSES,
         metavar="FILE",
-        help="of debug_losses.py; 'now': computed first",
+        help="written by debug_losses.py; 'now' computes them first",
     )
     parser.add_argument("--recipe", action="append", help="only these debug recipes")
-    parser.add_argument("--only", metavar="PART", help="a model, or 'checks', as JSON")
-    parser.add_argument("--seconds", type=float, default=560.0, help="for all of it")
+    parser.add_argument(
+        "--only", metavar="PART", help="run a model, or 'checks', and print JSON"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=560.0, help="limit for all parts"
+    )
     parser.add_argument("--model_seconds", type=float, default=120.0)
     options = parser.parse_args()
     recipes = options.recipe or RECIPES
     end = time.monotonic() + options.seconds
 
     def run(part: str, limit: float) -> dict[str, Any]:
-        """One part, here or in a process of its own."""
+        """Runs one part, in this process or in another."""
         if options.only or options.debug:
             if part == "checks":
                 return check_device(recipes, options.cpu_losses, options.debug)
@@ -325,7 +329,7 @@ def main() -> None:
         print(json.dumps(run(options.only, options.seconds)))
         return
     found = run("checks", options.seconds / 2) | {"models": {}}
-    if options.debug:  # compiling is all that takes time
+    if options.debug:  # compilation takes most of the time
         jax.config.update("jax_disable_most_optimizations", True)
     for name in DEBUG_CASES if options.debug else CASES:
         found["models"][name] = run(name, options.model_seconds)

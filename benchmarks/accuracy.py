@@ -1,4 +1,4 @@
-"""What a recipe reaches, and how long it trains, over seeds, as a user would run it.
+"""Measures a recipe's metrics and training time over seeds, as a user would run it.
 
     python benchmarks/accuracy.py --config=configs/vit/digits.py --seeds=0,1,2
     python benchmarks/accuracy.py --config=configs/vit/mnist.py --seeds=0 \
@@ -6,45 +6,37 @@
     python benchmarks/accuracy.py --config=configs/hopfield/digit_bags.py \
         --metrics=test/auc,test/accuracy
 
-Each seed is a run of train.py in a folder of its own under --out, then `evaluate`, of the
-best checkpoint where the recipe ranks them, else of the last; a run that is there already is
-only evaluated, its time read from its log.
+Each seed is a run of train.py in a folder of its own under --out, then `evaluate` of the best
+checkpoint if the recipe ranks them, else of the last. A run that has ended is only evaluated
+again, and its time is read from its log.
 """
 
 import argparse
 import json
 import pathlib
 import statistics
-import subprocess
-import sys
 
+import commands
 import report
 
 
 def run(
     config: str, settings: list[str], seed: int, workdir: pathlib.Path
 ) -> dict[str, float]:
-    """What `evaluate` prints, and `seconds` of the training."""
-    command = [sys.executable, str(report.ROOT / "train.py"), f"--config={config}"]
-    command += [f"--workdir={workdir}", f"--config.seed={seed}"]
-    command += [f"--config.{setting}" for setting in settings]
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    """Trains one seed; returns what `evaluate` prints, and `seconds` of the training."""
+    commands.train(config, workdir, [f"seed={seed}", *settings])
     ranked = json.loads((workdir / "config.json").read_text())["keep_best"]
-    evaluate = [sys.executable, "-m", "attn_jax", "evaluate", f"--workdir={workdir}"]
-    evaluate += [f"--step={'best' if ranked else 'latest'}"]
-    output = subprocess.run(evaluate, check=True, capture_output=True, text=True).stdout
-    results = json.loads(output.splitlines()[-1])
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return results | {"seconds": max(json.loads(line)["seconds"] for line in lines)}
+    results = commands.evaluate(workdir, "best" if ranked else "latest")
+    return results | {"seconds": commands.count_seconds(workdir)}
 
 
-def shown(metric: str, value: float) -> str:
-    """Losses as they are, shares in percent."""
+def format_metric(metric: str, value: float) -> str:
+    """Formats a loss as a number, any other metric in percent."""
     return f"{value:.3f}" if "loss" in metric else f"{value:.2%}"
 
 
-def numbers_of(assets: pathlib.Path) -> list[str]:
-    """The numbers that the task says of its data, such as a corpus's entropy."""
+def read_numbers(assets: pathlib.Path) -> list[str]:
+    """Reads the numbers in the task's assets, such as a corpus's entropy."""
     return [
         f"{name.replace('_', ' ')} {value:,.3f}".removesuffix(".000")
         for file in sorted(assets.glob("*.json"))
@@ -70,12 +62,12 @@ def main() -> None:
         for seed in seeds
     ]
     first = metrics[0]
-    mean = shown(first, statistics.mean(row[first] for row in rows))
+    mean = format_metric(first, statistics.mean(row[first] for row in rows))
     command = f"python benchmarks/accuracy.py --config={options.config}"
     command += f" --seeds={options.seeds}{report.settings(options.set)}"
     if options.metrics != parser.get_default("metrics"):
         command += f" --metrics={options.metrics}"
-    about = numbers_of(options.out / f"{name}-{seeds[0]}" / "assets")
+    about = read_numbers(options.out / f"{name}-{seeds[0]}" / "assets")
     report.write(
         f"accuracy {name}",
         [
@@ -88,7 +80,7 @@ def main() -> None:
             f"| seed | {' | '.join(metrics)} | step | training, seconds |",
             "|---" * (len(metrics) + 3) + "|",
             *(
-                f"| {seed} | {' | '.join(shown(m, row[m]) for m in metrics)} | "
+                f"| {seed} | {' | '.join(format_metric(m, row[m]) for m in metrics)} | "
                 f"{row['step']:,} | {row['seconds']:.0f} |"
                 for seed, row in zip(seeds, rows, strict=True)
             ),

@@ -1,12 +1,12 @@
-"""Images a second that one core prepares for training: ours against timm's way in Pillow.
+"""Images per second that one core prepares for training: ours against timm's in Pillow.
 
     python benchmarks/augmentation.py
 
-Both turn the JPEG bytes of scikit-learn's two photos (640 x 427) into a uint8 array of
-224 x 224 with RandAugment (2, 10), in one process pinned to one core, in turn. Ours is
-what `Classify` does for a record. The other is timm's default training transform,
-written here after its data/transforms_factory.py: RandomResizedCrop (bicubic), flip, and
-two of 15 operations, each applied with probability 1/2, moves by bilinear or bicubic.
+Both convert the JPEG bytes of scikit-learn's two photos (640 x 427) to a uint8 array of
+224 x 224 with RandAugment (2, 10), in turn, in one process that is pinned to one core. Ours is
+what `Classify` does for a record. The other is timm's default training transform, written here
+after its data/transforms_factory.py: RandomResizedCrop (bicubic), flip, and two of 15
+operations, each applied with probability 1/2, with bilinear or bicubic moves.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from attn_jax.data import augment, decoding, images
 STAGES = ("decode", "crop to 224", "flip, RandAugment", "all")
 SIZE = 224
 LEVEL = 1.0  # magnitude 10 of 10
-GREY = (128, 128, 128)
+GRAY = (128, 128, 128)
 
 
-def photos() -> list[bytes]:
-    """The files as scikit-learn ships them."""
+def read_photos() -> list[bytes]:
+    """Reads the files as scikit-learn ships them."""
     folder = pathlib.Path(sklearn.datasets.__file__).parent / "images"
     return [(folder / name).read_bytes() for name in ("china.jpg", "flower.jpg")]
 
@@ -85,22 +85,22 @@ def pillow_augment(image, rng):
     return np.asarray(image)
 
 
-def signed(value, rng):
+def draw_sign(value, rng):
     return value if rng.random() < 0.5 else -value
 
 
-def interpolation(rng):
+def draw_filter(rng):
     choices = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
     return choices[int(rng.integers(2))]
 
 
-def moved(image, rng, a=1.0, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0):
+def transform(image, rng, a=1.0, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0):
     return image.transform(
         image.size,
         Image.Transform.AFFINE,
         (a, b, c, d, e, f),
-        interpolation(rng),
-        fillcolor=GREY,
+        draw_filter(rng),
+        fillcolor=GRAY,
     )
 
 
@@ -109,7 +109,7 @@ def solarize_add(image, rng):
     return image.point(table * 3)
 
 
-def enhanced(enhancer):
+def make_enhancer(enhancer):
     return lambda image, rng: enhancer(image).enhance(0.1 + 1.8 * LEVEL)
 
 
@@ -118,19 +118,19 @@ OPERATIONS = [
     lambda image, rng: ImageOps.equalize(image),
     lambda image, rng: ImageOps.invert(image),
     lambda image, rng: image.rotate(
-        signed(30 * LEVEL, rng), interpolation(rng), fillcolor=GREY
+        draw_sign(30 * LEVEL, rng), draw_filter(rng), fillcolor=GRAY
     ),
     lambda image, rng: ImageOps.posterize(image, int(4 * LEVEL)),
     lambda image, rng: ImageOps.solarize(image, int(256 * LEVEL)),
     solarize_add,
-    enhanced(ImageEnhance.Color),
-    enhanced(ImageEnhance.Contrast),
-    enhanced(ImageEnhance.Brightness),
-    enhanced(ImageEnhance.Sharpness),
-    lambda image, rng: moved(image, rng, b=signed(0.3 * LEVEL, rng)),
-    lambda image, rng: moved(image, rng, d=signed(0.3 * LEVEL, rng)),
-    lambda image, rng: moved(image, rng, c=signed(0.45 * LEVEL * SIZE, rng)),
-    lambda image, rng: moved(image, rng, f=signed(0.45 * LEVEL * SIZE, rng)),
+    make_enhancer(ImageEnhance.Color),
+    make_enhancer(ImageEnhance.Contrast),
+    make_enhancer(ImageEnhance.Brightness),
+    make_enhancer(ImageEnhance.Sharpness),
+    lambda image, rng: transform(image, rng, b=draw_sign(0.3 * LEVEL, rng)),
+    lambda image, rng: transform(image, rng, d=draw_sign(0.3 * LEVEL, rng)),
+    lambda image, rng: transform(image, rng, c=draw_sign(0.45 * LEVEL * SIZE, rng)),
+    lambda image, rng: transform(image, rng, f=draw_sign(0.45 * LEVEL * SIZE, rng)),
 ]
 
 
@@ -143,8 +143,8 @@ PIPELINES = {
 }
 
 
-def seconds(stages, files: list[bytes], count: int, seed: int) -> list[float]:
-    """Seconds an image of each stage and of all, over `count` images."""
+def time_stages(stages, files: list[bytes], count: int, seed: int) -> list[float]:
+    """Returns the seconds per image of each stage and of all, over `count` images."""
     rng, spent = np.random.default_rng(seed), [0.0] * len(stages)
     for number in range(count):
         value = files[number % len(files)]
@@ -161,16 +161,16 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="images a round")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    where = report.provenance()  # before the pin, which would count as one core
+    where = report.provenance()  # before pinning, after which one core is counted
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    files = photos()
-    for stages in PIPELINES.values():  # tables, caches, plugins
-        seconds(stages, files, 50, seed=0)
+    files = read_photos()
+    for stages in PIPELINES.values():  # warm-up: tables, caches, plugins
+        time_stages(stages, files, 50, seed=0)
     rounds = {name: [] for name in PIPELINES}
     for seed in range(options.rounds):
         for name, stages in PIPELINES.items():
-            rounds[name].append(seconds(stages, files, options.count, seed))
+            rounds[name].append(time_stages(stages, files, options.count, seed))
     medians = {
         name: [statistics.median(column) for column in zip(*rows, strict=True)]
         for name, rows in rounds.items()
@@ -188,13 +188,12 @@ def main() -> None:
             f"`python benchmarks/augmentation.py --count={options.count} "
             f"--rounds={options.rounds}` ({where})",
             "",
-            "JPEG of 640 x 427, RandAugment (2, 10), 224 x 224. Medians over rounds taken "
-            "in turn; a round is "
-            f"{options.count:,} images. Ours resizes bilinearly without antialias and "
+            "JPEG of 640 x 427, RandAugment (2, 10), 224 x 224. Medians over alternating "
+            f"rounds of {options.count:,} images. Ours resizes bilinearly without antialias and "
             "moves by nearest pixel, as big_vision does; timm's way resizes by bicubic "
             "and applies each operation with probability 1/2.",
             "",
-            "| ms an image | ours | timm's way in Pillow |",
+            "| ms per image | ours | timm's way in Pillow |",
             "|---|---|---|",
             *(
                 f"| {stage} | {1e3 * mine:.2f} | {1e3 * theirs:.2f} |"

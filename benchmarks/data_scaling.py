@@ -2,20 +2,18 @@
 
     python benchmarks/data_scaling.py --data=mnist.npz --seeds=0
 
-The question of the paper's section 4.3 at a size that two cores can answer. Every run takes
-the same number of steps with the same batches' size, crop and learning-rate schedule of its
-recipe, so that what differs is how many different images there are; each is evaluated once, on
-the test images, at the end. The runs are folders under --out: the same command goes on where it
-was interrupted and trains nothing twice.
+The question of the ViT paper's section 4.3, at a size that two cores can answer. All runs of a
+recipe have the same number of steps, batch size, crop and learning-rate schedule, so only the
+number of different images differs. Each is evaluated once, on the test images, at the end.
+The runs are folders under --out: after an interruption, the same command goes on, and trains
+nothing twice.
 """
 
 import argparse
-import json
 import pathlib
 import statistics
-import subprocess
-import sys
 
+import commands
 import report
 from matplotlib.figure import Figure
 
@@ -25,8 +23,8 @@ RECIPES = {"ViT": "configs/vit/mnist.py:base", "ResNet": "configs/vit/resnet.py:
 
 def run(
     name: str, examples: int, seed: int, options: argparse.Namespace
-) -> tuple[float, float, int]:
-    """(test accuracy, seconds of training, parameters) of one run."""
+) -> tuple[float, float]:
+    """Trains one run; returns (test accuracy, seconds of training)."""
     workdir = options.out.resolve() / f"{name}-{examples}-{seed}"
     settings = [
         f"task.data={options.data}",
@@ -41,16 +39,9 @@ def run(
         "ema_decay=0.999",
         f"seed={seed}",
     ]
-    command = [sys.executable, str(report.ROOT / "train.py"), f"--workdir={workdir}"]
-    command += [f"--config={report.ROOT / RECIPES[name]}"]
-    command += [f"--config.{setting}" for setting in settings]
-    subprocess.run(command, check=True, stdout=sys.stderr)
-    evaluate = [sys.executable, "-m", "attn_jax", "evaluate", f"--workdir={workdir}"]
-    output = subprocess.run(evaluate, check=True, capture_output=True, text=True)
-    results = json.loads(output.stdout.splitlines()[-1])
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    seconds = max(json.loads(line)["seconds"] for line in lines)
-    return results["test/accuracy"], seconds, results["step"]
+    commands.train(RECIPES[name], workdir, settings)
+    accuracy = commands.evaluate(workdir)["test/accuracy"]
+    return accuracy, commands.count_seconds(workdir)
 
 
 def draw(table: dict[str, dict[int, list[float]]]) -> None:
@@ -62,7 +53,7 @@ def draw(table: dict[str, dict[int, list[float]]]) -> None:
             sizes, [statistics.mean(row[n]) for n in sizes], marker="o", label=name
         )
         for size, values in row.items():
-            axes.plot([size] * len(values), values, ".", color="grey", ms=3)
+            axes.plot([size] * len(values), values, ".", color="gray", ms=3)
     axes.set_xscale("log")
     axes.set_xlabel("training images")
     axes.set_ylabel("test accuracy")
@@ -88,9 +79,9 @@ def main() -> None:
     for size in sizes:
         for name in RECIPES:
             runs = [run(name, size, seed, options) for seed in seeds]
-            table[name][size] = [accuracy for accuracy, _, _ in runs]
-            accuracies = ", ".join(f"{accuracy:.2%}" for accuracy, _, _ in runs)
-            seconds = ", ".join(f"{seconds:.0f}" for _, seconds, _ in runs)
+            table[name][size] = [accuracy for accuracy, _ in runs]
+            accuracies = ", ".join(f"{accuracy:.2%}" for accuracy, _ in runs)
+            seconds = ", ".join(f"{seconds:.0f}" for _, seconds in runs)
             rows.append(f"| {size:,} | {name} | {accuracies} | {seconds} |")
     draw(table)
     command = (

@@ -1,10 +1,11 @@
-"""The losses of every recipe's debug run, and whether another commit's are the same.
+"""Writes the losses of every recipe's debug run, and compares them with another commit's.
 
     python benchmarks/debug_losses.py --out=before.json
     python benchmarks/debug_losses.py --out=after.json --compare=before.json
 
-A refactoring must leave every bit in place; `--rtol=1e-5` is for a change that moves
-roundings. cpu_losses.json holds those of four recipes, for benchmarks/accelerator.py. Both files must come from one machine, for XLA's code differs between processors.
+A refactoring must not change a bit; use `--rtol=1e-5` for a change of rounding. Both files must
+be from the same machine, as XLA generates other code for other processors. cpu_losses.json has
+the losses of four recipes, for benchmarks/accelerator.py.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def recipes() -> list[str]:
 
 
 def debug_records(recipe: str) -> list[dict]:
-    """All that the recipe's debug run logs but times."""
+    """Trains the recipe's debug variant; returns what it logs, without times."""
     with tempfile.TemporaryDirectory() as folder:
         config = config_lib.load(
             f"{report.ROOT / recipe}:debug", ['log_every="1 steps"']
@@ -46,7 +47,7 @@ def debug_records(recipe: str) -> list[dict]:
 
 
 def difference(ours: list[dict], theirs: list[dict]) -> float:
-    """The largest relative difference of two runs' numbers; inf where they do not match."""
+    """Returns the largest relative difference of two runs; inf if their keys differ."""
     if len(ours) != len(theirs):
         return float("inf")
     largest = 0.0
@@ -68,7 +69,7 @@ def main() -> None:
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 1)
     found = {recipe: debug_records(recipe) for recipe in options.recipe or recipes()}
-    # The text of one recipe is the documentation inside Python.
+    # One recipe trains on the documentation of this Python version.
     stored = {"python": platform.python_version(), **found}
     pathlib.Path(options.out).write_text(json.dumps(stored, indent=1) + "\n")
     if options.compare is None:

@@ -1,10 +1,10 @@
-"""What the features of a trained ViT are worth on few labels, beside chance features.
+"""Few-shot accuracy of the features of a trained ViT, compared with random features.
 
     python benchmarks/fewshot_mnist.py --workdir=runs/mnist --data=mnist.npz
 
-Few-shot linear and nearest-neighbour accuracy (attn_jax/tasks/probe.py) of one run's model,
-of the same model at random initialisation, and of the raw pixels, all on the same images and
-the same draws. Takes the best checkpoint where the run ranks them, else the last.
+Few-shot linear and nearest-neighbor accuracy (attn_jax/tasks/probe.py) of one run's model,
+of the same model at random initialization, and of the raw pixels, all on the same images and
+draws. Uses the best checkpoint if the run ranks them, else the last.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from attn_jax import config, evaluation, sharding  # noqa: E402
 from attn_jax.restore import load_settings, open_run  # noqa: E402
 from attn_jax.tasks.probe import Probe  # noqa: E402
 
-FRAMING = ("image_size", "channels", "holdout", "corrupt", "resize")  # as in the run
+READING = ("image_size", "channels", "holdout", "corrupt", "resize")  # as in the run
 
 
 class Pixels(nn.Module):
@@ -32,9 +32,9 @@ class Pixels(nn.Module):
         return {"pooled": images.reshape(len(images), -1)}
 
 
-def measured(model: nn.Module, params, task: Probe, split: str, batch_size: int):
-    """{metric: value} of a probe of the model."""
-    one = evaluation.Evaluation(
+def measure_probe(model: nn.Module, params, task: Probe, split: str, batch_size: int):
+    """Evaluates a probe of the model; returns {metric: value}."""
+    probe = evaluation.Evaluation(
         "probe",
         model,
         task,
@@ -43,13 +43,13 @@ def measured(model: nn.Module, params, task: Probe, split: str, batch_size: int)
         batch_size=batch_size,
         key=jax.random.key(0),
     )
-    return {name.split("/")[1]: value for name, value in one.run(params).items()}
+    return {name.split("/")[1]: value for name, value in probe.run(params).items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", required=True, type=pathlib.Path)
-    parser.add_argument("--data", help="of the probe; the run's own if not given")
+    parser.add_argument("--data", help="of the probe; default: the run's")
     parser.add_argument("--split", default="test", choices=("validation", "test"))
     parser.add_argument("--shots", default="1,5,10,25")
     parser.add_argument("--draws", default=3, type=int)
@@ -68,7 +68,7 @@ def main() -> None:
         draws=options.draws,
         neighbours=options.neighbours,
         seed=options.seed,
-        **{key: config.as_tuple(settings["task"][key]) for key in FRAMING},
+        **{key: config.to_tuple(settings["task"][key]) for key in READING},
     )
     h, w = task.size
     random = run.module.init(
@@ -78,19 +78,21 @@ def main() -> None:
     )
     trained = f"{settings['model']['cls'].split(':')[1]}, step {run.record['step']:,}"
     rows = {
-        trained: measured(
+        trained: measure_probe(
             run.module, run.params, task, options.split, options.batch_size
         ),
-        "the same at random initialisation": measured(
+        "the same at random initialization": measure_probe(
             run.module, random["params"], task, options.split, options.batch_size
         ),
-        "raw pixels": measured(Pixels(), {}, task, options.split, options.batch_size),
+        "raw pixels": measure_probe(
+            Pixels(), {}, task, options.split, options.batch_size
+        ),
     }
     columns = {f"accuracy_{shots}_shot": f"{shots}-shot" for shots in task.shots}
     if task.neighbours:
         columns["accuracy_knn"] = f"{task.neighbours} neighbours"
     given = options.workdir
-    shown = given.name if given.is_absolute() else given  # no machine's folders
+    shown = given.name if given.is_absolute() else given  # folders are private
     command = f"python benchmarks/fewshot_mnist.py --workdir={shown}"
     for flag in ("data", "split", "shots", "draws", "neighbours", "seed"):
         value = getattr(options, flag)
@@ -105,11 +107,11 @@ def main() -> None:
             "",
             f"`{command}`",
             f"({report.provenance()}; draws of seed {task.seed})",
-            f"Share of the {options.split} split that a linear probe on so many training "
-            f"images of each class gets right (ridge, l2 {task.l2:,.0f}, mean over "
-            f"{task.draws} draws), and a vote of the nearest of all training images. The "
-            "trained model has seen their labels, so this tells how well its features "
-            "separate the classes, not how it does on new ones.",
+            f"Accuracy on the {options.split} split of a linear probe on so many training "
+            f"images of each class (ridge, l2 {task.l2:,.0f}, mean over {task.draws} draws), "
+            "and of a vote of the nearest among all training images. The model was trained "
+            "on their labels, so this measures how well its features separate these "
+            "classes, not new ones.",
             "",
             f"| features | {' | '.join(columns.values())} |",
             "|---" * (len(columns) + 1) + "|",

@@ -17,7 +17,7 @@ from configs.vit import _sizes as vit_sizes
 
 
 class Draw(NamedTuple):
-    """An array of the batch: random numbers in [0, below), or True where 2 and bool."""
+    """A random array of a batch: integers in [0, below), normal floats, or all True."""
 
     shape: tuple[int, ...]  # without the batch dimension
     dtype: str
@@ -32,7 +32,7 @@ class Case(NamedTuple):
 
 
 class Pooled:
-    """Bags of features to one vector; any scalar of it does for timing."""
+    """A task for pooling bags of features; for timing, any scalar is a loss."""
 
     coefficients = {"square": 1.0}
 
@@ -95,7 +95,7 @@ def bert(size: str, length: int, batch_size: int, debug: bool) -> Case:
 
 
 def slot_attention(batch_size: int, debug: bool) -> Case:
-    """CLEVR6 of the paper: 128 x 128 pixels, 7 slots; the module's defaults are its."""
+    """CLEVR6 of the paper: 128 x 128 pixels, 7 slots; else the module's defaults."""
     pixels = 32 if debug else 128
     model = {
         "cls": "attn_jax.models.slot_attention:SlotAttentionAutoEncoder",
@@ -131,7 +131,7 @@ def hopfield_pooling(batch_size: int, debug: bool) -> Case:
     return Case(model, Pooled(), batch_size, arrays)
 
 
-# Batch sizes fill a good part of 80 GB without rematerialisation.
+# Batch sizes use most of 80 GB without rematerialization.
 CASES: dict[str, Callable[[bool], Case]] = {
     "ViT-S/16, 224 px": functools.partial(vit, "S", 256),
     "ViT-B/16, 224 px": functools.partial(vit, "B", 128),
@@ -144,12 +144,12 @@ CASES: dict[str, Callable[[bool], Case]] = {
     "Hopfield pooling, 100,000 instances": functools.partial(hopfield_pooling, 4),
 }
 
-# One of each architecture: at debug size, those of one architecture are alike.
+# One of each architecture, as at debug size those of one architecture are alike.
 DEBUG_CASES = [list(CASES)[i] for i in (0, 3, 7, 8)]
 
 
 def draw_batch(case: Case, key: jax.Array) -> dict[str, jax.Array]:
-    """A batch of random arrays, made on the device."""
+    """Draws a batch of random arrays; on the device."""
     batch: dict[str, jax.Array] = {
         "index": jnp.arange(case.batch_size, dtype=jnp.int32),
         "valid": jnp.ones(case.batch_size, bool),

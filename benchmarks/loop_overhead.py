@@ -1,22 +1,20 @@
-"""Time of a step inside the loop against the bare jitted step on the same kind of batch.
+"""Compares the time of a step inside the loop with that of the bare jitted step.
 
     python benchmarks/loop_overhead.py --set task.data=cifar10.zip
 
-Both run in one process, in turn; the ratio is of the medians. Loop: train.py's own
-`train`, reading, augmenting, logging (no evaluation, no checkpoint in the window).
-Bare: the same jitted update on one batch that lies on the device already.
+Both run in turn in one process; the ratio is that of the medians. Loop: `train.train`, which
+reads, augments and logs (no evaluation, and no checkpoint in the measured windows). Bare: the
+same jitted update on one batch that is already on the device.
 """
 
 import argparse
-import functools
-import json
 import pathlib
-import shutil
 import statistics
 import sys
 import tempfile
 import time
 
+import commands
 import jax
 import report
 
@@ -24,50 +22,24 @@ sys.path.insert(0, str(report.ROOT))
 
 import train
 from attn_jax import config as config_lib
-from attn_jax import optim, schedules, sharding, step
-from attn_jax.data import pipeline
+from attn_jax.run import prepare
 
 
-def loop_seconds(config, steps: int) -> float:
-    """Median seconds a step over windows of the loop, the first left out."""
-    folder = tempfile.mkdtemp()
-    train.train(config, folder)
-    lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
-    shutil.rmtree(folder)
-    rates = [json.loads(line).get("examples_per_second") for line in lines]
+def time_loop(config) -> float:
+    """Returns the median seconds per step over windows of the loop but the first."""
+    with tempfile.TemporaryDirectory() as folder:
+        train.train(config, folder)
+        records = commands.read_records(pathlib.Path(folder))
+    rates = [record.get("examples_per_second") for record in records]
     return statistics.median(config.batch_size / rate for rate in rates[1:] if rate)
 
 
-def bare_seconds(config, steps: int) -> float:
-    """Median seconds of the jitted update on one batch."""
-    mesh = sharding.make_mesh(config.mesh)
-    placement = sharding.batch_sharding(mesh)
-    rows = pipeline.rows_of_process(placement, config.batch_size)
-    task, model = config_lib.build(config.task), config_lib.build(config.model)
-    source = task.source("train")
-    batch = next(
-        pipeline.training_batches(
-            source, task, seed=0, batch_size=config.batch_size, rows=rows
-        )
-    )
-    batch = pipeline.place(batch, placement, config.batch_size, rows)
-    key = jax.random.key(0)
-    params = jax.jit(functools.partial(step.init_params, model, task))(batch, key)
-    schedule = schedules.make_schedule(
-        config.schedule, total_steps=10**6, to_steps=lambda text: 0
-    )
-    optimizer = optim.make_optimizer(config, params, schedule)
-    state = step.init_state(params, optimizer, key, None)
-    update = jax.jit(
-        functools.partial(
-            step.train_step,
-            model=model,
-            task=task,
-            optimizer=optimizer,
-            micro_batches=config.micro_batches,
-        ),
-        donate_argnums=0,
-    )
+def time_bare(config, steps: int) -> float:
+    """Returns the median seconds of the jitted update on one batch."""
+    run = prepare(config)
+    batch = run.place(next(run.read_batches()))
+    state = run.init_state(run.init_params())
+    update = run.make_update()
     seconds = []
     for _ in range(steps):
         began = time.perf_counter()
@@ -96,7 +68,7 @@ def main() -> None:
     ]
     config = config_lib.load(options.config, settings)
     pairs = [
-        (bare_seconds(config, options.steps), loop_seconds(config, options.steps))
+        (time_bare(config, options.steps), time_loop(config))
         for _ in range(options.rounds)
     ]
     shown = report.settings(options.set)

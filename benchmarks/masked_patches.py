@@ -1,34 +1,33 @@
-"""Does masked patch prediction help, and is it worth its time? Two answers, whoever wins.
+"""Compares pre-training by masked patches with training from scratch.
 
     python benchmarks/masked_patches.py --set task.data=cifar10.zip --seeds=0,1 \
         --pretrain_steps=9000 --finetune_steps=4500
 
-For each seed: configs/vit/masked_patches.py for P steps, configs/vit/finetune.py for F steps
-from there; and the latter from scratch, with no other setting changed, for F steps
-(equal fine-tuning) and for P + F steps (equal total). A step of either kind sees as many
-images and costs nearly the same. Every run is a folder of its own under --out: the same
-command goes on where it was interrupted and trains nothing twice.
+For each seed: configs/vit/masked_patches.py for P steps, then configs/vit/finetune.py for F
+steps; and the latter from scratch, with the same settings, for F steps (equal fine-tuning)
+and for P + F steps (equal total). Steps of both kinds have as many images and nearly the same
+cost. Every run is a folder of its own under --out: after an interruption, the same command
+goes on, and trains nothing twice.
 """
 
 import argparse
 import json
 import pathlib
 import statistics
-import subprocess
-import sys
 from typing import NamedTuple
 
+import commands
 import report
 from matplotlib.figure import Figure
 
 FIGURE = report.ROOT / "docs" / "figures" / "masked_patches.png"
-# What a classifier lacks of a masked-patch model.
+# Parameters of a masked-patch model that a classifier lacks.
 SKIP = "patch_head/.*|mask_token"
 ARMS = ("pre-trained", "scratch, equal fine-tuning", "scratch, equal total")
 
 
 class Run(NamedTuple):
-    """A finished run of the classifier, and what came before it."""
+    """A finished run of the classifier, and its pre-training."""
 
     results: dict[str, float]  # at its best validation accuracy
     curve: list[tuple[int, float]]  # (step, validation accuracy)
@@ -39,65 +38,47 @@ class Run(NamedTuple):
     earlier_seconds: float = 0.0
 
 
-def train(recipe: str, workdir: pathlib.Path, settings: list[str]) -> None:
-    """Trains or goes on, to the end."""
-    file, _, variant = recipe.partition(":")
-    command = [sys.executable, str(report.ROOT / "train.py"), f"--workdir={workdir}"]
-    command += [f"--config={report.ROOT / file}:{variant}"]
-    command += [f"--config.{setting}" for setting in settings]
-    subprocess.run(command, check=True, stdout=sys.stderr)
-
-
-def records(workdir: pathlib.Path) -> list[dict]:
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def seconds(workdir: pathlib.Path) -> float:
-    return max(record["seconds"] for record in records(workdir))
-
-
-def classifier(
+def run_classifier(
     workdir: pathlib.Path, recipe: str, settings: list[str], steps: int
 ) -> Run:
-    train(recipe, workdir, [*settings, f'duration="{steps} steps"'])
-    evaluate = [sys.executable, "-m", "attn_jax", "evaluate", f"--workdir={workdir}"]
-    output = subprocess.run(
-        [*evaluate, "--step=best"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
+    """Trains a classifier for `steps`, and evaluates its best checkpoint."""
+    commands.train(recipe, workdir, [*settings, f'duration="{steps} steps"'])
     key = "validation/accuracy"
+    records = commands.read_records(workdir)
     return Run(
-        results=json.loads(output.splitlines()[-1]),
-        curve=[(r["step"], r[key]) for r in records(workdir) if key in r],
-        seconds=seconds(workdir),
+        results=commands.evaluate(workdir, "best"),
+        curve=[(record["step"], record[key]) for record in records if key in record],
+        seconds=commands.count_seconds(workdir),
         batch_size=json.loads((workdir / "config.json").read_text())["batch_size"],
         steps=steps,
     )
 
 
-def arms_of(seed: int, options: argparse.Namespace) -> dict[str, Run]:
+def run_arms(seed: int, options: argparse.Namespace) -> dict[str, Run]:
+    """Trains the three arms of a seed."""
     out = options.out.resolve() / str(seed)
     common = [f"seed={seed}", *options.set]
     pretrain = f"configs/vit/masked_patches.py:{options.variant}"
     finetune = f"configs/vit/finetune.py:{options.variant}"
     before, after = options.pretrain_steps, options.finetune_steps
-    # One cadence for all: 20 points up to the end of fine-tuning.
+    # The same cadence for all: 20 points up to the end of fine-tuning.
     every = f'evals.validation.every="{max(after // 20, 1)} steps"'
     masked = out / "masked"
-    train(pretrain, masked, [*common, f'duration="{before} steps"'])
+    commands.train(pretrain, masked, [*common, f'duration="{before} steps"'])
     start = f"init_from={json.dumps([[str(masked), '', SKIP]])}"
-    tuned = classifier(out / "tuned", finetune, [*common, every, start], after)
-    short = classifier(out / "scratch_short", finetune, [*common, every], after)
-    long = classifier(out / "scratch_long", finetune, [*common, every], before + after)
-    tuned = tuned._replace(earlier_steps=before, earlier_seconds=seconds(masked))
+    tuned = run_classifier(out / "tuned", finetune, [*common, every, start], after)
+    short = run_classifier(out / "scratch_short", finetune, [*common, every], after)
+    long = run_classifier(
+        out / "scratch_long", finetune, [*common, every], before + after
+    )
+    tuned = tuned._replace(
+        earlier_steps=before, earlier_seconds=commands.count_seconds(masked)
+    )
     return dict(zip(ARMS, (tuned, short, long), strict=True))
 
 
 def draw(runs: dict[int, dict[str, Run]]) -> None:
-    """Validation accuracy against classification steps and against all examples seen."""
+    """Plots validation accuracy against classification steps and against all examples."""
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     shown = set()
@@ -122,7 +103,7 @@ def draw(runs: dict[int, dict[str, Run]]) -> None:
     figure.savefig(FIGURE, dpi=120)
 
 
-def row(seed: int, arm: str, run: Run) -> str:
+def make_row(seed: int, arm: str, run: Run) -> str:
     results = (run.results[f"{split}/accuracy"] for split in ("validation", "test"))
     spent = f"{run.seconds:.0f}"
     if run.earlier_steps:
@@ -141,7 +122,9 @@ def main() -> None:
     parser.add_argument("--finetune_steps", type=int, required=True)
     parser.add_argument("--out", default="runs/masked_patches", type=pathlib.Path)
     options = parser.parse_args()
-    runs = {int(seed): arms_of(int(seed), options) for seed in options.seeds.split(",")}
+    runs = {
+        int(seed): run_arms(int(seed), options) for seed in options.seeds.split(",")
+    }
     means = {
         arm: statistics.mean(
             arms[arm].results["test/accuracy"] for arms in runs.values()
@@ -164,14 +147,14 @@ def main() -> None:
             f"`{command}`",
             f"({report.provenance()})",
             "",
-            "The settings are the same but for where the weights start and how long it "
-            "takes; accuracies are those of the best checkpoint on validation images, "
-            "seconds include the validations.",
+            "The runs differ only in their initial weights and duration; accuracies are "
+            "those of the best checkpoint on validation images, seconds include the "
+            "validations.",
             "",
             f"| {header} | best step | training, seconds |",
             "|---" * 8 + "|",
             *(
-                row(seed, arm, run)
+                make_row(seed, arm, run)
                 for seed, arms in runs.items()
                 for arm, run in arms.items()
             ),

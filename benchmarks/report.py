@@ -1,4 +1,4 @@
-"""Where a benchmark's table goes, and what must stand beside every number."""
+"""Writes the tables of benchmarks to docs/results.md, with the provenance of the numbers."""
 
 import os
 import pathlib
@@ -12,9 +12,9 @@ RESULTS = ROOT / "docs" / "results.md"
 
 
 def provenance() -> str:
-    """Commit, hardware and versions in one line."""
+    """Describes commit, hardware and versions in one line."""
     commit = git("describe", "--always")
-    if git("status", "--porcelain", "--", ".", ":!docs"):  # what benchmarks write
+    if git("status", "--porcelain", "--", ".", ":!docs"):  # benchmarks write to docs
         commit += " with changes"
     device = jax.devices()[0]
     cores = f", {os.cpu_count()} cores" if device.platform == "cpu" else ""
@@ -30,13 +30,13 @@ def git(*arguments: str) -> str:
 
 
 def settings(pairs: list[str]) -> str:
-    """The --set arguments of a command, paths by their last part: no machine's folders."""
-    parted = (pair.partition("=") for pair in pairs)
-    return "".join(f" --set {key}={pathlib.Path(v).name}" for key, _, v in parted)
+    """Formats --set arguments; of paths only the last part, as folders are private."""
+    parts = (pair.partition("=") for pair in pairs)
+    return "".join(f" --set {key}={pathlib.Path(v).name}" for key, _, v in parts)
 
 
 def write(name: str, lines: list[str]) -> None:
-    """Puts a section of docs/results.md in place of its last run's, and prints it."""
+    """Writes a section of docs/results.md, replacing that of the last run; prints it."""
     text = "\n".join(lines)
     print(text)
     begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"

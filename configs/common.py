@@ -1,7 +1,7 @@
 """Every top-level key of a config, with its unit and the reason for its default.
 
 A recipe starts from `get_config()` and changes what its experiment needs. The dictionary is
-locked, so a misspelt key fails in the recipe itself. A duration is a text with a unit:
+locked, so a misspelled key fails in the recipe itself. A duration is a string with a unit:
 "500 steps", "10 epochs" (of the training split) or "1000000 examples". Types and bounds
 are in attn_jax/knobs.py.
 """
@@ -19,9 +19,9 @@ def get_config() -> ConfigDict:
     c.init_from = []  # [[checkpoint, into-prefix, skip-regex], ...]; "" is the whole tree
 
     # How long.
-    c.seed = 0  # of initialisation, data order, augmentation, dropout
+    c.seed = 0  # of initialization, data order, augmentation, dropout
     c.batch_size = 128  # examples per step over all devices; divisible by data x fsdp
-    c.micro_batches = 1  # parts of a batch that are computed in turn, to save memory
+    c.micro_batches = 1  # parts of a batch that are processed in turn, to save memory
     c.duration = "10 epochs"  # of the whole run
 
     # The update, in the order in which it is computed.
@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     }  # attn_jax.schedules.SCHEDULES, likewise
     c.freeze = []  # path regexes: no update, no optimizer state, no average
     c.ema_decay = placeholder(float)  # per step; evaluations then use the EMA
-    c.max_skipped = 10  # non-finite gradients in a row before the run ends
+    c.max_skipped = 10  # steps in a row with non-finite gradients before the run ends
 
     # Where: mesh axes in devices; -1 takes all that remain.
     c.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
@@ -48,21 +48,21 @@ def get_config() -> ConfigDict:
     # Input: none of these changes the contents of a batch.
     c.data_workers = 0  # processes; 0 reads in threads, best for small images
     c.data_threads = 4  # reader threads (of each worker)
-    c.data_prefetch = 4  # batches prepared ahead of the step
+    c.data_prefetch = 4  # batches that are read ahead of the step
 
-    # Evaluations: {name: {"split", "every", "batch_size", "task": {field: value}}}. A task
-    # field not named is the training task's. `every` None: only by `evaluate`.
+    # Evaluations: {name: {"split", "every", "batch_size", "task": {field: value}}}. Other task
+    # fields are those of the training task. `every` None: only by the command `evaluate`.
     c.evals = {}
 
     # Disk.
     c.checkpoint_every = "1 epochs"  # and always at the end and on SIGTERM
-    c.keep_latest = 2  # checkpoints; two, so that a damaged one has a predecessor
-    c.keep_best = placeholder(str)  # "max:name/metric": kept beside the latest
+    c.keep_latest = 2  # checkpoints; two, in case one is damaged
+    c.keep_best = placeholder(str)  # "max:name/metric": also keep the best checkpoint
     c.save_patience_seconds = 3600.0  # how long the last save waits for disk space
 
     # Shown while running.
     c.log_every = "50 steps"
     c.profile = []  # [first step, last step] to record with the JAX profiler
-    c.watchdog_seconds = 1800.0  # a step longer than this (compilation too) is killed
+    c.watchdog_seconds = 1800.0  # a longer step, compilation included, ends the run
 
     return c.lock()

@@ -34,7 +34,7 @@ def start(at, large=LARGE):
         params,
         optax.adam(0.1),
         jax.random.key(at),
-        averaged=["dense/kernel"],
+        averaged={"dense/kernel"},
     )
     return state.replace(step=jnp.asarray(at, jnp.int32))
 
@@ -42,7 +42,7 @@ def start(at, large=LARGE):
 def blank(state):
     """Where a state is restored into: a single device."""
     where = sharding.replicated(sharding.make_mesh({}, jax.devices()[:1]))
-    return sharding.placed(state, jax.tree.map(lambda _: where, state))
+    return sharding.add_shardings(state, jax.tree.map(lambda _: where, state))
 
 
 def bits(tree):

@@ -72,7 +72,8 @@ def test_damage_that_one_process_sees_makes_both_take_the_older_checkpoint(repor
 
 
 def test_with_one_process_everything_is_its_own_decision():
-    assert agreement.largest(3) == 3 and agreement.from_first([2, 1]) == [2, 1]
+    assert agreement.max_over_processes(3) == 3
+    assert agreement.broadcast_from_first([2, 1]) == [2, 1]
     assert agreement.all_succeeded(True) and not agreement.all_succeeded(False)
     agreement.raise_together(None, "elsewhere")
     with pytest.raises(KeyError):

@@ -109,6 +109,30 @@ def test_a_fifth_architecture_needs_only_a_file(tmp_path, monkeypatch):
     del sys.modules["attn_jax.analysis.perceiver"]
 
 
+def test_slots_are_drawn_for_an_encoder_whose_strides_round_up(tmp_path):
+    module = slot_attention.SlotAttentionAutoEncoder(
+        num_slots=2,
+        iterations=1,
+        width=4,
+        mlp_width=4,
+        encoder_channels=(4, 4),
+        encoder_kernels=(3, 3),
+        encoder_strides=(2, 2),
+        decoder_initial_size=(7, 2),
+        decoder_channels=(4,),
+        decoder_kernels=(3, 3),
+        decoder_strides=(1, 1),
+    )
+    inputs = {
+        "images": jnp.zeros((1, 7, 2, 3)),
+        "sample_keys": jax.random.split(jax.random.key(0), 1),
+    }
+    variables = jax.jit(module.init)(jax.random.key(1), **inputs)
+    draw = figures.find_drawing(module).draw
+    files = draw(module, variables, inputs, batch={}, assets={}, folder=tmp_path)
+    assert [file.name for file in files] == ["slots.png", "iterations.png"]
+
+
 @pytest.mark.parametrize("module", [resnet.ResNet(3), nn.Dense(3)])
 def test_a_model_without_a_file_of_figures_says_what_to_use_instead(module):
     name = type(module).__name__
@@ -159,7 +183,7 @@ def test_a_saved_config_draws_only_classes_of_ours(tmp_path):
     config = config_lib.load(
         f"{ROOT}/configs/vit/digits.py:debug", ["duration=1 steps"]
     )
-    saved = config_lib.plain(config)
+    saved = config_lib.to_plain(config)
     saved["model"]["cls"] = "subprocess:Popen"
     (tmp_path / "config.json").write_text(json.dumps(saved))
     with pytest.raises(ValueError, match="may only name classes below attn_jax"):

@@ -108,15 +108,15 @@ def test_a_bag_is_positive_exactly_if_the_target_is_among_its_instances(splits):
 
 
 def test_bag_sizes_are_normal_and_say_nothing_about_the_label(splits):
-    sizes = np.array([len(splits["test"].members(i)) for i in range(1000)])
+    sizes = np.array([len(splits["test"].draw_members(i)) for i in range(1000)])
     assert sizes.min() >= 1 and sizes.max() <= 16
     # Means of 1,000 and standard deviations: four standard errors of N(10, 2).
     assert abs(sizes.mean() - 10) < 4 * 2 / 1000**0.5
     assert abs(sizes.std() - 2) < 4 * 2 / 2000**0.5
     difference = sizes[::2].mean() - sizes[1::2].mean()
     assert abs(difference) < 4 * 2 * (2 / 500) ** 0.5
-    clipped = bag_data.LabelledBags(
-        sources.load("digits", "train"),
+    clipped = bag_data.LabeledBags(
+        sources.open_split("digits", "train"),
         target=9,
         bags=50,
         mean_size=2.0,
@@ -124,7 +124,7 @@ def test_bag_sizes_are_normal_and_say_nothing_about_the_label(splits):
         max_size=4,
         seed=0,
     )
-    assert {len(clipped.members(i)) for i in range(50)} == {1, 2, 3, 4}
+    assert {len(clipped.draw_members(i)) for i in range(50)} == {1, 2, 3, 4}
 
 
 def test_no_image_is_in_bags_of_two_splits_and_none_twice_in_a_bag(splits):
@@ -134,7 +134,7 @@ def test_no_image_is_in_bags_of_two_splits_and_none_twice_in_a_bag(splits):
         held[split] = set(getattr(base, "indices", []))
         seen[split] = {base[i]["image"].tobytes() for i in range(len(base))}
         for i in range(50):
-            members = source.members(i)
+            members = source.draw_members(i)
             assert len(set(members.tolist())) == len(members)
     # Validation images are cut out of the training split; the test images are others.
     assert not held["train"] & held["validation"]
@@ -146,12 +146,15 @@ def test_a_bag_depends_on_its_seed_and_number_alone(splits):
     again = Bags(**DIGITS).source("train")
     for i in (7, 0, 499, 7):
         np.testing.assert_array_equal(
-            again.members(i), splits["train"].members(i), str(i)
+            again.draw_members(i), splits["train"].draw_members(i), str(i)
         )
     assert again.fingerprint() == splits["train"].fingerprint()
     other = Bags(**DIGITS, bag_seed=1).source("train")
     assert other.fingerprint() != again.fingerprint()
-    assert any(not np.array_equal(other.members(i), again.members(i)) for i in range(5))
+    assert any(
+        not np.array_equal(other.draw_members(i), again.draw_members(i))
+        for i in range(5)
+    )
     prints = {source.fingerprint() for source in splits.values()}
     assert len(prints) == 3
 

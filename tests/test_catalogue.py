@@ -42,7 +42,7 @@ class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 def refusal(data, split="train"):
     try:
-        sources.load(data, split)
+        sources.open_split(data, split)
     except ValueError as error:
         return str(error)
 """
@@ -66,7 +66,7 @@ def test_a_catalogue_set_prepared_without_tensorflow_is_read_without_it(tmp_path
         folder = sys.argv[1]
         Tiny(data_dir=folder, file_format="array_record").download_and_prepare()
         data = f"tfds:tiny@{folder}"
-        test = sources.load(data, "test")
+        test = sources.open_split(data, "test")
         assert len(test) == 3 and test.labels == ("cat", "dog")
         record = test[2]
         assert isinstance(record["image"], bytes) and type(record["label"]) is int
@@ -74,11 +74,11 @@ def test_a_catalogue_set_prepared_without_tensorflow_is_read_without_it(tmp_path
         pixel = decoding.decode(record["image"], 3)[0, 0, 0]
         assert pixel % 2 == record["label"]
         assert pickle.loads(pickle.dumps(test))[2] == record
-        train, held = (sources.load(data, s, holdout=4) for s in ("train", "validation"))
+        train, held = (sources.open_split(data, s, holdout=4) for s in ("train", "validation"))
         pixels = [decoding.decode(s[i]["image"], 3)[0, 0, 0]
                   for s in (train, held) for i in range(len(s))]
         assert len(held) == 4 and sorted(pixels) == list(range(12))
-        assert len(sources.load(data, "test", corrupt="skip")) == 3
+        assert len(sources.open_split(data, "test", corrupt="skip")) == 3
         assert len({s.fingerprint() for s in (train, held, test)}) == 3
         assert "has no validation split" in refusal(data, "validation")
         try:

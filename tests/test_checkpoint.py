@@ -79,7 +79,7 @@ def test_a_state_comes_back_bit_for_bit_on_another_mesh(
     split = jax.device_put(state, layout_on(*MESHES[before], state))
     checkpoints.finish(split, RECORD, {})
     layout = layout_on(*MESHES[after], state)
-    restored, _ = checkpoints.restore_latest(sharding.placed(state, layout))
+    restored, _ = checkpoints.restore_latest(sharding.add_shardings(state, layout))
     assert bits(restored) == bits(state)
     for leaf, where in zip(
         jax.tree.leaves(restored), jax.tree.leaves(layout), strict=True
@@ -155,19 +155,20 @@ def test_ranks_is_whether_the_metric_is_there(tmp_path, opened):
     assert not checkpoints.ranks({"test/loss": 1.0})
     assert not opened(tmp_path).ranks(accuracy(0.5))
     with pytest.raises(
-        ValueError, match="'validation/accuracy' is no metric .* validation/loss, .*/f1"
+        ValueError,
+        match="'validation/accuracy' is not a metric .* validation/loss, .*/f1",
     ):
         checkpoints.ranks({"validation/loss": 1.0, "validation/f1": 1.0})
 
 
 def test_keep_best_of_no_evaluation_is_refused(tmp_path, opened):
     checkpoints = opened(tmp_path, keep_best=BEST)
-    checkpoints.check_ranked_by({"validation", "test"})
-    opened(tmp_path).check_ranked_by(())
+    checkpoints.check_ranked_by({"validation": None, "test": None})
+    opened(tmp_path).check_ranked_by({})
     with pytest.raises(
-        ValueError, match=r"evaluation 'validation', .* are \['test'\]; .* an `every`"
+        ValueError, match=r"evaluation 'validation', .* are \['test'\]; .* set `every`"
     ):
-        checkpoints.check_ranked_by({"test"})
+        checkpoints.check_ranked_by({"test": None})
 
 
 # --- disks that cannot be written -----------------------------------------------------
@@ -186,7 +187,7 @@ def test_a_full_disk_is_said_and_the_next_save_works(tmp_path, opened, monkeypat
     needed = sum(map(len, bits(start(2)).values())) - 8  # the key is not counted
     [said] = checkpoints.said
     assert said.startswith(f"step 2 was NOT saved in {tmp_path / 'checkpoints'}: ")
-    assert f"only 10 bytes are free. {needed:,} bytes are needed; the run goes" in said
+    assert f"only 10 bytes are free. {needed:,} bytes are needed. Training" in said
     assert checkpoints.best_step() == 1
     assert bits(checkpoints.restore(1, blank(start(1)))) == bits(start(1))
 

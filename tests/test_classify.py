@@ -82,7 +82,7 @@ def test_data_whose_labels_end_below_the_classes_is_warned_of(tmp_path, caplog):
         classify(data=path, num_classes=5).source("test")  # may lack the last ones
         assert "labels from" not in caplog.text
         classify(data=path, num_classes=5).source("train")
-    assert "labels from 0 to 2 only, but config.task.num_classes=5" in caplog.text
+    assert "only has labels from 0 to 2, but config.task.num_classes=5" in caplog.text
 
 
 def test_a_part_of_named_data_keeps_all_its_classes():
@@ -178,5 +178,5 @@ def test_a_folder_with_fewer_classes_than_the_head_is_refused_with_a_remedy(tmp_
 
 @pytest.mark.parametrize("names", [("a", "a"), tuple("abcdefghijk")])
 def test_class_names_that_cannot_be_are_refused(names):
-    with pytest.raises(ValueError, match="up to num_classes=10 different ones"):
+    with pytest.raises(ValueError, match="at most num_classes=10, all distinct"):
         classify(class_names=names)

@@ -90,7 +90,7 @@ def test_a_variant_changes_what_its_recipe_says():
 
 def test_a_misspelt_variant_names_the_known_ones():
     with pytest.raises(
-        ValueError, match="'debg' is no variant.* mean 'debug'"
+        ValueError, match="'debg' is not a variant.* mean 'debug'"
     ) as error:
         config_lib.load(f"{DIGITS}:debg")
     assert "'base', 'debug'" in str(error.value)
@@ -103,10 +103,10 @@ def test_a_missing_recipe_is_named_with_an_example_of_one(tmp_path):
 
 def test_a_file_that_is_no_recipe_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="config.json is no Python file. To go on"):
+    with pytest.raises(ValueError, match="config.json is not a Python file. To resume"):
         config_lib.load(str(tmp_path / "config.json"))
     (tmp_path / "sizes.py").write_text("B = 12")
-    with pytest.raises(ValueError, match="sizes.py is no recipe, which has VARIANTS"):
+    with pytest.raises(ValueError, match="sizes.py is not a recipe: it needs VARIANTS"):
         config_lib.load(str(tmp_path / "sizes.py"))
 
 
@@ -148,12 +148,12 @@ def test_a_resolved_config_survives_resolving_and_json():
         evals={"probe": {"task": {"noise": 1}}, "own": {"task": section("Regress")}},
     )
     for config in (digits(), config_lib.resolve(nested)):
-        plain = config_lib.plain(config)
-        assert config_lib.plain(config_lib.resolve(config)) == plain
+        plain = config_lib.to_plain(config)
+        assert config_lib.to_plain(config_lib.resolve(config)) == plain
         saved = json.loads(json.dumps(plain))
         assert saved == plain
         again = config_lib.resolve(saved)
-        assert config_lib.plain(again) == plain
+        assert config_lib.to_plain(again) == plain
         assert config_lib.build(again.model) == config_lib.build(config.model)
 
 
@@ -262,12 +262,12 @@ def test_a_built_module_is_hashable_and_has_tuples():
 def test_an_evaluation_is_the_training_task_with_what_differs():
     config = digits("task.holdout=90", 'evals.test.task={"data": "x.npz"}')
     task = config_lib.evaluation_task(config, "test")
-    assert task == config_lib.plain(config.task) | {"data": "x.npz"}
-    assert config_lib.plain(config.evals.test.task) == {"data": "x.npz"}
+    assert task == config_lib.to_plain(config.task) | {"data": "x.npz"}
+    assert config_lib.to_plain(config.evals.test.task) == {"data": "x.npz"}
 
 
 def test_a_change_of_the_training_task_carries_over_to_evaluations():
-    saved = config_lib.plain(digits())
+    saved = config_lib.to_plain(digits())
     config = config_lib.override(saved, ["task.data=x.npz"])
     assert config_lib.evaluation_task(config, "validation")["data"] == "x.npz"
 
@@ -283,7 +283,7 @@ def test_an_evaluation_with_a_class_of_its_own_inherits_nothing():
 
 
 def test_a_resumed_run_lists_what_changed_and_what_may_not():
-    old = config_lib.plain(digits())
+    old = config_lib.to_plain(digits())
     new = digits(
         "mesh.data=4",
         "duration=9 steps",
@@ -308,7 +308,7 @@ def test_a_forbidden_change_says_how_to_train_on_with_it():
     assert "optimizer.learning_rate: 0.1 -> 0.2. Change them back" in message
     option = shlex.split(message.rstrip("."))[-1].removeprefix("--config.")
     config = digits(option)  # what is printed works when pasted
-    assert config_lib.plain(config.init_from) == [["runs/my digits", "", ""]]
+    assert config_lib.to_plain(config.init_from) == [["runs/my digits", "", ""]]
 
 
 def test_every_knob_either_may_change_or_may_not():
@@ -376,7 +376,7 @@ HOSTILE = ["os:system", "subprocess:Popen", "attn_jax.runtime:os.system", "attn_
 @pytest.mark.parametrize("cls", HOSTILE)
 @pytest.mark.parametrize("where", ["model", "model.stem", "task", "evals.test.task"])
 def test_a_saved_config_names_no_foreign_class_anywhere(cls, where):
-    saved = config_lib.plain(digits())
+    saved = config_lib.to_plain(digits())
     place = saved
     for part in where.split(".")[:-1]:
         place = place[part]
@@ -395,7 +395,7 @@ def test_a_refused_package_is_not_even_imported(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     config = {"cls": "hostile_package:Model"}
-    saved = config_lib.plain(config_lib.resolve(toy())) | {"model": config}
+    saved = config_lib.to_plain(config_lib.resolve(toy())) | {"model": config}
     for refuse in (
         lambda: config_lib.build(config, trust=("attn_jax",)),
         lambda: config_lib.resolve(saved, trust=("attn_jax", __name__)),

@@ -75,7 +75,7 @@ def test_parameters_for_another_model_fit_the_size_of_its_images(wide_run, size)
 
 def test_a_model_that_sees_other_images_than_the_batch_holds_is_refused(wide_run):
     shapes = shapes_of(make((16, 16))[1])
-    with pytest.raises(ValueError, match="17 tokens, which is no image of 12x12"):
+    with pytest.raises(ValueError, match="17 tokens, which do not fit images of 12x12"):
         load_parameters(wide_run[0], shapes, image_size=(12, 12))
 
 

@@ -251,7 +251,7 @@ def test_an_npz_that_grows_a_thousandfold_is_refused(tmp_path):
             member.write(zeros)
             for _ in range(2**10):
                 member.write(bytes(2**20))
-    refused(tmp_path / "a.npz", "decompressed, which arrays of parameters do not")
+    refused(tmp_path / "a.npz", "probably a decompression bomb")
 
 
 def test_an_npz_that_hides_its_size_is_refused(tmp_path):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_slot_attention import GOLDEN, KEY, KEYS, load, weights_of
+from slot_models import GOLDEN, KEY, KEYS, load, weights_of
 
 from attn_jax.convert.slot_attention import from_keras
 

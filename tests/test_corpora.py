@@ -105,7 +105,7 @@ def test_each_text_file_of_a_folder_is_a_document_and_the_rest_is_named(tmp_path
 
 def test_a_folder_without_texts_says_what_it_holds(tmp_path):
     fill_folder(tmp_path, ["a.md", "b.md", "c.md", "d.md"])
-    with pytest.raises(ValueError, match=r"0 different document.*4 left out: a.md, b"):
+    with pytest.raises(ValueError, match=r"0 different document.*left out: a.md, b"):
         corpora.read_documents(str(tmp_path))
 
 
@@ -200,9 +200,9 @@ def test_a_corpus_that_does_not_exist_is_refused():
 
 def test_a_tenth_of_the_documents_is_held_out_whatever_their_order():
     names = [f"document {i}" for i in range(200)]
-    held = corpora.held_out(names)
+    held = corpora.choose_held_out(names)
     assert len(held) == 20
-    assert corpora.held_out(names[::-1]) == held
+    assert corpora.choose_held_out(names[::-1]) == held
     # A document that stands there 70 times counts once.
     first = min(names, key=lambda name: hashlib.sha256(name.encode()).digest())
-    assert len(corpora.held_out([*names, *[first] * 70])) == 20
+    assert len(corpora.choose_held_out([*names, *[first] * 70])) == 20

@@ -79,7 +79,7 @@ def test_bytes_that_are_no_image_are_refused_by_name_with_a_remedy(data, says):
 @pytest.mark.parametrize(
     ("data", "channels", "says"),
     [
-        (WHOLE, 2, r"channels=2 must be 1 \(grey\) or 3"),
+        (WHOLE, 2, r"channels=2 must be 1 \(gray\) or 3"),
         (
             PIXELS.astype(np.float32),
             3,

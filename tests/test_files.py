@@ -29,21 +29,21 @@ def tree(request, tmp_path):
 
 
 def test_classes_and_files_come_in_sorted_order(tree):
-    train = sources.load(tree, "train")
+    train = sources.open_split(tree, "train")
     assert values(train) == [0, 1, 2, 3] and targets(train) == [0, 0, 1, 1]
     assert train.labels == ("cat", "dog") and train.skipped == 0
     assert train[1]["name"].endswith("train/cat/b.PNG")
 
 
 def test_labels_are_numbered_by_the_training_split(tree):
-    validation = sources.load(tree, "validation")  # named val, and without cats
+    validation = sources.open_split(tree, "validation")  # named val, and without cats
     assert values(validation) == [4] and targets(validation) == [1]
     assert validation.labels == ("cat", "dog")
-    assert values(sources.load(tree, "test")) == [5]
+    assert values(sources.open_split(tree, "test")) == [5]
 
 
 def test_a_pickled_source_reads_the_same_records_in_several_threads(tree):
-    source = pickle.loads(pickle.dumps(sources.load(tree, "train")))
+    source = pickle.loads(pickle.dumps(sources.open_split(tree, "train")))
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
         records = list(threads.map(lambda i: source[i % 4], range(200)))
     assert all(records[i] == source[i % 4] for i in range(200))
@@ -60,7 +60,7 @@ def test_the_digest_of_files_follows_name_and_size(tmp_path):
             write_folder(folder / "tree", TREE | change),
             write_zip(folder, TREE | change),
         )
-        digests.append([sources.load(d, "train").fingerprint() for d in data])
+        digests.append([sources.open_split(d, "train").fingerprint() for d in data])
     for a, b, c, d in zip(*digests, strict=True):
         assert a == b and len({a, c, d}) == 3
 
@@ -73,10 +73,10 @@ def test_a_damaged_zip_member_is_refused_by_name(tmp_path, compression):
     with open(path, "r+b") as file:
         file.seek(start + 30 + len("train/cat/a.png") + 20)
         file.write(b"\xff\xff\xff")
-    source = sources.load(path, "train")
+    source = sources.open_split(path, "train")
     with pytest.raises(ValueError, match=r"cat/a\.png is damaged .*corrupt='skip'"):
         source[0]
-    assert values(sources.load(path, "train", corrupt="skip")) == [1, 2, 3]
+    assert values(sources.open_split(path, "train", corrupt="skip")) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("write", [write_folder, write_zip])
@@ -94,8 +94,8 @@ def test_a_damaged_zip_member_is_refused_by_name(tmp_path, compression):
 def test_a_malformed_tree_is_refused(tmp_path, write, changes, says):
     path = write(tmp_path, TREE | changes)
     with pytest.raises(ValueError, match=says):
-        sources.load(path, "train")
-        sources.load(path, "validation")
+        sources.open_split(path, "train")
+        sources.open_split(path, "validation")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_tree_without_readable_training_images_is_refused(
     tmp_path, write, tree, says
 ):
     with pytest.raises(ValueError, match=says):
-        sources.load(write(tmp_path, tree), "train", corrupt="skip")
+        sources.open_split(write(tmp_path, tree), "train", corrupt="skip")
 
 
 def test_a_split_folder_without_classes_is_refused(tmp_path):
@@ -124,16 +124,18 @@ def test_a_split_folder_without_classes_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match="train holds no class folder; expected SPLIT/"
     ):
-        sources.load(str(tmp_path), "train")
+        sources.open_split(str(tmp_path), "train")
 
 
 def test_a_zip_that_is_none_or_packed_otherwise_is_refused(tmp_path):
     path = write_zip(tmp_path, compression=zipfile.ZIP_BZIP2)
-    with pytest.raises(ValueError, match="packed by method 12; members must be stored"):
-        sources.load(path, "train")
+    with pytest.raises(
+        ValueError, match="compressed by method 12; members must be stored"
+    ):
+        sources.open_split(path, "train")
     (tmp_path / "images.zip").write_bytes(b"PK")
     with pytest.raises(ValueError, match="images.zip is no whole zip file"):
-        sources.load(path, "train")
+        sources.open_split(path, "train")
 
 
 # --- what is read and what is left out --------------------------------------------------
@@ -152,7 +154,7 @@ DEEP = TREE | {
 def test_images_below_a_class_folder_are_of_this_class_and_the_rest_is_named(
     tmp_path, form
 ):
-    train = sources.load(write_form(tmp_path, form, DEEP), "train")
+    train = sources.open_split(write_form(tmp_path, form, DEEP), "train")
     assert values(train) == [7, 0, 1, 2, 3] and targets(train) == [0, 0, 0, 1, 1]
     assert train.labels == ("cat", "dog")
     by_reason = {}
@@ -172,16 +174,16 @@ def test_images_below_a_class_folder_are_of_this_class_and_the_rest_is_named(
 
 def test_what_macos_adds_to_a_zip_is_named_once(tmp_path):
     extra = {f"__MACOSX/train/cat/._{i}.png": b"" for i in range(3)}
-    train = sources.load(write_zip(tmp_path, TREE | extra), "train")
+    train = sources.open_split(write_zip(tmp_path, TREE | extra), "train")
     assert values(train) == [0, 1, 2, 3]
     assert ("__MACOSX", "beside the split folders") in train.left_out
 
 
 def test_a_suffix_in_capitals_is_that_suffix(tmp_path):
     path = pathlib.Path(write_zip(tmp_path)).rename(tmp_path / "IMAGES.ZIP")
-    assert values(sources.load(str(path), "train")) == [0, 1, 2, 3]
+    assert values(sources.open_split(str(path), "train")) == [0, 1, 2, 3]
     path = pathlib.Path(write_npz(tmp_path)).rename(tmp_path / "SET.NPZ")
-    assert len(sources.load(str(path), "test")) == 4
+    assert len(sources.open_split(str(path), "test")) == 4
 
 
 @pytest.mark.parametrize("write", [write_folder, write_zip, write_npz, write_idx])
@@ -191,10 +193,10 @@ def test_data_that_has_moved_keeps_its_fingerprint(tmp_path, write, monkeypatch)
         folder = tmp_path / place
         folder.mkdir(parents=True)
         path = write(folder)
-        prints.append(sources.load(path, "test").fingerprint())
+        prints.append(sources.open_split(path, "test").fingerprint())
     monkeypatch.chdir(tmp_path)
     relative = str(pathlib.Path(path).relative_to(tmp_path))
-    prints.append(sources.load(relative, "test").fingerprint())
+    prints.append(sources.open_split(relative, "test").fingerprint())
     assert len(set(prints)) == 1
 
 
@@ -204,4 +206,4 @@ def test_a_folder_that_links_to_images_elsewhere_is_read(tmp_path):
     write_folder(tmp_path / "set", {"train/dog/a.png": png(7)})
     (tmp_path / "set/train/cat").symlink_to(tmp_path / "store")
     (tmp_path / "set/train/dog/b.png").symlink_to(tmp_path / "store/b.png")
-    assert values(sources.load(str(tmp_path / "set"), "train")) == [5, 6, 7, 6]
+    assert values(sources.open_split(str(tmp_path / "set"), "train")) == [5, 6, 7, 6]

@@ -384,52 +384,6 @@ def test_a_layer_of_one_pattern_is_constant_and_of_two_is_not():
         assert (spread < 1e-6) == constant  # a softmax over one entry is 1
 
 
-# --- the converter's errors -----------------------------------------------------------
-
-
-def test_what_cannot_be_converted_is_refused_by_name():
-    kind, config, weights = official(golden("pooling_q1"))
-    name = "hopfield.association_core.out_proj.bias"
-    missing = {key: value for key, value in weights.items() if key != name}
-    for changed, message in [
-        ((f"{kind}X", config, weights), "kind='HopfieldPoolingX'"),
-        (("HopfieldEncoderLayer", config, weights), "kind='HopfieldEncoderLayer'"),
-        ((kind, {**config, "width": 3}, weights), "'width' is no argument"),
-        ((kind, config, missing), f"{name} is missing"),
-        ((kind, config, {**weights, "more": name}), "more: nothing in this"),
-        ((kind, {**config, "quantity": 2}, weights), r"pooling_weights has the shape"),
-        ((kind, {**config, "hidden_size": 5}, weights), "in_proj_weight has the shape"),
-        ((kind, {**config, "num_heads": 3, "hidden_size": None}, weights), "divisible"),
-        (
-            (kind, {**config, "association_activation": "erf"}, weights),
-            "association_activation='erf'",
-        ),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            from_torch(*changed)
-    with pytest.raises(ValueError, match="takes one input or 2"):
-        inputs_from_torch(kind, config, (weights[name],) * 3)
-
-
-def test_bias_patterns_that_the_original_never_uses_are_left_out():
-    kind, config, weights = official(golden("hopfield_plain"))
-    dead = {f"association_core.bias_{x}": np.ones((1, 1, 12)) for x in "kv"}
-    _, expected = from_torch(kind, config, weights)
-    config = {**config, "concat_bias_pattern": True}
-    _, ours = from_torch(kind, config, {**weights, **dead})
-    jax.tree.map(np.testing.assert_array_equal, ours, expected)
-
-
-def test_the_converted_tree_is_the_one_that_the_module_makes():
-    for name in CASES:
-        case = golden(name)
-        module, variables = from_torch(*official(case))
-        made = jax.eval_shape(module.init, jax.random.key(0), **call_arguments(case))
-        made = made.get("params", {})
-        shapes = jax.tree.map(np.shape, variables.get("params", {}))
-        assert shapes == jax.tree.map(lambda leaf: leaf.shape, made), name
-
-
 def test_a_layer_starts_as_the_original_does():
     stored, state = inputs(width=64)
     made = jax.jit(Hopfield(num_heads=4).init)(jax.random.key(0), stored, state)

@@ -153,7 +153,7 @@ def test_retrieve_refuses_what_never_ends_or_never_starts(arguments):
             (5, 3),
             (2, 4),
             {},
-            r"stored \(5, 3\) and state \(2, 4\) must agree in the width",
+            r"stored \(5, 3\) and state \(2, 4\) must agree in the last",
         ),
         ((2, 5, 3), (2, 3), {}, "must agree .* in all leading dimensions"),
         ((5, 3), (2, 3), dict(beta=0.0), "beta=0.0 must be positive"),

@@ -37,7 +37,7 @@ def test_parameters_come_from_another_run_into_a_part_of_the_model(finished, tmp
     source = [[str(finished[1]), "inner", ""]]
     config = tiny({**FROZEN, "init_from": source, "sharding_rules": []})
     config = config.copy_and_resolve_references().unlock()
-    inner = config_lib.plain(config.model)
+    inner = config_lib.to_plain(config.model)
     config.model = {"cls": "runs:Wrapped", "inner": inner}
     state = train.train(config, str(tmp_path))
     check_equal(state.params, {"inner": theirs})
@@ -64,16 +64,16 @@ def test_positions_and_filters_of_another_resolution_are_resized(tmp_path, capsy
         (["nowhere", "", ""], {}, "nowhere does not exist; name a run's --workdir"),
         (["{run}", "", "nothing"], {}, "config.init_from: the regex 'nothing' matches"),
         (["{run}", "inner", ""], {}, "the model has no part 'inner'; .*Known: "),
-        (["{run}", "", "head/("], {}, r"'head/\(' is no regular expression"),
+        (["{run}", "", "head/("], {}, r"'head/\('\]\] must be a regular expression"),
         (
             ["{run}", "", ""],
             {"model.qkv_bias": False, "sharding_rules": []},
-            "to take its parameters, set --config.model.qkv_bias=true, or match",
+            "to take its parameters, set --config.model.qkv_bias=true, or leave out",
         ),
         (
             ["{run}", "", ""],
             {"model.width": 16},
-            "to take its parameters, set --config.model.width=8, or match what",
+            "to take its parameters, set --config.model.width=8, or leave out what",
         ),
     ],
 )
@@ -81,8 +81,8 @@ def test_parameters_that_do_not_fit_are_refused(
     finished, tmp_path, source, changes, message
 ):
     source = [part.format(run=finished[1]) for part in source]
-    config = tiny({**FROZEN, "init_from": [source], **changes})
     with pytest.raises(ValueError, match=message):
+        config = tiny({**FROZEN, "init_from": [source], **changes})
         train.train(config, str(tmp_path))
 
 
@@ -115,7 +115,7 @@ def test_a_class_token_that_the_model_lacks_can_be_left_out(tmp_path):
     source = [[str(path), "", "head/.*"]]
     config = tiny({**FROZEN, "init_from": source, **changes})
     with pytest.raises(
-        ValueError, match=r"pool=cls, or match .* cls .*, here absent; pos_emb"
+        ValueError, match=r"pool=cls, or leave out .* cls .*, here absent; pos_emb"
     ):
         train.train(config, str(tmp_path / "refused"))
     source = [[str(path), "", "head/.*|cls|pos_embedding"]]

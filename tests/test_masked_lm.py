@@ -191,7 +191,7 @@ def test_the_loss_counts_hidden_tokens_of_valid_rows_alone(task):
     ("outputs", "message"),
     [
         ({}, "no mlm_logits.*'mlm' to config.model.heads"),
-        ({"mlm_logits": (5, V + 1)}, "has 121 classes and the task 120"),
+        ({"mlm_logits": (5, V + 1)}, "has 121 classes, but the task 120"),
         ({"mlm_logits": (5, V)}, "no nsp_logits.*next_sentence to False"),
     ],
 )
@@ -206,7 +206,7 @@ def test_a_model_that_does_not_fit_is_refused(task, outputs, message):
     ("fields", "message"),
     [
         ({"sequence_length": 4}, "leaves 1 tokens.*8"),
-        ({"mask_probability": 1.5}, "is no probability"),
+        ({"mask_probability": 1.5}, "is a probability"),
         ({"max_predictions": 0}, "must be 1 or more"),
         ({"duplicates": 0}, "must be 1 or more"),
     ],
@@ -280,7 +280,7 @@ def test_the_documentation_of_another_python_is_warned_of(task, caplog):
     task.bind(foreign)
     assert not caplog.text
     dataclasses.replace(task, data="stdlib").bind(foreign)
-    assert "and the run read that of 3.9.1" in caplog.text
+    assert "but the run read that of 3.9.1" in caplog.text
 
 
 def test_assets_without_a_vocabulary_leave_the_task_as_it_is(task):

@@ -46,7 +46,7 @@ def on_device(batch: dict) -> dict[str, jax.Array]:
 
 def many(task: MaskedPatches, images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(corrupted, masked, source) of that many images, each [images, N]."""
-    drawn = jax.jit(jax.vmap(task.corruption))(jax.random.split(KEY, images))
+    drawn = jax.jit(jax.vmap(task.draw_corruption))(jax.random.split(KEY, images))
     return tuple(np.asarray(array) for array in drawn)
 
 
@@ -341,7 +341,7 @@ def test_the_recipes_for_cifar10_have_one_encoder():
     encoders = []
     for recipe in ("masked_patches", "finetune"):
         config = config_lib.load(f"configs/vit/{recipe}.py:cifar10")
-        model = config_lib.plain(config.model)
+        model = config_lib.to_plain(config.model)
         for name in ("num_classes", "mask_token", "patch_outputs"):
             del model[name]
         encoders.append(model)
@@ -358,9 +358,9 @@ def test_the_recipes_for_cifar10_have_one_encoder():
         (dict(patch_size=(3, 4)), r"patch_size=\(3, 4\) must divide"),
         (dict(patch_size=(2, 5)), r"patch_size=\(2, 5\) must divide"),
         (dict(patch_size=0), r"patch_size=0 must divide"),
-        (dict(corrupted=1.5), r"corrupted=1\.5 .* config\.task\.corrupted .* 0 to 1"),
-        (dict(masked=-0.1), r"masked=-0\.1 .* config\.task\.masked .* 0 to 1"),
-        (dict(replaced=2.0), r"replaced=2\.0 .* config\.task\.replaced .* 0 to 1"),
+        (dict(corrupted=1.5), r"config\.task\.corrupted=1\.5 .* 0 to 1"),
+        (dict(masked=-0.1), r"config\.task\.masked=-0\.1 .* 0 to 1"),
+        (dict(replaced=2.0), r"config\.task\.replaced=2\.0 .* 0 to 1"),
         (dict(replaced=0.3), r"masked=0\.8 and replaced=0\.3 .* at most 1; lower"),
         (dict(bits=9), r"bits=9.* config\.task\.bits to 1 to 8"),
         (dict(bits=0), r"bits=0"),

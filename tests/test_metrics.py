@@ -150,11 +150,13 @@ def test_both_gradients_of_a_convolution_cost_its_forward_pass(options):
 
 def test_means_do_not_depend_on_how_examples_were_batched():
     first, second = {"loss": (6.0, 3)}, {"loss": (2.0, 1)}
-    assert metrics.ratio(metrics.add(first, second)) == {"loss": 2.0}
+    assert metrics.compute_means(metrics.add(first, second)) == {"loss": 2.0}
 
 
 def test_a_mean_of_nothing_is_not_a_number():
-    assert math.isnan(metrics.ratio({"loss": (jnp.zeros(()), jnp.zeros(()))})["loss"])
+    assert math.isnan(
+        metrics.compute_means({"loss": (jnp.zeros(()), jnp.zeros(()))})["loss"]
+    )
 
 
 def test_batches_that_report_different_metrics_do_not_add():

@@ -28,10 +28,10 @@ def digits():
 
 def test_a_config_without_a_format_resolves_to_what_it_said(first):
     assert "format" not in first
-    resolved = config_lib.plain(config_lib.resolve(first, OURS))
+    resolved = config_lib.to_plain(config_lib.resolve(first, OURS))
     assert resolved["format"] == migrations.current_format()
-    flat = config_lib.flat(resolved)
-    assert {k: flat[k] for k in config_lib.flat(first)} == config_lib.flat(first)
+    flat = config_lib.flatten(resolved)
+    assert {k: flat[k] for k in config_lib.flatten(first)} == config_lib.flatten(first)
 
 
 def test_a_run_of_an_older_format_differs_in_nothing_from_its_own_recipe(first):
@@ -67,7 +67,7 @@ def test_a_moved_class_is_found_in_every_section(first):
 def test_a_recipe_that_names_a_moved_class_is_told_its_new_name():
     section = {"cls": "attn_jax.models.hopfield:MeanPooling"}
     with pytest.raises(
-        ValueError, match="it is 'attn_jax.models.bags:MeanPooling' now"
+        ValueError, match="it is now 'attn_jax.models.bags:MeanPooling'"
     ):
         config_lib.build(section)
 
@@ -121,5 +121,5 @@ def test_a_removed_field_names_its_successor(first, later):
 
 
 def test_a_config_of_a_newer_release_is_refused(first):
-    with pytest.raises(ValueError, match="format=99 was saved by a newer.*update attn"):
+    with pytest.raises(ValueError, match="format=99 was saved by a newer.*Update attn"):
         config_lib.resolve(first | {"format": 99}, OURS)

@@ -39,7 +39,7 @@ def test_an_override_is_read_by_the_type_of_its_key(text, value):
         return
     for part in key.split("."):
         config = config[part]
-    config = config_lib.plain(config)
+    config = config_lib.to_plain(config)
     assert (config, type(config)) == (value, type(value))
 
 

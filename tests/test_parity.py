@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from attn_jax.convert import export, load_pretrained
-from attn_jax.convert.vit.read_timm import timm_architecture
+from attn_jax.convert.vit.read_timm import derive_timm_options
 from attn_jax.models.vit import ViT
 
 WHY = "`make parity` installs {} and runs this test"
@@ -110,7 +110,7 @@ def test_every_architecture_of_timm_is_known_as_it_is_or_refused():
         with torch.device("meta"):  # shapes alone
             model = timm.create_model(name)
         try:
-            hidden = timm_architecture(name, model.embed_dim, pathlib.Path(), {})
+            hidden = derive_timm_options(name, model.embed_dim, pathlib.Path(), {})
         except (ValueError, AttributeError):
             continue  # refused by name, or not even of one width
         if isinstance(model.blocks[0].mlp, timm.layers.GluMlp):

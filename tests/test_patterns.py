@@ -36,7 +36,7 @@ def test_a_real_pattern_is_accepted(pattern):
 def test_a_pattern_of_exponential_time_is_refused_without_being_run(pattern):
     began = time.monotonic()
     with pytest.raises(ValueError, match="config.freeze: .* cannot take exponential"):
-        paths.matching([pattern], ["a" * 60], key="freeze")
+        paths.match_names([pattern], ["a" * 60], key="freeze")
     assert time.monotonic() - began < 5
 
 
@@ -45,4 +45,4 @@ def test_what_is_no_regex_says_why(pattern):
     with pytest.raises(
         ValueError, match="config.freeze: .* a regular expression \\(.*"
     ):
-        paths.matching([pattern], ["a"], key="freeze")
+        paths.match_names([pattern], ["a"], key="freeze")

@@ -158,12 +158,12 @@ def test_the_probe_equals_one_by_hand_on_the_pixels():
                 ]
             )
             labels = training.targets[members]
-            [linear] = probes.ridge(x[members], labels, [1024.0], 10)
+            [linear] = probes.fit_ridge(x[members], labels, [1024.0], 10)
             shares.append((linear.predict(queries) == test.targets).mean())
         # A share of 360 images, mean over draws: the next is 1/720 away.
         expected = pytest.approx(np.mean(shares), abs=1e-9)
         assert results[f"probe/accuracy_{shots}_shot"] == expected
-    found = probes.nearest_neighbours(x, training.targets, queries, k=3)
+    found = probes.predict_knn(x, training.targets, queries, k=3)
     expected = pytest.approx((found == test.targets).mean(), abs=1e-9)
     assert results["probe/accuracy_knn"] == expected
 

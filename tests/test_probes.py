@@ -34,7 +34,7 @@ def golden(case, name):
 
 def fitted(case, l2):
     labels = golden(case, "y_train")
-    return probes.ridge(golden(case, "x_train"), labels, l2, int(labels.max()) + 1)
+    return probes.fit_ridge(golden(case, "x_train"), labels, l2, int(labels.max()) + 1)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -76,7 +76,7 @@ def test_the_solution_solves_the_normal_equations(case):
 def test_a_feature_that_never_changes_is_no_division_by_zero():
     features = np.ones((4, 2))
     features[:, 0] = [0, 0, 1, 1]
-    [linear] = probes.ridge(features, np.array([0, 0, 1, 1]), [1.0], 2)
+    [linear] = probes.fit_ridge(features, np.array([0, 0, 1, 1]), [1.0], 2)
     np.testing.assert_array_equal(linear.predict(features), [0, 0, 1, 1])
 
 
@@ -85,13 +85,13 @@ def test_a_feature_that_never_changes_is_no_division_by_zero():
     [
         ([0, 2], [1.0], r"labels \[0, 2\]; .* num_classes - 1 = 1"),
         ([0, -1], [1.0], r"labels \[-1, 0\]"),
-        ([0, 1], [0.0], r"l2=\[0.0\] must be numbers above 0"),
+        ([0, 1], [0.0], r"l2=\[0.0\] must be one or more numbers above 0"),
         ([0, 1], [], r"l2=\[\] must be"),
     ],
 )
 def test_ridge_refuses_what_it_cannot_solve(labels, l2, message):
     with pytest.raises(ValueError, match=message):
-        probes.ridge(np.eye(2), np.array(labels), l2, 2)
+        probes.fit_ridge(np.eye(2), np.array(labels), l2, 2)
 
 
 # --- nearest neighbours ---------------------------------------------------------------
@@ -100,7 +100,7 @@ def test_ridge_refuses_what_it_cannot_solve(labels, l2, message):
 def test_directions_are_told_apart_whatever_the_lengths():
     features, labels = clusters(30)
     queries, true = clusters(40, seed=1)
-    found = probes.nearest_neighbours(features, labels, queries, k=20)
+    found = probes.predict_knn(features, labels, queries, k=20)
     np.testing.assert_array_equal(found, true)
 
 
@@ -109,12 +109,10 @@ def test_neighbours_vote_by_their_similarity():
     features = np.array([[1, 0], [0.5, math.sqrt(0.75)], [0.5, -math.sqrt(0.75)]])
     labels, query = np.array([0, 1, 1]), np.array([[2.0, 0.0]])
     near = dict(k=3, temperature=0.07)  # e^(0.5/0.07) = 1264 outweighs the two
-    assert probes.nearest_neighbours(features, labels, query, **near) == [0]
+    assert probes.predict_knn(features, labels, query, **near) == [0]
     far = dict(k=3, temperature=1.0)  # e^0.5 = 1.65 does not
-    assert probes.nearest_neighbours(features, labels, query, **far) == [1]
-    assert probes.nearest_neighbours(features, labels, query, k=1, temperature=1.0) == [
-        0
-    ]
+    assert probes.predict_knn(features, labels, query, **far) == [1]
+    assert probes.predict_knn(features, labels, query, k=1, temperature=1.0) == [0]
 
 
 def test_neighbours_equal_a_sort_of_all_of_them_in_chunks_of_any_size(monkeypatch):
@@ -131,12 +129,12 @@ def test_neighbours_equal_a_sort_of_all_of_them_in_chunks_of_any_size(monkeypatc
     assert len({*expected}) == 3 and expected != [*np.repeat(np.arange(3), 20)]
     for chunk in (1, 7 * 90, 2**23):
         monkeypatch.setattr(probes, "CHUNK", chunk)
-        found = probes.nearest_neighbours(features, labels, queries, k=20)
+        found = probes.predict_knn(features, labels, queries, k=20)
         np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("k", [0, 91])
 def test_more_neighbours_than_examples_are_refused(k):
     features, labels = clusters(30)
-    with pytest.raises(ValueError, match=rf"k={k} neighbours of 90 examples"):
-        probes.nearest_neighbours(features, labels, features, k=k)
+    with pytest.raises(ValueError, match=rf"k={k} neighbors of 90 examples"):
+        probes.predict_knn(features, labels, features, k=k)

@@ -97,4 +97,4 @@ def test_opening_looks_at_the_images(tmp_path, caplog, monkeypatch):
     task_of(Classify, data=path, num_classes=1, channels=3).source("train")
     assert not caplog.text
     task_of(Classify, data=path, num_classes=1, channels=1).source("train")
-    assert "1 are stored in colour" in caplog.text
+    assert "1 are stored in color" in caplog.text

@@ -118,7 +118,7 @@ def test_a_later_block_reads_what_an_earlier_one_wrote():
 def test_rollout_refuses_a_pooling_and_no_map_at_all():
     with pytest.raises(ValueError, match="map 1 has 1 queries and 7 keys"):
         readings.attention_rollout([attention(2, 3, 7, 7), attention(2, 3, 1, 7)])
-    with pytest.raises(ValueError, match="rollout of 0 maps"):
+    with pytest.raises(ValueError, match="rollout needs the map of each block"):
         readings.attention_rollout([])
 
 

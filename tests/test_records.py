@@ -108,7 +108,7 @@ def test_a_full_disk_is_said_once_and_numbers_go_on_after_it(
     said = [x for x in capsys.readouterr().out.splitlines() if "WARNING" in x]
     assert said == [
         "WARNING: cannot write metrics.jsonl ([Errno 28] No space left on device); "
-        "training goes on."
+        "training continues."
     ]
     found, damaged = read_records(log.workdir / "metrics.jsonl")
     assert ([record["step"] for record in found], damaged) == ([1, 5, 6], 0)
@@ -162,7 +162,7 @@ def test_curves_that_cannot_be_drawn_are_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(logs, "draw_curves", fail)
     with start(tmp_path):
         pass
-    said = "WARNING: cannot write curves.png ([Errno 28] full); training goes on.\n"
+    said = "WARNING: cannot write curves.png ([Errno 28] full); training continues.\n"
     assert capsys.readouterr().out == said
 
 

@@ -23,7 +23,7 @@ from attn_jax import sharding
 from attn_jax.checkpoint_reader import CheckpointReader
 from attn_jax.damage import Damaged, Removed
 from attn_jax.paths import named_leaves
-from attn_jax.restore import lay_out, make_saved_mesh
+from attn_jax.restore import choose_shardings, make_saved_mesh
 from attn_jax.tasks.classify import Classify
 
 GOLDEN = pathlib.Path(__file__).parent / "golden/workdirs/digits_first.zip"
@@ -246,16 +246,16 @@ def test_parameters_are_split_by_the_runs_rules_or_without_where_they_cannot_be(
         ['sharding_rules=[["kernel", [null, "tensor"]]]', "fsdp_min_elements=1"],
     )
     two = sharding.make_mesh({"tensor": 2, "fsdp": 4})
-    assert lay_out(params, settings, two)["kernel"].spec == PartitionSpec(
+    assert choose_shardings(params, settings, two)["kernel"].spec == PartitionSpec(
         None, "tensor"
     )
     five = sharding.make_mesh({"tensor": 5}, jax.devices()[:5])  # 24 / 5
-    assert lay_out(params, settings, five)["kernel"].is_fully_replicated
+    assert choose_shardings(params, settings, five)["kernel"].is_fully_replicated
     everything = sharding.make_mesh({"fsdp": 8})
     settings = config_lib.override(settings, ["sharding_rules=[]"])
-    assert lay_out(params, settings, everything)["kernel"].spec == PartitionSpec(
-        None, "fsdp"
-    )
+    assert choose_shardings(params, settings, everything)[
+        "kernel"
+    ].spec == PartitionSpec(None, "fsdp")
 
 
 def test_restored_parameters_are_split_over_a_given_mesh(workdir):

@@ -18,8 +18,10 @@ def test_a_metric_that_its_evaluation_lacks_is_refused_before_it_is_run():
     ranking = Ranking("max:validation/accuracy")
     ranking.check({"validation": {"validation/accuracy", "validation/loss"}})
     ranking.check({"validation": None})  # a score whose names nobody knows yet
-    with pytest.raises(ValueError, match="/accuracy' is no metric .*; it has .*/loss"):
+    with pytest.raises(
+        ValueError, match="/accuracy' is not a metric .*; it has .*/loss"
+    ):
         ranking.check({"validation": {"validation/loss"}})
-    with pytest.raises(ValueError, match="evaluation 'validation', .* an `every`"):
+    with pytest.raises(ValueError, match="evaluation 'validation', .* set `every`"):
         ranking.check({"test": {"test/accuracy"}})
     Ranking(None).check({})

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
             {"micro_batches": 3},
             r"batch_size=16 must be divisible by .* = 8 x 1 x 3 = 24; use 24",
         ),
-        ({"batch_size": -16}, "batch_size=-16 must be at least 1"),
+        ({"batch_size": -16}, "batch_size=-16 must be from 1 to"),
         ({"micro_batches": 0}, "micro_batches=0 must be at least 1"),
         ({"log_every": "0 steps"}, "log_every='0 steps' must be more than zero"),
         (
@@ -38,7 +38,10 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
             "data=16, fsdp=1, tensor=1.* asks for 16 devices, but 8 are here",
         ),
         ({"mesh.data": 4}, "asks for 4 devices, but 8 are here"),
-        ({"task.data": "nowhere.npz"}, "'nowhere.npz' does not exist. Set config.task"),
+        (
+            {"task.data": "nowhere.npz"},
+            "'nowhere.npz' does not exist .* Set config.task",
+        ),
         ({"model.num_classes": 5}, "the model has 5 classes and the task 10"),
         (
             {"task.num_classes": 5},

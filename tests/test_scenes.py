@@ -10,7 +10,7 @@ import pytest
 from slot_models import KEY, tiny
 
 from attn_jax import step
-from attn_jax.data.scenes import COLOURS, SHAPES, TILE, Tetrominoes, pixels
+from attn_jax.data.scenes import COLORS, SHAPES, TILE, Tetrominoes, make_mask
 from attn_jax.tasks.reconstruct import Reconstruct
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -24,14 +24,14 @@ def canonical(mask, tile):
 
 
 def test_the_shapes_are_the_19_tetrominoes():
-    shapes = {canonical(pixels(shape, 1), 1) for shape in SHAPES}
+    shapes = {canonical(make_mask(shape, 1), 1) for shape in SHAPES}
     assert len(shapes) == len(SHAPES) == 19
-    assert all(pixels(shape, 1).sum() == 4 for shape in SHAPES)
+    assert all(make_mask(shape, 1).sum() == 4 for shape in SHAPES)
 
 
 @pytest.mark.parametrize(("canvas", "tile"), [(35, 5), (14, 2)])
 def test_a_scene_is_three_whole_tetrominoes_on_black(canvas, tile):
-    known = {canonical(pixels(shape, tile), tile) for shape in SHAPES}
+    known = {canonical(make_mask(shape, tile), tile) for shape in SHAPES}
     source = Tetrominoes("train", 40, canvas=canvas, tile=tile)
     seen = set()
     for i in range(len(source)):
@@ -48,7 +48,7 @@ def test_a_scene_is_three_whole_tetrominoes_on_black(canvas, tile):
             seen.add(shape)
             values = image[mask == piece]
             colour = (values > 0).all(axis=0)
-            assert tuple(colour.astype(int)) in COLOURS
+            assert tuple(colour.astype(int)) in COLORS
             assert not values[:, ~colour].any()
     assert len(seen) == 19
 

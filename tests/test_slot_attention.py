@@ -18,7 +18,6 @@ from slot_models import (
     initial_slots,
     load,
     run,
-    weights_of,
 )
 
 from attn_jax import paths
@@ -207,87 +206,3 @@ def test_the_paper_s_tetrominoes_model_has_235_812_parameters():
 
 
 # --- errors ---------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def keras():
-    """kind -> (config, weights) that convert."""
-    golden = load(GOLDEN / "object_discovery_small.npz")
-    weights = weights_of(golden)
-    slots = {"num_slots": 4}
-    strides = golden["decoder_strides"].tolist()
-    prefix = "slot_attention/"
-    module = {
-        k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)
-    }
-    classifier = {k: v for k, v in weights.items() if not k.startswith("decoder")}
-    classifier["mlp_classifier/0/kernel"] = np.zeros((32, 24), np.float32)
-    classifier["mlp_classifier/0/bias"] = np.zeros(24, np.float32)
-    classifier["mlp_classifier/1/kernel"] = np.zeros((24, 5), np.float32)
-    classifier["mlp_classifier/1/bias"] = np.zeros(5, np.float32)
-    return {
-        "SlotAttention": (slots, module),
-        "SlotAttentionAutoEncoder": (slots | {"decoder_strides": strides}, weights),
-        "SlotAttentionClassifier": (slots | {"resolution": [32, 24]}, classifier),
-    }
-
-
-def test_the_converted_tree_is_the_module_s_own(keras):
-    inputs = {"SlotAttention": (2, 9, 16), "SlotAttentionAutoEncoder": (2, 32, 32, 3)}
-    for kind, (config, weights) in keras.items():
-        module, variables = from_keras(kind, config, weights)
-        x = jnp.zeros(inputs.get(kind, (2, 32, 24, 3)))
-        expected = jax.eval_shape(
-            lambda m=module, x=x: m.init(KEY, x, sample_keys=KEYS[:2])
-        )
-        found = jax.tree.map(lambda leaf: leaf.shape, variables)
-        assert found == jax.tree.map(lambda leaf: leaf.shape, expected)
-
-
-@pytest.mark.parametrize(
-    "kind", ["SlotAttention", "SlotAttentionAutoEncoder", "SlotAttentionClassifier"]
-)
-def test_missing_unused_and_misshapen_weights_are_named(keras, kind):
-    config, weights = keras[kind]
-    for name in weights:
-        fewer = {k: v for k, v in weights.items() if k != name}
-        with pytest.raises(ValueError):
-            from_keras(kind, config, fewer)
-        with pytest.raises(ValueError):
-            from_keras(kind, config, weights | {name: weights[name][..., None]})
-        larger = np.concatenate([weights[name], weights[name]], axis=-1)
-        if not name.startswith("mlp_classifier/1"):
-            with pytest.raises(ValueError):
-                from_keras(kind, config, weights | {name: larger})
-    with pytest.raises(ValueError, match="spare is no weight of this"):
-        from_keras(kind, config, weights | {"spare": np.zeros(3)})
-
-
-@pytest.mark.parametrize(
-    ("kind", "changes", "words"),
-    [
-        ("Slots", {}, "kind='Slots' cannot be converted; the kinds are SlotAttention,"),
-        ("SlotAttention", {"slots": 3}, "'slots' is no setting of SlotAttention"),
-        ("SlotAttention", {"num_slots": None}, "needs num_slots"),
-        (
-            "SlotAttentionAutoEncoder",
-            {"decoder_strides": [2, 2, 1]},
-            r"decoder_strides=\(2, 2, 1\), but the weights have 4 layers",
-        ),
-        (
-            "SlotAttentionAutoEncoder",
-            {"resolution": [64, 64]},
-            r"resolution=\(64, 64\).*\(32, 32\); set decoder_initial_size",
-        ),
-        (
-            "SlotAttentionClassifier",
-            {"encoder_strides": [1, 2]},
-            "encoder_strides=.*4 layers in the encoder",
-        ),
-    ],
-)
-def test_a_conversion_that_cannot_be_says_why(keras, kind, changes, words):
-    config, weights = keras.get(kind, keras["SlotAttention"])
-    config = {k: v for k, v in {**config, **changes}.items() if v is not None}
-    with pytest.raises(ValueError, match=words):
-        from_keras(kind, config, weights)

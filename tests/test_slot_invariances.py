@@ -231,7 +231,7 @@ def test_a_call_that_cannot_start_says_why(options, words):
     [
         (
             tiny(decoder_initial_size=(4, 4)),
-            "images are 8x6, but the decoder makes 8x8.*decoder_initial_size",
+            "images are 8x6, but the decoder outputs 8x8.*decoder_initial_size",
         ),
         (
             tiny(decoder_strides=(2, 1)),
@@ -240,7 +240,7 @@ def test_a_call_that_cannot_start_says_why(options, words):
         (tiny(encoder_kernels=(3,)), "the encoder has 2 channels, 1 kernels"),
         (
             SlotAttentionClassifier(3),
-            "images are 8x6, but the model is made for 128x128.*model.resolution",
+            "images are 8x6, but the model expects 128x128.*model.resolution",
         ),
     ],
 )

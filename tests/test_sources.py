@@ -1,4 +1,4 @@
-"""`load`: splits, holdout, corrupt images, and what it refuses for every kind of data."""
+"""`open_split`: splits, holdout, corrupt images, and what it refuses for every kind of data."""
 
 import logging
 import pathlib
@@ -30,12 +30,12 @@ def tree(request, tmp_path):
 
 
 def test_digits_split_into_disjoint_stratified_parts():
-    parts = {s: sources.load("digits", s, holdout=180) for s in sources.SPLITS}
+    parts = {s: sources.open_split("digits", s, holdout=180) for s in sources.SPLITS}
     assert [len(parts[s]) for s in sources.SPLITS] == [1257, 180, 360]
     for source in parts.values():
         counts = np.bincount(targets(source), minlength=10)
         assert counts.max() - counts.min() <= 0.1 * len(source) / 10 + 1
-    whole = sources.load("digits", "train")
+    whole = sources.open_split("digits", "train")
     assert len(whole) == 1437
     pixels = [
         source[i]["image"].tobytes()
@@ -60,7 +60,7 @@ def test_digits_are_the_split_that_scikit_learn_makes():
         ("test", test_x, test_y),
         ("validation", held_x, held_y),
     ):
-        source = sources.load("digits", split, holdout=180)
+        source = sources.open_split("digits", split, holdout=180)
         assert targets(source) == labels.tolist()
         expected = np.round(pixels[17].reshape(8, 8, 1) * (255 / 16))
         np.testing.assert_array_equal(source[17]["image"], expected)
@@ -69,8 +69,8 @@ def test_digits_are_the_split_that_scikit_learn_makes():
 
 
 def test_fewer_examples_are_a_stratified_part_of_the_training_split():
-    whole = sources.load("digits", "train", holdout=180)
-    few = sources.load("digits", "train", holdout=180, examples=100)
+    whole = sources.open_split("digits", "train", holdout=180)
+    few = sources.open_split("digits", "train", holdout=180, examples=100)
     assert len(few) == 100
     images = {whole[i]["image"].tobytes() for i in range(len(whole))}
     assert {few[i]["image"].tobytes() for i in range(100)} <= images
@@ -80,9 +80,11 @@ def test_fewer_examples_are_a_stratified_part_of_the_training_split():
     )
     assert few.fingerprint() != whole.fingerprint()
     for split in ("validation", "test"):  # these stay whole
-        part = sources.load("digits", split, holdout=180, examples=100)
-        assert len(part) == len(sources.load("digits", split, holdout=180))
-    assert len(sources.load("digits", "train", holdout=180, examples=1257)) == 1257
+        part = sources.open_split("digits", split, holdout=180, examples=100)
+        assert len(part) == len(sources.open_split("digits", split, holdout=180))
+    assert (
+        len(sources.open_split("digits", "train", holdout=180, examples=1257)) == 1257
+    )
 
 
 @pytest.mark.parametrize("examples", [0, -3, 1258])
@@ -90,19 +92,21 @@ def test_examples_that_are_not_there_are_refused(examples):
     with pytest.raises(
         ValueError, match="has 1,257 training examples; set config.task"
     ):
-        sources.load("digits", "train", holdout=180, examples=examples)
+        sources.open_split("digits", "train", holdout=180, examples=examples)
 
 
 def test_the_holdout_is_the_same_in_every_run(tmp_path):
     path = write_npz(tmp_path)
-    first, second = (sources.load(path, "validation", holdout=4) for _ in range(2))
+    first, second = (
+        sources.open_split(path, "validation", holdout=4) for _ in range(2)
+    )
     assert first.fingerprint() == second.fingerprint() and len(first) == 4
-    other = sources.load(path, "train", holdout=4)
+    other = sources.open_split(path, "train", holdout=4)
     assert len(other) == 7 and other.fingerprint() != first.fingerprint()
 
 
 def test_a_record_in_memory_cannot_be_overwritten(tmp_path):
-    source = sources.load("digits", "test")
+    source = sources.open_split("digits", "test")
     with pytest.raises(ValueError, match="read-only"):
         source[0]["image"][:] = 0
 
@@ -115,7 +119,7 @@ BROKEN = TREE | {"train/cat/b.PNG": b"", "train/dog/a.png": png(2)[:-30]}
 @pytest.mark.parametrize("write", [write_folder, write_zip])
 def test_corrupt_images_are_left_out_named_and_counted(tmp_path, write, caplog):
     with caplog.at_level(logging.WARNING):
-        source = sources.load(write(tmp_path, BROKEN), "train", corrupt="skip")
+        source = sources.open_split(write(tmp_path, BROKEN), "train", corrupt="skip")
     assert values(source) == [0, 3] and source.skipped == 2
     assert "train/cat/b.PNG (0 bytes) cannot be decoded" in caplog.text
     assert "train/dog/a.png" in caplog.text
@@ -123,23 +127,23 @@ def test_corrupt_images_are_left_out_named_and_counted(tmp_path, write, caplog):
 
 
 def test_skipping_finds_nothing_in_good_data(tree, tmp_path):
-    source = sources.load(tree, "train", corrupt="skip")
+    source = sources.open_split(tree, "train", corrupt="skip")
     assert source.skipped == 0
-    assert source.fingerprint() == sources.load(tree, "train").fingerprint()
-    assert len(sources.load("digits", "test", corrupt="skip")) == 360
+    assert source.fingerprint() == sources.open_split(tree, "train").fingerprint()
+    assert len(sources.open_split("digits", "test", corrupt="skip")) == 360
 
 
 def test_the_count_of_skipped_images_outlives_the_holdout(tmp_path):
     more = {f"train/{c}/{i}.png": png(9) for c in ("cat", "dog") for i in range(3)}
     tree = {k: v for k, v in (BROKEN | more).items() if not k.startswith("val/")}
     path = write_folder(tmp_path, tree)
-    source = sources.load(path, "train", holdout=2, corrupt="skip")
+    source = sources.open_split(path, "train", holdout=2, corrupt="skip")
     assert source.skipped == 2 and len(source) == 6
     assert sorted(source.targets) == sorted(targets(source))
 
 
 def test_reading_a_corrupt_image_names_it_and_the_remedy(tmp_path):
-    record = sources.load(write_folder(tmp_path, BROKEN), "train")[1]
+    record = sources.open_split(write_folder(tmp_path, BROKEN), "train")[1]
     with pytest.raises(ValueError, match=r"b\.PNG .*config\.task\.corrupt='skip'"):
         decoding.decode(record["image"], 3, name=record["name"])
 
@@ -149,7 +153,7 @@ def test_reading_a_corrupt_image_names_it_and_the_remedy(tmp_path):
 
 def test_an_index_past_the_end_is_an_index_error(tree):
     for data in (tree, "digits"):
-        source = sources.load(data, "test")
+        source = sources.open_split(data, "test")
         with pytest.raises(IndexError):
             source[len(source)]
 
@@ -170,19 +174,19 @@ def test_an_index_past_the_end_is_an_index_error(tree):
 )
 def test_an_argument_that_cannot_be_honoured_is_refused(arguments, says):
     with pytest.raises(ValueError, match=says):
-        sources.load("digits", **arguments)
+        sources.open_split("digits", **arguments)
 
 
 def test_a_holdout_beside_a_validation_split_is_refused(tree):
     with pytest.raises(ValueError, match="has a validation split of its own. Set conf"):
-        sources.load(tree, "test", holdout=2)
+        sources.open_split(tree, "test", holdout=2)
 
 
 @pytest.mark.parametrize("data", ["no/such/path.npz", "mnist", "x" * 5000, "a\0b"])
 def test_data_that_does_not_exist_is_refused_and_a_relative_path_says_from_where(data):
-    words = rf"does not exist \(a relative path, looked for in {pathlib.Path.cwd()}; "
+    words = rf"does not exist \(relative to {pathlib.Path.cwd()}; an absolute path"
     with pytest.raises(ValueError, match=words) as error:
-        sources.load(data, "train")
+        sources.open_split(data, "train")
     assert "Set config.task.data" in str(error.value) and len(str(error.value)) < 700
 
 
@@ -196,7 +200,7 @@ def test_data_that_does_not_exist_is_refused_and_a_relative_path_says_from_where
 )
 def test_data_that_does_not_exist_is_refused(data, says):
     with pytest.raises(ValueError, match=says):
-        sources.load(data, "train")
+        sources.open_split(data, "train")
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
@@ -204,28 +208,28 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match="expected an .npz, .zip or idx file, or a fold"
     ):
-        sources.load(str(tmp_path / "set.csv"), "train")
+        sources.open_split(str(tmp_path / "set.csv"), "train")
 
 
 def test_a_class_with_one_example_cannot_be_held_out(tmp_path):
     path = write_npz(tmp_path, y_train=np.array([5] + [0, 1] * 5))
     with pytest.raises(ValueError, match="the rarest has 1.: every class needs two"):
-        sources.load(path, "train", holdout=4)
+        sources.open_split(path, "train", holdout=4)
 
 
 # --- real data ------------------------------------------------------------------------
 
 
 def test_the_official_mnist_test_files_equal_the_npz(shared):
-    idx_source = sources.load(str(shared / "data/mnist"), "test")
-    npz_source = sources.load(str(shared / "data/mnist/mnist.npz"), "test")
+    idx_source = sources.open_split(str(shared / "data/mnist"), "test")
+    npz_source = sources.open_split(str(shared / "data/mnist/mnist.npz"), "test")
     assert len(idx_source) == 10_000
     assert idx_source.fingerprint() == npz_source.fingerprint()
 
 
 def test_cifar_in_a_zip_has_ten_classes_of_small_colour_images(shared):
     path = str(shared / "data/cifar10/cifar10_jpeg_folder.zip")
-    source = sources.load(path, "validation", holdout=500)
+    source = sources.open_split(path, "validation", holdout=500)
     assert np.bincount(source.targets).tolist() == [50] * 10
     assert source.labels[3] == "cat"
     record = source[0]

@@ -33,7 +33,7 @@ def deep(highest: int) -> bytes:
 
 def warnings_of(tmp_path, caplog, files, *, channels=3, has_background=False):
     tree = {f"train/cat/{i}.png": data for i, data in enumerate(files)}
-    source = sources.load(write_folder(tmp_path, tree), "train")
+    source = sources.open_split(write_folder(tmp_path, tree), "train")
     for _ in range(2):  # said once
         survey.warn_of_conversions(
             source, "DATA", channels=channels, has_background=has_background
@@ -53,9 +53,9 @@ def warnings_of(tmp_path, caplog, files, *, channels=3, has_background=False):
         (
             [GREY, GREY],
             {},
-            "of 2 images looked at, all are grey: config.task.channels=3",
+            "of 2 images looked at, all are gray: config.task.channels=3",
         ),
-        ([GREY_PALETTE], {}, "all are grey"),
+        ([GREY_PALETTE], {}, "all are gray"),
         ([deep(4095), deep(9)], {"channels": 1}, "those of 16 bits reach only 4,095"),
     ],
 )
@@ -78,9 +78,9 @@ def test_data_that_fits_is_not_warned_of(tmp_path, caplog, files, options):
     assert warnings_of(tmp_path, caplog, files, **options) == []
 
 
-@pytest.mark.parametrize(("channels", "says"), [(1, None), (3, "all are grey")])
+@pytest.mark.parametrize(("channels", "says"), [(1, None), (3, "all are gray")])
 def test_arrays_are_looked_at_as_well(tmp_path, caplog, channels, says):
-    source = sources.load(write_npz(tmp_path), "train")
+    source = sources.open_split(write_npz(tmp_path), "train")
     survey.warn_of_conversions(source, "DATA", channels=channels, has_background=False)
     assert (says in caplog.text) if says else not caplog.text
 

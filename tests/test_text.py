@@ -123,7 +123,7 @@ def test_a_cached_source_travels_as_a_path_and_reads_the_same(task):
 
 def test_the_vocabulary_knows_nothing_of_what_is_held_out(tmp_path):
     read = corpora.read_documents(write(tmp_path / "corpus.txt", documents())).documents
-    held = corpora.held_out([document.key for document in read])
+    held = corpora.choose_held_out([document.key for document in read])
     changed = [
         document._replace(sentences=("ab zzz c.",))
         if document.key in held

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 def test_the_saved_config_holds_every_default(finished):
     saved = json.loads((finished[1] / "config.json").read_text())
-    assert saved == config_lib.plain(config_lib.resolve(tiny()))
+    assert saved == config_lib.to_plain(config_lib.resolve(tiny()))
     assert saved["model"]["remat"] is False  # named by no recipe
 
 
@@ -98,7 +98,9 @@ def test_a_step_is_chosen_by_number_or_by_rank(finished, copied):
     early, late = attn_jax.restore(copied, step=4), attn_jax.restore(copied, step="8")
     assert differ(early[1], late[1])
     for unknown in (5, "newest"):
-        with pytest.raises(ValueError, match=rf"step {unknown} is none of .*\[8, 4\]"):
+        with pytest.raises(
+            ValueError, match=rf"no checkpoint of step {unknown}; .*\[8, 4\]"
+        ):
             attn_jax.restore(copied, step=unknown)
 
 
@@ -122,7 +124,10 @@ def test_an_override_may_change_what_leaves_the_parameters_alone(copied):
         ({"model.width": 16}, r"of another model: .* is \(.*\) there, \(.*\) here"),
         ({"model.num_classes": 0}, "parameters that this model lacks: head/"),
         ({"model.detph": 1}, "did you mean 'depth'"),
-        ({"optimizer.b1": 0.8}, r"optimizer.b1 cannot be set .* only model\.\*, task"),
+        (
+            {"optimizer.b1": 0.8},
+            r"optimizer.b1 cannot be changed .* only model\.\*, task",
+        ),
     ],
 )
 def test_an_override_may_not_change_the_parameters(finished, overrides, message):
@@ -142,7 +147,7 @@ def test_a_saved_config_runs_no_foreign_code(copied, key):
 
 
 def test_a_folder_without_a_run_says_so(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no run: there is no config\.json"):
+    with pytest.raises(ValueError, match=r"holds no run: it has no config\.json"):
         attn_jax.evaluate(tmp_path)
 
 

@@ -266,7 +266,7 @@ def test_layers_learn_the_less_the_nearer_they_are_to_the_pixels():
     variables = jax.eval_shape(model.init, KEY, jnp.zeros((1, 8, 8, 3)))
     names = paths.named_leaves(variables["params"])
     rules = _sizes.layer_decay(depth=3, decay=0.5)
-    rates = paths.first_match(rules, names, key="learning_rate_multipliers")
+    rates = paths.match_first(rules, names, key="learning_rate_multipliers")
     heads = {name for name in names if name not in rates}
     assert {name.split("/")[0] for name in heads} == {"encoder_norm", "head"}
     for name, rate in rates.items():

@@ -326,7 +326,9 @@ def test_what_is_no_image_is_named(given, message, run, tmp_path, capsys):
 
 def test_a_task_without_image_files_refuses_them(pictures, tmp_path):
     bags = trained("configs/hopfield/digit_bags.py", tmp_path / "bags")
-    with pytest.raises(ValueError, match="the Bags of .* reads no image files.*Leave"):
+    with pytest.raises(
+        ValueError, match="task Bags of .* does not read image files.*Leave"
+    ):
         main(["analyze", bags, f"--images={pictures[0]}"])
 
 

@@ -114,15 +114,15 @@ def test_a_vocabulary_is_found_in_each_kind_of_checkpoint(tmp_path):
         tmp_path / "run": True,
     }
     for place, lower_case in places.items():
-        assets = vocabulary.vocabulary_of(place)
+        assets = vocabulary.read_vocabulary(place)
         assert vocabulary.parse_vocabulary(assets["vocab.txt"]) == pieces
         assert json.loads(assets["text.json"])["lower_case"] is lower_case
-    assert vocabulary.vocabulary_of(tmp_path / "absent" / "model.npz") is None
-    assert vocabulary.vocabulary_of(tmp_path / "run" / "nothing") is None
+    assert vocabulary.read_vocabulary(tmp_path / "absent" / "model.npz") is None
+    assert vocabulary.read_vocabulary(tmp_path / "run" / "nothing") is None
 
 
 def test_special_ids_are_found_wherever_they_stand(tmp_path):
-    ids = vocabulary.special_ids(google_vocabulary(tmp_path))
+    ids = vocabulary.find_special_ids(google_vocabulary(tmp_path))
     assert ids == (0, 4, 5, 6, 7)
 
 
@@ -141,7 +141,7 @@ def test_a_file_that_is_no_vocabulary_is_refused(tmp_path, change, message):
     file = tmp_path / "vocab.txt"
     file.write_text(change(file.read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(ValueError, match=f"vocab.txt: .*{message}"):
-        vocabulary.vocabulary_of(tmp_path)
+        vocabulary.read_vocabulary(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["[", "[" * 100_000, "[1]", '"x"'])
@@ -149,14 +149,14 @@ def test_damaged_settings_of_a_tokenizer_are_refused(tmp_path, content):
     google_vocabulary(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(content)
     with pytest.raises(ValueError, match="tokenizer_config.json is damaged"):
-        vocabulary.vocabulary_of(tmp_path)
+        vocabulary.read_vocabulary(tmp_path)
 
 
 def test_a_vocabulary_too_large_or_without_end_is_refused(tmp_path):
     (tmp_path / "vocab.txt").symlink_to("/dev/zero")
     with pytest.raises(ValueError, match="is no regular file"):
-        vocabulary.vocabulary_of(tmp_path)
+        vocabulary.read_vocabulary(tmp_path)
     (tmp_path / "vocab.txt").unlink()
     (tmp_path / "vocab.txt").write_bytes(b"x\n" * (vocabulary.MAX_BYTES // 2 + 1))
     with pytest.raises(ValueError, match="has more than 64,000,000 bytes"):
-        vocabulary.vocabulary_of(tmp_path)
+        vocabulary.read_vocabulary(tmp_path)

@@ -94,7 +94,7 @@ def test_a_full_disk_is_named_by_the_folder_that_cannot_be_locked(
     def fail(path, say):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(workdir, "acquire", fail)
+    monkeypatch.setattr(workdir, "acquire_lock", fail)
     with (
         pytest.raises(OSError, match=f"{tmp_path} cannot be written: No space left"),
         workdir.lock(tmp_path),
@@ -122,7 +122,7 @@ def test_a_home_is_expanded_and_a_relative_path_made_absolute(tmp_path, monkeypa
     for text in ("~/run", "run", f"file://{tmp_path}/run"):
         assert str(folder.resolve_folder(text)) == str(tmp_path / "run")
     workdir.save_config("~/run", {"task": {}})
-    assert workdir.load_config(tmp_path / "run") == {"task": {}}
+    assert workdir.load_config(tmp_path / "run") == {"format": 1, "task": {}}
     assert CheckpointReader("~/run").directory == folder.resolve_folder(
         tmp_path / "run/checkpoints"
     )
@@ -133,7 +133,7 @@ def test_a_home_is_expanded_and_a_relative_path_made_absolute(tmp_path, monkeypa
     [
         ("", "workdir='' is empty; name a folder"),
         ("  ", "workdir='  ' is empty"),
-        ("~nobody-of-this-name/run", "no such user's home"),
+        ("~nobody-of-this-name/run", "home directory is unknown"),
         ("gs://bucket/run", "gs://bucket/run needs a package: .*gcsfs"),
         ("s3://bucket/run", "s3://bucket/run needs a package: .*s3fs"),
         ("abc://bucket/run", "abc:// is not supported; use a local folder, gs://"),
@@ -163,7 +163,7 @@ def test_the_printed_command_is_split_by_a_shell_as_it_was_meant():
 # --- config ---------------------------------------------------------------------------
 
 
-CONFIG = {"task": {"cls": "attn_jax.tasks.classify:Classify"}, "seed": 3}
+CONFIG = {"format": 1, "task": {"cls": "attn_jax.tasks.classify:Classify"}, "seed": 3}
 
 
 class Checkpoints(CheckpointReader):
@@ -209,7 +209,7 @@ def test_without_a_checkpoint_a_missing_config_is_none_and_a_damaged_one_an_erro
 
 def test_a_config_of_another_program_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match=r"is no run's config\.json"):
+    with pytest.raises(ValueError, match=r"is not the config\.json of a run"):
         workdir.load_config(tmp_path)
 
 
@@ -229,7 +229,9 @@ def test_assets_come_back_as_they_were_saved(saved, tmp_path):
     assert workdir.load_assets(saved) == ASSETS
     assert workdir.load_assets(tmp_path / "elsewhere") == {}
     workdir.save_assets(saved, ASSETS)
-    with pytest.raises(ValueError, match=r"vocab\.txt differs from what the data says"):
+    with pytest.raises(
+        ValueError, match=r"vocab\.txt differs from what the data gives"
+    ):
         workdir.save_assets(saved, {"vocab.txt": "[PAD]\nGrüße\n"})
 
 
@@ -263,8 +265,8 @@ def test_a_write_that_fails_leaves_the_old_file(saved, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     file = workdir.resolve_folder(saved) / "config.json"
-    workdir.write(file, "old")
+    workdir.write_text(file, "old")
     monkeypatch.setattr(type(file), "replace", fail)
     with pytest.raises(OSError, match=r"config\.json cannot be written: No space left"):
-        workdir.write(file, "new")
+        workdir.write_text(file, "new")
     assert file.read_text() == "old" and workdir.load_assets(saved) == before

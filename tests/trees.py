@@ -1,4 +1,4 @@
-"""Small sets of labelled images in every form that `sources.load` reads."""
+"""Small sets of labelled images in every form that `sources.open_split` reads."""
 
 import gzip
 import io

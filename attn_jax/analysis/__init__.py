@@ -1,4 +1,4 @@
-"""What a trained model attends to: maps as arrays here, figures in this folder's files."""
+"""What a trained model attends to: as arrays here, as figures in this folder's files."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,9 +14,9 @@ def attention_maps(
 ) -> dict[str, Float[np.ndarray, "B N Q K"]]:
     """{layer path: attention weights [B, heads, Q, K]} of one forward pass, in layer order.
 
-    A layer that attends repeatedly in one pass, such as Slot Attention, gives
-    `PATH/iteration_0`, `PATH/iteration_1`, ...; its queries are slots, and its weights are
-    normalised over them.
+    A layer that attends repeatedly has an entry per iteration: `PATH/iteration_0`,
+    `PATH/iteration_1`, ... In Slot Attention the queries are the slots, and weights are
+    normalized over them.
 
     Args:
         inputs: arguments of the module's call, such as `images=`; see `inputs` of a task.
@@ -50,6 +50,6 @@ def attention_maps(
 
 
 def natural_key(path: str) -> list:
-    """Sort key under which block_10 follows block_9."""
+    """A sort key that orders block_10 after block_9."""
     parts = path.replace("/", "_").split("_")
     return [(part.isdigit(), int(part) if part.isdigit() else part) for part in parts]

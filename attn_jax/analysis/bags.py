@@ -1,4 +1,4 @@
-"""Bags: which instances a Hopfield pooling attends to, and pattern completion."""
+"""Figures of bag classifiers: attention to the instances, and pattern completion."""
 
 import pathlib
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from attn_jax.analysis import attention_maps
-from attn_jax.analysis.drawing import figure, save, show_image
+from attn_jax.analysis.drawing import make_figure, save_figure, show_image
 from attn_jax.models.bags import BagClassifier, MeanPooling
 from attn_jax.models.hopfield import retrieve
 
@@ -28,19 +28,17 @@ def draw(
     """Writes association.png and completion.png.
 
     association.png: the instances of each bag, sorted by association weight (not for mean
-    pooling, which has no weights); completion.png: patterns retrieved from their upper half.
+    pooling, which has none); completion.png: patterns retrieved from their upper half.
     """
     del assets
     instances, mask = np.asarray(inputs["instances"]), np.asarray(inputs["mask"])
-    files = [draw_completion(instances, mask, folder / "completion.png")]
+    files = []
     if not isinstance(module.pooling, MeanPooling):
         maps = attention_maps(module, variables, **inputs)
         weights = next(iter(maps.values())).mean(axis=(1, 2))  # over heads and queries
-        path = folder / "association.png"
-        files.insert(
-            0, draw_bags(instances, mask, weights, np.asarray(batch["labels"]), path)
-        )
-    return files
+        labels, path = np.asarray(batch["labels"]), folder / "association.png"
+        files.append(draw_bags(instances, mask, weights, labels, path))
+    return [*files, draw_completion(instances, mask, folder / "completion.png")]
 
 
 def draw_bags(
@@ -51,15 +49,15 @@ def draw_bags(
     path: pathlib.Path,
 ) -> pathlib.Path:
     columns = int(mask.sum(axis=1).max())
-    page, axes = figure(len(instances), columns, cell=(0.75, 0.95))
-    for one in axes.flat:
-        one.set_frame_on(False)
+    fig, axes = make_figure(len(instances), columns, cell=(0.75, 0.95))
+    for ax in axes.flat:
+        ax.set_frame_on(False)
     for row, (bag, real) in enumerate(zip(instances, mask, strict=True)):
         order = np.argsort(-np.where(real, weights[row], -1))[: int(real.sum())]
-        for one, i in zip(axes[row], order, strict=False):
-            show_image(one, bag[i], f"{weights[row, i]:.0%}")
+        for ax, i in zip(axes[row], order, strict=False):
+            show_image(ax, bag[i], f"{weights[row, i]:.0%}")
         axes[row, 0].set_ylabel("positive" if labels[row] else "negative", fontsize=8)
-    return save(page, path)
+    return save_figure(fig, path)
 
 
 def draw_completion(
@@ -72,14 +70,14 @@ def draw_completion(
     stored = jnp.asarray(instances[mask].reshape(int(mask.sum()), -1))
     wholes = instances[:, 0]
     halves = wholes.copy()
-    halves[:, shape[0] // 2 :] = 0  # mid-grey: nothing known
+    halves[:, shape[0] // 2 :] = 0  # mid-gray: unknown
     state = jnp.asarray(halves.reshape(len(halves), -1))
     columns = {"pattern": wholes, "state": halves}
     for beta in BETAS:
         found = retrieve(stored, state, beta=beta, steps=1)
         columns[f"beta {beta:g}"] = np.asarray(found).reshape(wholes.shape)
-    page, axes = figure(len(wholes), len(columns), cell=(1.1, 1.1))
+    fig, axes = make_figure(len(wholes), len(columns), cell=(1.1, 1.1))
     for column, (title, images) in enumerate(columns.items()):
         for row, image in enumerate(images):
             show_image(axes[row, column], image, title if row == 0 else "")
-    return save(page, path)
+    return save_figure(fig, path)

@@ -1,4 +1,4 @@
-"""Attention of BERT over a sentence, and its predictions for masked words."""
+"""Figures of BERT: attention over a sentence, and predictions for masked words."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from attn_jax.analysis import attention_maps
-from attn_jax.analysis.drawing import figure, save
+from attn_jax.analysis.drawing import make_figure, save_figure
 from attn_jax.models.bert import Bert
 
 
@@ -38,18 +38,11 @@ def draw(
     length = int(row["mask"].sum()) if "mask" in row else row["token_ids"].shape[1]
     tokens = [vocabulary[i] for i in np.asarray(row["token_ids"][0, :length])]
     maps = attention_maps(module, variables, **row)
-    return [
-        draw_heads(maps, tokens, folder / "attention.png"),
-        *(
-            [
-                draw_masks(
-                    module, variables, row, vocabulary, folder / "filled_masks.png"
-                )
-            ]
-            if "mlm" in module.heads
-            else []
-        ),
-    ]
+    files = [draw_heads(maps, tokens, folder / "attention.png")]
+    if "mlm" in module.heads:
+        path = folder / "filled_masks.png"
+        files.append(draw_masks(module, variables, row, vocabulary, path))
+    return files
 
 
 def draw_heads(
@@ -60,17 +53,17 @@ def draw_heads(
     heads = next(iter(maps.values())).shape[1]
     size = len(tokens)
     inches = max(2.0, 0.11 * size)
-    page, axes = figure(len(maps), heads, cell=(inches, inches))
+    fig, axes = make_figure(len(maps), heads, cell=(inches, inches))
     for row, (name, weights) in enumerate(maps.items()):
         for head in range(heads):
-            one = axes[row, head]
-            one.imshow(weights[0, head, :size, :size], "Blues", vmin=0)
-            one.set_title(f"{name.removesuffix('/attention')}, head {head}", fontsize=7)
+            ax = axes[row, head]
+            ax.imshow(weights[0, head, :size, :size], "Blues", vmin=0)
+            ax.set_title(f"{name.removesuffix('/attention')}, head {head}", fontsize=7)
             if head == 0:
-                one.set_yticks(range(size), tokens, fontsize=5)
+                ax.set_yticks(range(size), tokens, fontsize=5)
             if row == len(maps) - 1:
-                one.set_xticks(range(size), tokens, fontsize=5, rotation=90)
-    return save(page, path)
+                ax.set_xticks(range(size), tokens, fontsize=5, rotation=90)
+    return save_figure(fig, path)
 
 
 def draw_masks(
@@ -86,12 +79,12 @@ def draw_masks(
     positions = jnp.asarray(masked, jnp.int32)[None]
     outputs: Any = module.apply(variables, **{**row, "mlm_positions": positions})
     probabilities = np.asarray(jax.nn.softmax(outputs["mlm_logits"][0]))
-    page, axes = figure(max(len(masked), 1), 1, cell=(7.0, 0.75))
-    for one, place, p in zip(axes[:, 0], masked, probabilities, strict=False):
+    fig, axes = make_figure(max(len(masked), 1), 1, cell=(7.0, 0.75))
+    for ax, place, p in zip(axes[:, 0], masked, probabilities, strict=False):
         best = np.argsort(-p)[:words]
         around = [vocabulary[i] for i in ids[max(place - 6, 0) : place + 7]]
         guesses = "   ".join(f"{vocabulary[i]} {p[i]:.0%}" for i in best)
-        one.text(0.01, 0.7, " ".join(around), fontsize=7, va="center")
-        one.text(0.03, 0.25, guesses, fontsize=7, va="center", color="tab:blue")
-        one.set_frame_on(False)
-    return save(page, path)
+        ax.text(0.01, 0.7, " ".join(around), fontsize=7, va="center")
+        ax.text(0.03, 0.25, guesses, fontsize=7, va="center", color="tab:blue")
+        ax.set_frame_on(False)
+    return save_figure(fig, path)

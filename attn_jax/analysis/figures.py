@@ -1,13 +1,13 @@
-"""The figures of a run, from its folder alone.
+"""Draws the figures of a run, from its folder alone.
 
-An architecture's figures are in the file of this folder that is named like its file in
-`attn_jax/models`: `analysis/vit.py` draws what `models/vit` defines. It provides
+The figures of an architecture are in the file of this folder that has the same name as its
+file in `attn_jax/models`: `analysis/vit.py` is for `models/vit`. It provides
 
     draw(module, variables, inputs, *, batch, assets, folder) -> paths of the files
 
-with the model's inputs [B, ...], the whole batch they come from (labels and the like), and
-the run's assets as {file name: text}. It may set `IMAGE_FILES = True` if the task's records
-may be image files, which `analyze --images` then accepts.
+with the model's inputs [B, ...], the batch that they come from (with labels), and the run's
+assets as {file name: text}. It may set `IMAGE_FILES = True` if the task's records may be
+image files; `analyze --images` then accepts them.
 """
 
 import importlib
@@ -41,15 +41,15 @@ def analyze(
 
     Args:
         examples: number of examples to draw, from the split of the last evaluation. For
-            text, the shortest of these. For a folder of `images`, its first files.
-        images: image files or folders of them to draw instead, preprocessed as in an
-            evaluation. The run's data is then not read.
+            text, the shortest of them is drawn. For a folder of `images`, its first files.
+        images: image files or folders to draw instead, preprocessed as in an evaluation.
+            The run's data is then not read.
         out: folder of the figures. None: DIR/analysis.
 
     Raises:
         ValueError: the folder holds no run, or no checkpoint of that step; the model has
-            no figures; `examples` is below 1; a file of `images` is missing or no image,
-            or the model's task reads no image files.
+            no figures; `examples` is below 1; one of `images` does not exist or is not an
+            image; the model's task does not read image files.
     """
     if examples < 1:
         raise ValueError(f"--examples={examples} must be 1 or more.")
@@ -59,8 +59,8 @@ def analyze(
     if images:
         if not getattr(drawing, "IMAGE_FILES", False):
             raise ValueError(
-                f"--images={images[0]}, but the {type(task).__name__} of {directory} reads "
-                "no image files; only a ViT's task does. Leave out --images to draw "
+                f"--images={images[0]}: the task {type(task).__name__} of {directory} does "
+                "not read image files; only those of a ViT do. Leave out --images to draw "
                 "examples of the run's data."
             )
         files = open_image_files(images, examples)
@@ -79,10 +79,10 @@ def analyze(
 
 
 def find_drawing(module: nn.Module) -> ModuleType:
-    """The file of this folder named like the one in `attn_jax/models` of the module.
+    """The file of this folder with the figures of a module's architecture.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is none.
     """
     parent, _, rest = type(module).__module__.partition("models.")
     name = f"attn_jax.analysis.{rest.split('.')[0]}"
@@ -99,10 +99,10 @@ def no_figure(module: nn.Module) -> ValueError:
 
 
 def open_image_files(given: Sequence[str], count: int) -> FolderImages:
-    """The files as records without labels; of a folder the first `count` by name.
+    """The given image files, and the first `count` files of given folders, as records.
 
     Raises:
-        ValueError: no such file or folder, or a folder without images.
+        ValueError: a file or folder does not exist, or a folder holds no images.
     """
     paths: list[str] = []
     for name in given:

@@ -1,8 +1,8 @@
-"""Measurements of attention weights and filters; NumPy only, in the dtype of the input.
+"""Measurements of attention weights and filters, in NumPy and the dtype of the input.
 
 Axes: B images, L blocks, N heads, T tokens, Q queries, K keys, G = Gh * Gw patches, D width,
-C components, c channels. Patches are the last G tokens, row by row; `prefix` counts the
-tokens before them, the class token and registers.
+C components, c channels. Patches are the last G tokens, row by row; `prefix` is the number
+of tokens before them (class token and registers).
 """
 
 from collections.abc import Sequence
@@ -22,21 +22,21 @@ def mean_attention_distance(
 ) -> Float[np.ndarray, "B N"]:
     """Mean attention distance of each image and head, in pixels.
 
-    The sum over keys of weight times distance between patch centres, averaged over the
+    The sum over keys of weight times distance between patch centers, averaged over the
     patches as queries.
 
     Args:
         grid: patches (down, across).
         patch_size: pixels from one patch to the next, one number or (down, across).
-        renormalize: scale the attention among patches to sum to 1 first. Otherwise,
-            attention to the prefix counts as distance 0. (A query without any attention
-            to patches has distance 0 in both cases.)
+        renormalize: first scale the attention to patches to sum to 1. Otherwise, attention
+            to the prefix counts as distance 0. (A query without any attention to patches
+            has distance 0 in both cases.)
 
     Raises:
-        ValueError: prefix and grid do not add up to the tokens.
+        ValueError: prefix and grid do not add up to the number of tokens.
 
-    Source: ViT paper sec. 4.5 and fig. 11. The paper leaves renormalisation open; public
-    reimplementations do not renormalise.
+    Source: ViT paper sec. 4.5 and fig. 11. The paper does not say whether it renormalizes;
+    public reimplementations do not.
     """
     check_tokens(weights.shape[-1], grid, prefix)
     down, across = patch_size if isinstance(patch_size, tuple) else (patch_size,) * 2
@@ -68,9 +68,9 @@ def attention_rollout(
 ) -> Float[np.ndarray, "L B K K"]:
     """Attention rollout: the share of each input token in each token after every block.
 
-    R_l = normalised(mean over heads of A_l + I) R_(l-1), R_0 = I, where the identity
-    represents the residual branch. Rows are tokens after the block, columns input tokens;
-    each row sums to 1.
+    R_l = normalize(mean over heads of A_l + I) R_(l-1) with R_0 = I, where rows are
+    normalized to sum to 1 and the identity represents the residual branch. Rows are tokens
+    after the block, columns input tokens.
 
     Raises:
         ValueError: there is no map, or one is not self-attention (a pooling probe's).
@@ -82,14 +82,16 @@ def attention_rollout(
         queries, keys = weights.shape[-2:]
         if queries != keys:
             raise ValueError(
-                f"map {layer} has {queries} queries and {keys} keys; rollout is of self-"
+                f"map {layer} has {queries} queries and {keys} keys, but rollout needs self-"
                 "attention. Leave out the maps of a pooling, and give them to `rollout_map`."
             )
         mixed = weights.mean(axis=1) + np.eye(keys, dtype=weights.dtype)
         mixed /= mixed.sum(axis=-1, keepdims=True)
         rolled.append(mixed @ rolled[-1] if rolled else mixed)
     if not rolled:
-        raise ValueError("rollout of 0 maps; give one of each block, first to last.")
+        raise ValueError(
+            "rollout needs the map of each block, first to last; got none."
+        )
     return np.stack(rolled)
 
 
@@ -109,7 +111,7 @@ def rollout_map(
         grid: patches (down, across).
 
     Raises:
-        ValueError: prefix and grid do not add up to the tokens.
+        ValueError: prefix and grid do not add up to the number of tokens.
     """
     check_tokens(rollout.shape[-1], grid, prefix)
     read = (readout[:, None] @ rollout)[:, 0]
@@ -142,9 +144,9 @@ class FilterComponents(NamedTuple):
 def patch_filter_pca(
     kernel: Float[np.ndarray, "Ph Pw c D"], components: int = 28
 ) -> FilterComponents:
-    """PCA of the D filters of a patch embedding, the mean filter removed.
+    """PCA of the D filters of a patch embedding, after subtracting the mean filter.
 
-    The sign of a component is arbitrary; here its largest entry in magnitude is positive.
+    The sign of a component is arbitrary; here its entry of largest magnitude is positive.
     D filters have at most D - 1 components, so there may be fewer than requested.
 
     Source: ViT paper sec. 4.5 and fig. 7 (left).
@@ -172,7 +174,7 @@ def patch_filter_pca(
 
 
 def check_tokens(tokens: int, grid: tuple[int, int], prefix: int) -> None:
-    """Raises ValueError if prefix and grid do not add up to the tokens."""
+    """Raises ValueError if prefix and grid do not add up to the number of tokens."""
     if prefix + grid[0] * grid[1] != tokens:
         raise ValueError(
             f"{tokens} tokens, but {prefix=} and {grid=} make "

@@ -1,4 +1,4 @@
-"""Attention of a Vision Transformer over the patches of an image.
+"""Figures of the Vision Transformer: its attention to patches, positions and filters.
 
 Axes: B images, H W pixels, L blocks, N heads, T tokens, G = Gh * Gw patches; the patches are
 the last G tokens.
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from attn_jax.analysis import attention_maps, readings
-from attn_jax.analysis.drawing import chart, figure, save, show_image
+from attn_jax.analysis.drawing import make_chart, make_figure, save_figure, show_image
 from attn_jax.data import images as image_lib
 from attn_jax.models.vit import PatchEmbedding, ViT, sincos2d
 
@@ -42,7 +42,7 @@ def draw(
     filters.png: principal components of the patch filters, if they read pixels.
     """
     del batch, assets
-    # Whole images, also if the task masks patches in training.
+    # Only the images, because the inputs of a task may also corrupt patches.
     inputs = {"images": inputs["images"]}
     maps = attention_maps(module, variables, **inputs)
     arrays = measure(module, variables, inputs, maps)
@@ -56,7 +56,7 @@ def draw(
         files.append(draw_position(arrays, folder / "position.png"))
     if "pca_components" in arrays:
         files.append(draw_filters(arrays, folder / "filters.png"))
-    # Any: a type checker cannot rule out the name of an option of savez.
+    # Any, because a type checker cannot rule out that a key is an option of savez.
     named: dict[str, Any] = dict(arrays)
     np.savez(folder / "analysis.npz", **named)
     return [*files, folder / "analysis.npz"]
@@ -65,19 +65,19 @@ def draw(
 def measure(
     module: ViT, variables: Mapping[str, Any], inputs: Mapping[str, Any], maps: Maps
 ) -> dict[str, np.ndarray]:
-    """All measurements under their names in analysis.npz; lengths in input pixels.
+    """All measurements, by their names in analysis.npz; lengths are in input pixels.
 
     `images` [B, H, W, c]; `grid` [2], patches down and across; `attention_to_patches`
     [L, B, N, Gh, Gw], per head, see `average_over_queries`; `pooling_to_patches` [B, N, Gh, Gw]
-    where a pooling attends; `mean_attention_distance` and
+    if a pooling attends; `mean_attention_distance` and
     `mean_attention_distance_renormalized` [L, N], `.._per_image` [B, L, N];
-    `uniform_attention_distance` [], of a head that sees all tokens alike;
+    `uniform_attention_distance` [], of a head that attends uniformly;
     `attention_entropy_nats` [L, N]; `rollout` [L, B, T, T]; `rollout_map` [B, Gh, Gw];
     `posemb_similarity` [G, G]; `pca_*`, the fields of `readings.FilterComponents`.
     """
     images = np.asarray(inputs["images"])
-    grid = grid_of(module, variables, inputs)
-    # Not patch_size: a stem reduces the image before patches are taken.
+    grid = compute_grid(module, variables, inputs)
+    # Not `patch_size`, because a stem reduces the image before patches are taken.
     pixels = (images.shape[1] / grid[0], images.shape[2] / grid[1])
     blocks = [weights for path, weights in maps.items() if is_block(path)]
     tokens = blocks[0].shape[-1]
@@ -118,22 +118,19 @@ def measure(
     if table is not None:
         arrays["posemb_similarity"] = readings.position_similarity(table)
     kernel = np.asarray(params["embedding"]["kernel"])
-    if module.stem is None and kernel.shape[2] in (
-        1,
-        3,
-    ):  # other channels are no colours
+    if module.stem is None and kernel.shape[2] in (1, 3):  # else they are not images
         pca = readings.patch_filter_pca(kernel)
         arrays |= {f"pca_{name}": array for name, array in pca._asdict().items()}
     return arrays
 
 
-def grid_of(
+def compute_grid(
     module: ViT, variables: Mapping[str, Any], inputs: Mapping[str, Any]
 ) -> tuple[int, int]:
-    """Patches (down, across) as the patch embedding outputs them, by shape evaluation.
+    """The grid of the patch embedding's output (down, across), by shape evaluation.
 
-    With a stem that rounds up, or patches that are not square, neither the image's size
-    nor its aspect ratio determines the grid.
+    The size of the image does not determine it if a stem rounds up or patches are not
+    square.
     """
     _, seen = jax.eval_shape(
         lambda variables, inputs: module.apply(
@@ -162,8 +159,8 @@ def average_over_queries(
 ) -> Float[np.ndarray, "B N Gh Gw"]:
     """Attention of each head to each patch.
 
-    In a block that of the class token if it is pooled, else the mean over the patches; in
-    a pooling the mean over its probes.
+    In a block: from the class token if it is pooled, else averaged over the patches as
+    queries. In a pooling: averaged over its probes.
     """
     patches = grid[0] * grid[1]
     if not is_block(path):
@@ -180,8 +177,8 @@ def readout_shares(
 ) -> Float[np.ndarray, "#B T"]:
     """The weight of each token in the input of the head.
 
-    A pooling's attention (mean over heads and probes), else 1 at the class token or the
-    mean of the patches.
+    The attention of a pooling (averaged over heads and probes), else 1 at the class token,
+    or equal weights for all patches.
     """
     dtype = next(iter(maps.values())).dtype
     for path, weights in maps.items():
@@ -215,17 +212,17 @@ def draw_attention(
     module: ViT, maps: Maps, arrays: Arrays, path: pathlib.Path
 ) -> pathlib.Path:
     images, grid = arrays["images"], (int(arrays["grid"][0]), int(arrays["grid"][1]))
-    page, axes = figure(len(images), 1 + len(maps))
+    fig, axes = make_figure(len(images), 1 + len(maps))
     over = [
         average_over_queries(module, at, w, grid).mean(axis=1) for at, w in maps.items()
     ]
     titles = [at.removesuffix("/attention") for at in maps]
     for row, image in enumerate(images):
         show_image(axes[row, 0], image, "image" if row == 0 else "")
-        for one, title, weights in zip(axes[row, 1:], titles, over, strict=True):
-            draw_over_image(one, image, weights[row], title if row == 0 else "")
-    page.suptitle("attention to patches, mean over heads, each map scaled", fontsize=9)
-    return save(page, path)
+        for ax, title, weights in zip(axes[row, 1:], titles, over, strict=True):
+            draw_over_image(ax, image, weights[row], title if row == 0 else "")
+    fig.suptitle("attention to patches, mean over heads, each map scaled", fontsize=9)
+    return save_figure(fig, path)
 
 
 def draw_heads(maps: Maps, arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
@@ -238,19 +235,19 @@ def draw_heads(maps: Maps, arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
     for head, weights in enumerate(arrays.get("pooling_to_patches", [[]])[0]):
         panels[f"pooling, head {head}"] = weights
     columns = min(1 + len(panels), 7)
-    page, axes = figure(-(-(1 + len(panels)) // columns), columns, cell=(1.6, 1.9))
-    for one in axes.flat[1 + len(panels) :]:
-        one.set_frame_on(False)
+    fig, axes = make_figure(-(-(1 + len(panels)) // columns), columns, cell=(1.6, 1.9))
+    for ax in axes.flat[1 + len(panels) :]:
+        ax.set_frame_on(False)
     show_image(axes.flat[0], image, "image")
-    for one, (title, weights) in zip(axes.flat[1:], panels.items(), strict=False):
-        draw_over_image(one, image, weights, f"{title}\n{weights.max():.1%} at most")
-    page.suptitle("attention to patches by head, each map scaled", fontsize=9)
-    return save(page, path)
+    for ax, (title, weights) in zip(axes.flat[1:], panels.items(), strict=False):
+        draw_over_image(ax, image, weights, f"{title}\n{weights.max():.1%} at most")
+    fig.suptitle("attention to patches by head, each map scaled", fontsize=9)
+    return save_figure(fig, path)
 
 
 def draw_rollout(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
     images = arrays["images"]
-    page, axes = figure(len(images), 2, cell=(2.2, 1.9))
+    fig, axes = make_figure(len(images), 2, cell=(2.2, 1.9))
     for row, (image, shares) in enumerate(
         zip(images, arrays["rollout_map"], strict=True)
     ):
@@ -259,22 +256,22 @@ def draw_rollout(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
         # Interpolated, because flat squares would hide the outlines of the image.
         smooth = image_lib.resize(100 * shares[..., None], image.shape[:2], "bicubic")
         shown = draw_over_image(axes[row, 1], image, smooth[..., 0], title)
-        bar = page.colorbar(shown, ax=axes[row, 1])
+        bar = fig.colorbar(shown, ax=axes[row, 1])
         bar.set_label("share per patch (%)", fontsize=7)
         bar.ax.tick_params(labelsize=7)
-    page.suptitle("what the head reads, through all blocks", fontsize=9)
-    return save(page, path)
+    fig.suptitle("what the head reads, through all blocks", fontsize=9)
+    return save_figure(fig, path)
 
 
 def draw_distance(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
     distance, images = arrays["mean_attention_distance"], arrays["images"]
     layers, heads = distance.shape
-    page, axes = chart((max(3.5, 1.5 + 0.3 * layers), 3.2))
+    fig, axes = make_chart((max(3.5, 1.5 + 0.3 * layers), 3.2))
     axes.plot(
         np.repeat(np.arange(layers), heads), distance.ravel(), "o", alpha=0.6, ms=5
     )
     uniform = float(arrays["uniform_attention_distance"])
-    axes.axhline(uniform, color="gray", ls="--", lw=1, label="all tokens alike")
+    axes.axhline(uniform, color="gray", ls="--", lw=1, label="uniform attention")
     axes.legend(fontsize=7)
     axes.set_xticks(range(0, layers, -(-layers // 16)))
     axes.set_xlim(-0.5, layers - 0.5)
@@ -283,8 +280,8 @@ def draw_distance(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
     axes.set_ylabel("mean attention distance (pixels)")
     height, width = images.shape[1:3]
     count = f"{len(images)} image{'s' if len(images) > 1 else ''}"
-    axes.set_title(f"one dot a head, {count} of {height}x{width} pixels", fontsize=9)
-    return save(page, path)
+    axes.set_title(f"one dot per head, {count} of {height}x{width} pixels", fontsize=9)
+    return save_figure(fig, path)
 
 
 def draw_position(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
@@ -294,7 +291,7 @@ def draw_position(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
     tiles = np.pad(tiles, ((0, 0),) * 2 + ((0, 1),) * 2, constant_values=np.nan)
     mosaic = tiles.transpose(0, 2, 1, 3).reshape(rows * (rows + 1), -1)[:-1, :-1]
     widest = max(mosaic.shape)
-    page, axes = chart(
+    fig, axes = make_chart(
         (1.6 + 4.5 * mosaic.shape[1] / widest, 1.0 + 4.5 * mosaic.shape[0] / widest)
     )
     shown = axes.imshow(mosaic, "viridis", vmin=-1, vmax=1, interpolation="nearest")
@@ -303,26 +300,28 @@ def draw_position(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
         axis.set_ticks(labels * (count + 1) + (count - 1) / 2, labels)
     axes.set_xlabel("patch column")
     axes.set_ylabel("patch row")
-    axes.set_title("a tile a patch: position embedding against all others", fontsize=9)
-    page.colorbar(shown, ax=axes, shrink=0.8).set_label("cosine similarity")
-    return save(page, path)
+    axes.set_title(
+        "one tile per patch: its position embedding and all others", fontsize=9
+    )
+    fig.colorbar(shown, ax=axes, shrink=0.8).set_label("cosine similarity")
+    return save_figure(fig, path)
 
 
 def draw_filters(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
     shown, ratio = arrays["pca_minmax"], arrays["pca_explained_variance_ratio"]
     columns = min(len(shown), 7)
-    page, axes = figure(-(-len(shown) // columns), columns, cell=(1.0, 1.15))
-    for one in axes.flat[len(shown) :]:
-        one.set_frame_on(False)
-    for one, component, share in zip(axes.flat, shown, ratio, strict=False):
-        show_image(one, 2 * component - 1, f"{share:.1%}")
+    fig, axes = make_figure(-(-len(shown) // columns), columns, cell=(1.0, 1.15))
+    for ax in axes.flat[len(shown) :]:
+        ax.set_frame_on(False)
+    for ax, component, share in zip(axes.flat, shown, ratio, strict=False):
+        show_image(ax, 2 * component - 1, f"{share:.1%}")
     height, width = shown.shape[1:3]
-    page.suptitle(
+    fig.suptitle(
         f"patch filters, {height}x{width} pixels: principal components\n"
         "and their share of the variance",
         fontsize=9,
     )
-    return save(page, path)
+    return save_figure(fig, path)
 
 
 def draw_over_image(
@@ -334,7 +333,7 @@ def draw_over_image(
     """Draws weights of any resolution over the image, scaled to their own range."""
     height, width = image.shape[:2]
     show_image(axes, image, title)
-    # The image stays visible through the colours.
+    # Translucent, so that the image stays visible.
     return axes.imshow(
         weights,
         cmap="inferno",

@@ -1,4 +1,4 @@
-"""What the commands share: flags for the cluster and for errors, and how one is run."""
+"""What the commands share: common flags, and joining the cluster."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from attn_jax import runtime
 
 
 def make_parser(name: str, description: str) -> argparse.ArgumentParser:
-    """A parser of `python -m attn_jax NAME` with the flags that every command has."""
+    """The parser of `python -m attn_jax NAME`, with the flags of all commands."""
     parser = argparse.ArgumentParser(
         prog=f"python -m attn_jax {name}", description=description, allow_abbrev=False
     )
@@ -20,7 +20,7 @@ def make_parser(name: str, description: str) -> argparse.ArgumentParser:
         metavar="PACKAGE",
         help="a package whose classes the saved config may name; repeatable",
     )
-    parser.add_argument("--coordinator", help="host:port of process 0, if not found")
+    parser.add_argument("--coordinator", help="host:port of process 0, if not detected")
     parser.add_argument(
         "--num_processes", type=int, help="with --coordinator: how many"
     )
@@ -30,7 +30,7 @@ def make_parser(name: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--traceback",
         action="store_true",
-        help="show where an error was raised, and the messages of libraries",
+        help="show the traceback of an error, and the messages of libraries",
     )
     return parser
 
@@ -42,12 +42,12 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--params", choices=("ema", "raw"), help="default: ema if kept")
 
 
-def run(
+def parse_and_run(
     parser: argparse.ArgumentParser,
     function: Callable[[argparse.Namespace], Sequence[str]],
     arguments: Sequence[str],
 ) -> None:
-    """Parses, joins the cluster and calls `function`; process 0 prints its lines."""
+    """Parses, joins the cluster, calls `function`; process 0 prints the lines it returns."""
     options = parser.parse_args(arguments)
     runtime.start_distributed(
         options.coordinator, options.num_processes, options.process_id

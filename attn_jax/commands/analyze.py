@@ -23,12 +23,12 @@ def main(arguments: Sequence[str]) -> None:
         help="image files or folders to look at, instead of examples of the run's data",
     )
     parser.add_argument("--out", help="folder of the figures; default WORKDIR/analysis")
-    # After "=" argparse takes one word; --images=A B C shall be three files as well.
+    # argparse takes only one word after "=", but --images=A B C should mean three files.
     words: list[str] = []
     for argument in arguments:
         one = not argument.startswith("--images=")
         words += [argument] if one else argument.split("=", 1)
-    commands.run(parser, run, words)
+    commands.parse_and_run(parser, run, words)
 
 
 def run(options: argparse.Namespace) -> list[str]:

@@ -18,7 +18,7 @@ def main(arguments: Sequence[str]) -> None:
         metavar="KEY=VALUE",
         help="change a model.*, task.* or evals.* key of the run's config; repeatable",
     )
-    commands.run(parser, run, arguments)
+    commands.parse_and_run(parser, run, arguments)
 
 
 def run(options: argparse.Namespace) -> list[str]:

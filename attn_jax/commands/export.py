@@ -33,16 +33,16 @@ def main(arguments: Sequence[str]) -> None:
         nargs="+",
         type=int,
         metavar="PIXELS",
-        help="a side, or height and width; needed if the model does not tell",
+        help="one side, or height and width; needed if the model does not determine it",
     )
-    commands.run(parser, run, arguments)
+    commands.parse_and_run(parser, run, arguments)
 
 
 def run(options: argparse.Namespace) -> list[str]:
     if options.trust:
         raise ValueError(
-            f"--trust={options.trust[0]} has no use here: only classes of attn_jax can be "
-            "exported."
+            f"--trust={options.trust[0]} has no effect here: only classes of attn_jax can "
+            "be exported."
         )
     size = options.image_size
     if size is not None and len(size) > 2:

@@ -1,4 +1,4 @@
-"""Checkpoints from elsewhere as our modules and parameter trees, and back."""
+"""Converts foreign checkpoints to our modules and parameter trees, and back."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -46,27 +46,27 @@ def load_pretrained(
     trained_size: Size | None = None,
     **model_fields: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """(module, variables) of a checkpoint; the format is detected.
+    """Loads (module, variables) of a checkpoint, whose format is detected.
 
-    Known are a run's folder (its newest checkpoint; the averaged parameters if the run keeps
-    an average); ViT's .npz of google-research/vision_transformer and of big_vision, where
-    `FILE.npz:img` names one of several models; folders of Hugging Face with BERT or ViT;
-    timm's ViT, FILE.safetensors or a folder of the Hub.
+    Known formats: a run's folder (its newest checkpoint; the averaged parameters if the run
+    keeps an average); a ViT's .npz of google-research/vision_transformer or big_vision, where
+    `FILE.npz:img` names one of several models; a folder of Hugging Face with BERT or ViT;
+    timm's ViT, as FILE.safetensors or a folder of the Hub.
 
     Args:
-        image_size: of a ViT in pixels, one side or (height, width): its positions are
-            resized by the rule of its dialect. None: as it was trained.
-        trained_size: of the images that a ViT's .npz was trained on, in pixels. The file
-            does not tell it. None: they were square, as those of all published files. A
-            run and the other formats tell it themselves.
-        model_fields: top-level fields of the module to change, such as `dtype`. Of a ViT,
+        image_size: for which a ViT's positions are resized, in pixels, one side or (height,
+            width); the rule is that of its dialect. None: as it was trained.
+        trained_size: of the training images of a ViT's .npz, in pixels, which the file does
+            not contain. None: square, as for all published files. Runs and the other formats
+            contain it.
+        model_fields: top-level fields of the module to change, such as `dtype`. For a ViT,
             another `patch_size` resizes the patch filters; `num_classes=0` and
-            `representation_size=None` leave out the head or the layer before it.
+            `representation_size=None` leave out the head and the layer before it.
 
     Raises:
-        ValueError: the path is missing or in no known format; its arrays are not those of
-            the model that it describes (one table of all differences); the fields ask for a
-            head of another number of classes.
+        ValueError: the path is missing or in no known format; the arrays are not those of
+            the model that the file describes (one table of all differences); the fields ask
+            for a head of another number of classes.
     """
     sizes = {"image_size": image_size, "trained_size": trained_size}
     module, params, _ = open_checkpoint(path, sizes, model_fields)
@@ -76,7 +76,7 @@ def load_pretrained(
 def open_checkpoint(
     path: epath.PathLike, sizes: Mapping[str, Size | None], fields: Mapping[str, Any]
 ) -> Checkpoint:
-    """As `load_pretrained`, with the grid of a ViT's positions."""
+    """Like `load_pretrained`, but also returns the grid of a ViT's positions."""
     found = detect_format(str(path))
     if found.family is not None:
         config.check_fields(found.family, fields)
@@ -85,10 +85,10 @@ def open_checkpoint(
         check_size(name, size)
         if found.family is not ViT:
             model = "a run of another model" if found.family is None else "Bert"
-            raise ValueError(f"{path}: {name} is for a ViT, not for {model}.")
+            raise ValueError(f"{path}: {name} is only for a ViT, not for {model}.")
     if "trained_size" in given and not found.takes_trained_size:
         raise ValueError(
-            f"{path}: its configuration says the size of its training images; leave out "
+            f"{path}: its configuration has the size of its training images; leave out "
             "trained_size."
         )
     return found.read(**given, **fields)
@@ -108,22 +108,22 @@ def load_parameters(
     *,
     image_size: Size | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """(module, parameters by name) of a checkpoint, to initialise another model.
+    """Loads (module, parameters by name) of a checkpoint, to initialize another model.
 
     Args:
-        shapes: of the other model's parameters; a ViT's positions and patch filters are
-            resized to them.
+        shapes: of the other model's parameters, to which a ViT's positions and patch filters
+            are resized.
         skip: regex of the parameters to leave out.
-        image_size: of the other model's images in pixels, which a ViT's positions are
-            resized to. None: they are square.
+        image_size: of the other model's images in pixels, for which a ViT's positions are
+            resized. None: they are square.
 
     Raises:
         ValueError: as `load_pretrained`; the regex matches nothing; the other model's
-            positions are not those of images of `image_size`.
+            positions are not for images of `image_size`.
     """
     loaded = open_checkpoint(path, {}, {})
     leaves = paths.named_leaves(loaded.params)
-    for name in paths.matching([skip] if skip else [], leaves, key="init_from"):
+    for name in paths.match_names([skip] if skip else [], leaves, key="init_from"):
         del leaves[name]
     if isinstance(loaded.module, ViT):
         leaves = fit_leaves(loaded, leaves, shapes, image_size)
@@ -144,19 +144,19 @@ def export(
     """Writes a ViT so that transformers or timm load it and give the same numbers.
 
     Args:
-        path: a folder for "hf"; FILE.safetensors for "timm", with FILE.json beside it, the
-            arguments of timm's VisionTransformer (and `pretrained_cfg`, which is none of them, if
-            labels or statistics are given).
-        image_size: of the images that the model was trained on, in pixels. The model does
-            not tell it. None: square images are assumed and a warning says so.
+        path: a folder for "hf"; FILE.safetensors for "timm". Beside the latter, FILE.json has
+            the arguments of timm's VisionTransformer (and `pretrained_cfg`, an argument of
+            `timm.create_model`, if labels or statistics are given).
+        image_size: of the training images in pixels, which the model does not contain.
+            None: square images are assumed, and a warning says so.
         labels: names of the classes in the order of the head, for `id2label` or
             `label_names`. None: LABEL_0, LABEL_1, ...
-        mean, std: by which images are normalised, in units of 0..1, one number or one per
+        mean, std: of the normalization of images, in units of 0..1, one number or one per
             channel, for preprocessor_config.json or `pretrained_cfg`. None: not written.
 
     Raises:
-        ValueError: not a ViT, or one with a part for which the other library has no place;
-            not as many labels as classes.
+        ValueError: the module is no ViT, or has a part that the other library lacks; there
+            are not as many labels as classes.
     """
     if not isinstance(module, ViT):
         raise ValueError(f"only a ViT can be exported, not {type(module).__name__}.")
@@ -173,8 +173,8 @@ def export(
         positions = variables["params"].get("pos_embedding")
         if positions is None:
             raise ValueError(
-                "positions are computed, so the model does not tell the size of its "
-                "images; pass image_size."
+                "positions are computed, so the model does not determine the size of "
+                "its images; pass image_size."
             )
         grid = grid_of_table(module, positions.shape[1], None, "the model")
         height, width = (g * s for g, s in zip(grid, token_stride(module), strict=True))
@@ -192,7 +192,7 @@ def export(
     if labels is not None and len(set(labels)) != module.num_classes:
         raise ValueError(
             f"there are {len(set(labels))} different labels, but the head has "
-            f"{module.num_classes} classes; pass one for each."
+            f"{module.num_classes} classes; pass one label per class."
         )
     names = None if labels is None else tuple(labels)
     means, stds = statistics or (None, None)

@@ -1,8 +1,8 @@
-"""Named arrays of another code base <-> our parameter tree, by a table of names.
+"""Converts named arrays of another code base to our parameter tree and back, by a table.
 
-A format is a table {our parameter: `Entry`}. `read_parameters` and `write_arrays` apply the same
-table in both directions. Every array of a file is used exactly as the table says, or the file is
-refused with a list of all differences.
+A format is a table {our parameter: `Entry`}, which `read_parameters` and `write_arrays` apply in
+the two directions. Every array of a file must match the table; otherwise the error lists all
+differences.
 """
 
 import math
@@ -16,10 +16,11 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from attn_jax import paths
+from attn_jax.data import bounded
 
-# How an array is laid out in the file. "same": as ours. "squeezed": as ours but for axes of
-# length 1. "flat": all axes in one. "dense", "heads": a matrix [out, in], where "dense" has one
-# output axis on our side and "heads" has two. "conv": [out, in, h, w]. "conv1x1": a matrix kept as
+# How an array is laid out in the file. "same": as ours. "squeezed": as ours, except for axes of
+# length 1. "flat": all axes in one. "dense", "heads": a matrix [out, in]; our side has one output
+# axis for "dense", two for "heads". "conv": [out, in, h, w]. "conv1x1": a matrix kept as
 # [out, in, 1, 1]. "sequence_first": [T, 1, D] for our [1, T, D].
 Layout = Literal[
     "same", "squeezed", "flat", "dense", "heads", "conv", "conv1x1", "sequence_first"
@@ -27,7 +28,7 @@ Layout = Literal[
 
 
 class Rows(NamedTuple):
-    """The rows [start, stop) of an array that has `total` of them."""
+    """The rows [start, stop) of an array that has `total` rows."""
 
     start: int
     stop: int
@@ -35,14 +36,14 @@ class Rows(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """Where a file keeps one of our parameters; `rows` if it shares an array with others."""
+    """The place of one of our parameters in a file; `rows` if it shares an array."""
 
     name: str
     layout: Layout = "same"
     rows: Rows | None = None
 
 
-MAX_ROWS = 200  # of a table of differences
+MAX_ROWS = 200  # in a table of differences
 
 Entries = Mapping[str, Entry]
 Arrays = Mapping[str, np.ndarray]
@@ -51,7 +52,7 @@ Arrays = Mapping[str, np.ndarray]
 def dense_entries(
     ours: str, theirs: str, layout: Layout = "dense", rows: Rows | None = None
 ) -> dict[str, Entry]:
-    """The entries of a PyTorch layer with `weight` and `bias`."""
+    """Makes the entries of a PyTorch layer with `weight` and `bias`."""
     return {
         f"{ours}/kernel": Entry(f"{theirs}.weight", layout, rows),
         f"{ours}/bias": Entry(f"{theirs}.bias", "flat", rows),
@@ -59,7 +60,7 @@ def dense_entries(
 
 
 def norm_entries(ours: str, theirs: str) -> dict[str, Entry]:
-    """The entries of a PyTorch layer norm."""
+    """Makes the entries of a PyTorch layer norm."""
     return {
         f"{ours}/scale": Entry(f"{theirs}.weight"),
         f"{ours}/bias": Entry(f"{theirs}.bias"),
@@ -69,7 +70,7 @@ def norm_entries(ours: str, theirs: str) -> dict[str, Entry]:
 def parameter_shapes(
     module: nn.Module, *inputs: jax.ShapeDtypeStruct, **options: Any
 ) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of a module's parameters for such inputs; nothing is computed."""
+    """Returns {name: shape} of a module's parameters for such inputs; computes nothing."""
 
     def init(*inputs: jax.Array) -> Any:
         return module.init(jax.random.key(0), *inputs, **options)
@@ -80,14 +81,14 @@ def parameter_shapes(
 
 
 def require_shape(arrays: Arrays, name: str, dims: int, source: str) -> tuple[int, ...]:
-    """The shape of an array, from which fields of a module are read.
+    """Returns the shape of an array, from which fields of a module are read.
 
     Raises:
         ValueError: the array is missing, or has another number of dimensions.
     """
     if name not in arrays:
         raise ValueError(
-            f"{source} lacks {name}; it is incomplete, or a checkpoint of another model."
+            f"{source} lacks {name}; it is incomplete, or is of another model."
         )
     shape = np.shape(arrays[name])
     if len(shape) != dims:
@@ -99,16 +100,16 @@ def require_shape(arrays: Arrays, name: str, dims: int, source: str) -> tuple[in
 
 
 def bias_length(arrays: Arrays, name: str, source: str) -> int:
-    """The length of a bias, 0 if there is none.
+    """Returns the length of a bias, 0 if there is none.
 
     Raises:
-        ValueError: the array has another number of dimensions than 1.
+        ValueError: the array does not have one dimension.
     """
     return require_shape(arrays, name, 1, source)[0] if name in arrays else 0
 
 
 def check_depth(depth: int, arrays: Arrays, source: str) -> int:
-    """The number of layers.
+    """Returns the number of layers.
 
     Raises:
         ValueError: it is larger than the number of arrays.
@@ -122,10 +123,10 @@ def check_depth(depth: int, arrays: Arrays, source: str) -> int:
 
 
 def check_lengths(lengths: Mapping[str, int], arrays: Arrays, source: str) -> None:
-    """Refuses a configuration whose numbers are larger than anything in the file.
+    """Checks that the numbers of a configuration are not larger than all in the file.
 
     Raises:
-        ValueError: no array has an axis as long as one of `lengths`, {key: length}.
+        ValueError: a length of `lengths`, {key: length}, is longer than any axis.
     """
     longest = max((max(np.shape(a), default=1) for a in arrays.values()), default=0)
     for key, length in lengths.items():
@@ -145,17 +146,17 @@ def read_parameters(
     ignore: Iterable[str] = (),
     remedy: str = "correct the fields that were passed, or the file's configuration",
 ) -> dict[str, Any]:
-    """Our parameter tree in float32; every array of the file is used or ignored.
+    """Reads our parameter tree, in float32; every array must be used or ignored.
 
     Args:
         shapes: {our name: shape} of all parameters of the module.
-        source: what the arrays come from, for messages.
-        ignore: prefixes of names of arrays that may stay unused.
-        remedy: what to do about a difference.
+        source: of the arrays, for messages.
+        ignore: prefixes of names of arrays that may be unused.
+        remedy: what to do about differences, for messages.
 
     Raises:
-        ValueError: one table of all arrays that are missing, unused, not floating point or
-            of another shape.
+        ValueError: arrays are missing, unused, not floating point or of another shape (one
+            table of all).
     """
     found, used, rows = {}, set(), []
     for ours, shape in shapes.items():
@@ -169,7 +170,7 @@ def read_parameters(
         if not jnp.issubdtype(array.dtype, jnp.floating):
             rows.append((entry.name, str(array.dtype), "floating point"))
             continue
-        value = from_file(array, entry, shape)
+        value = decode_layout(array, entry, shape)
         if value is None:
             part = f" of {entry.rows.total} rows" if entry.rows else ""
             rows.append((entry.name, str(list(array.shape)), wanted + part))
@@ -189,12 +190,12 @@ def read_parameters(
 def write_arrays(
     entries: Entries, leaves: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """{their name: array}: the inverse of `read_parameters`."""
+    """Returns {their name: array}; the inverse of `read_parameters`."""
     arrays: dict[str, np.ndarray] = {}
     shared: dict[str, dict[int, np.ndarray]] = {}
     for ours, leaf in leaves.items():
         entry = entries[ours]
-        array = to_file(leaf, entry.layout)
+        array = encode_layout(leaf, entry.layout)
         if entry.rows is None:
             arrays[entry.name] = array
         else:
@@ -204,10 +205,10 @@ def write_arrays(
     return arrays
 
 
-def from_file(
+def decode_layout(
     array: np.ndarray, entry: Entry, shape: tuple[int, ...]
 ) -> np.ndarray | None:
-    """The array as our parameter of that shape; None if it has another shape."""
+    """Converts an array of a file to our parameter; None if it does not have that shape."""
     if entry.rows is not None:
         if array.ndim == 0 or len(array) != entry.rows.total:
             return None
@@ -240,8 +241,8 @@ def from_file(
     return np.asarray(array, np.float32).reshape(shape)
 
 
-def to_file(array: np.ndarray, layout: Layout) -> np.ndarray:
-    """The inverse of `from_file`."""
+def encode_layout(array: np.ndarray, layout: Layout) -> np.ndarray:
+    """Converts our parameter to an array of a file, all rows; inverts `decode_layout`."""
     array = np.asarray(array, np.float32)
     if layout == "flat":
         return array.reshape(-1)
@@ -261,9 +262,12 @@ def to_file(array: np.ndarray, layout: Layout) -> np.ndarray:
 def describe_differences(
     source: str, rows: list[tuple[str, str, str]], remedy: str
 ) -> str:
-    """A message with one table of all arrays that do not fit."""
+    """Writes the message about arrays that do not fit, with one table of all."""
     count = len(rows)
-    rows = [(printable(key), file, model) for key, file, model in rows[:MAX_ROWS]]
+    rows = [
+        (bounded.printable(key, 120), file, model)
+        for key, file, model in rows[:MAX_ROWS]
+    ]
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
     lines = [
         f"  {key:<{widths[0]}}  {file:<{widths[1]}}  {model}"
@@ -272,13 +276,7 @@ def describe_differences(
     if count > MAX_ROWS:
         lines.append(f"  ... and {count - MAX_ROWS:,} more")
     if all(model == "floating point" for _, _, model in rows):
-        remedy = "save a quantised model in full precision first"
+        remedy = "save a quantized model in full precision first"
     return f"{source} and the model differ in {count} arrays; {remedy}:\n" + "\n".join(
         lines
     )
-
-
-def printable(name: str) -> str:
-    """A name from a file, shortened and without control characters."""
-    name = name.encode("unicode_escape").decode()
-    return name if len(name) <= 120 else f"{name[:120]}..."

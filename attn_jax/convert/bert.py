@@ -1,4 +1,4 @@
-"""BERT checkpoints of Hugging Face transformers as our module and parameter tree."""
+"""Reads BERT checkpoints of Hugging Face transformers."""
 
 import pathlib
 from collections.abc import Mapping
@@ -24,14 +24,14 @@ from attn_jax.models.bert import Bert
 # Their names of activations -> ours.
 GELU = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
-# An array that a file has if and only if the model has this head.
+# {head: an array that a file has if and only if the model has this head}
 HEAD_ARRAYS = {
     "mlm": "cls.predictions.transform.dense.weight",
     "nsp": "cls.seq_relationship.weight",
 }
 
-# Arrays that repeat what another one says: 0, 1, 2, ..., which old versions stored, and
-# another name of cls.predictions.bias.
+# Redundant arrays: 0, 1, 2, ..., which old versions stored; another name of
+# cls.predictions.bias.
 REDUNDANT = ("embeddings.position_ids", "cls.predictions.decoder.bias")
 DECODER, TOKEN_TABLE = (
     "cls.predictions.decoder.weight",
@@ -40,41 +40,42 @@ DECODER, TOKEN_TABLE = (
 
 
 def from_hf(folder: pathlib.Path, **fields: Any) -> tuple[Bert, dict[str, Any]]:
-    """(module, variables) of a folder with config.json and model.safetensors.
+    """Reads (module, variables) of a folder with config.json and model.safetensors.
 
-    Names may lack the prefix `bert.`, norms may be called gamma and beta, and the decoder
-    may be stored although it is tied to the token table. Half precision becomes float32.
+    Names may lack the prefix `bert.`, parameters of norms may be called gamma and beta, and
+    the decoder may be stored although it is tied to the token table. Half precision becomes
+    float32.
 
     Args:
-        fields: fields of `Bert` to set, such as `dtype`; with `heads=()`, or some of
-            them, the other heads of the file are ignored.
+        fields: fields of `Bert` to set, such as `dtype`. If `heads` is among them, other
+            heads of the file are ignored.
 
     Raises:
-        ValueError: a file is missing or damaged, or the arrays are not those that
-            config.json describes.
+        ValueError: a file is missing or damaged; the arrays are not those that config.json
+            describes.
 
     Source: transformers modeling_bert.py, configuration_bert.py.
     """
     path, config, arrays = read_hugging_face(folder)
-    arrays = {modern_name(name): array for name, array in arrays.items()}
-    module = module_of(config, arrays, str(path), fields)
-    params = params_of(module, arrays, str(path), heads_chosen="heads" in fields)
+    arrays = {modernize_name(name): array for name, array in arrays.items()}
+    module = make_module(config, arrays, str(path), fields)
+    params = read_params(module, arrays, str(path), heads_chosen="heads" in fields)
     return module, {"params": params}
 
 
-def modern_name(name: str) -> str:
-    """The name as transformers writes it today, without the prefix `bert.`."""
+def modernize_name(name: str) -> str:
+    """Converts a name to today's names of transformers, without the prefix `bert.`."""
     name = name.removeprefix("bert.")
     return name.replace(".gamma", ".weight").replace(".beta", ".bias")
 
 
-def module_of(
+def make_module(
     config: Description,
     arrays: Mapping[str, np.ndarray],
     path: str,
     fields: Mapping[str, Any],
 ) -> Bert:
-    """The module that config.json describes; its heads are found from the arrays."""
+    """Makes the module that config.json describes, with the heads that the arrays show."""
     activation = config.choice("hidden_act", GELU, "gelu")
     config.choice("position_embedding_type", ("absolute",), "absolute")
     depth = check_depth(config.count("num_hidden_layers"), arrays, path)
@@ -100,7 +101,7 @@ def module_of(
 
 
 def bert_entries(depth: int) -> dict[str, Entry]:
-    """{our parameter: where transformers keeps it} of all that a `Bert` may have."""
+    """Makes the table of names, for all parameters that a `Bert` may have."""
     entries = {
         "token_embedding/embedding": Entry(TOKEN_TABLE),
         "position_embedding/embedding": Entry("embeddings.position_embeddings.weight"),
@@ -130,17 +131,17 @@ def bert_entries(depth: int) -> dict[str, Entry]:
     return entries
 
 
-def params_of(
+def read_params(
     module: Bert, arrays: Mapping[str, np.ndarray], path: str, *, heads_chosen: bool
 ) -> dict[str, Any]:
-    """Our parameter tree from arrays by their modern names.
+    """Reads our parameter tree from arrays with today's names.
 
     Args:
         heads_chosen: the caller chose the heads, so arrays of other heads are ignored.
 
     Raises:
-        ValueError: one table of the arrays that are missing, unused or of another shape;
-            the decoder is not the token table.
+        ValueError: arrays are missing, unused or of another shape (one table of all); the
+            decoder is not the token table.
     """
     ignore = list(REDUNDANT)
     if heads_chosen:
@@ -150,8 +151,8 @@ def params_of(
         table = arrays.get(TOKEN_TABLE)
         if table is not None and not np.array_equal(arrays[DECODER], table):
             raise ValueError(
-                f"{path}: {DECODER} is not the token table, to which BERT ties it; this "
-                "model has another decoder."
+                f"{path}: {DECODER} is not the token table, to which BERT ties it; models "
+                "with a decoder of their own are not supported."
             )
     return read_parameters(
         bert_entries(module.depth),
@@ -160,7 +161,7 @@ def params_of(
         path,
         ignore=ignore,
         remedy=(
-            "is config.json this file's? heads=() loads the encoder alone, without arrays "
-            "of other heads"
+            "check that config.json belongs to this file; heads=() loads the encoder without "
+            "any head"
         ),
     )

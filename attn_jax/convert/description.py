@@ -1,27 +1,27 @@
-"""JSON that describes a checkpoint, read with a check of every entry.
+"""Reads the JSON that describes a checkpoint, and checks every entry.
 
-A file may come from a stranger: only regular files of a sensible size are read.
+The file is untrusted: only regular files of a plausible size are read.
 """
 
 import json
 import math
 import os
-import stat
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from etils import epath
 
-MAX_JSON_BYTES = 2**26  # the names of 20,000 classes take one million
-MAX_COUNT = 2**31 - 1  # of anything that a configuration counts
+from attn_jax.data import bounded
+
+MAX_JSON_BYTES = 2**26  # the names of 20,000 classes take a million bytes
+MAX_COUNT = 2**31 - 1  # highest value of an integer of a configuration
 
 
 class Description(dict):
-    """A JSON object of a file. An entry that is missing or of another type is an error that
-    names the file.
+    """The JSON object in a file; errors about its entries name the file.
 
     Raises:
-        ValueError: no regular file; no JSON object.
+        ValueError: the file is no regular file, or holds no JSON object.
     """
 
     def __init__(self, path: epath.PathLike):
@@ -30,7 +30,7 @@ class Description(dict):
             described = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{path} is no JSON: {short(error)}. Fetch it again."
+                f"{path} is no JSON: {shorten(error)}. Fetch it again."
             ) from error
         if not isinstance(described, dict):
             raise ValueError(f"{path} holds no JSON object, but {described!r:.40}.")
@@ -39,31 +39,32 @@ class Description(dict):
 
     def __missing__(self, key: str) -> Any:
         raise ValueError(
-            f"{self.path} lacks {key!r}, which describes the model. Is it this model's?"
+            f"{self.path} lacks {key!r}, which describes the model. Is it the file of this "
+            "model?"
         )
 
     def count(self, key: str, default: int | None = None) -> int:
-        """A whole number of at least 1."""
+        """Returns an entry that is an integer of at least 1."""
         value = self[key] if default is None else self.get(key, default)
         if type(value) is not int or not 1 <= value <= MAX_COUNT:
-            raise self.wrong(key, value, f"a whole number from 1 to {MAX_COUNT}")
+            raise self.make_error(key, value, f"an integer from 1 to {MAX_COUNT}")
         return value
 
     def number(self, key: str, default: float, highest: float = math.inf) -> float:
-        """A finite number of at least 0."""
+        """Returns an entry that is a finite number of at least 0."""
         value = self.get(key, default)
         if (
             type(value) not in (int, float)
             or not 0 <= value <= min(highest, MAX_COUNT)  # neither NaN nor infinite
         ):
             most = "" if highest == math.inf else f" and at most {highest}"
-            raise self.wrong(key, value, f"a finite number of at least 0{most}")
+            raise self.make_error(key, value, f"a finite number of at least 0{most}")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
         value = self.get(key, default)
         if type(value) is not bool:
-            raise self.wrong(key, value, "true or false")
+            raise self.make_error(key, value, "true or false")
         return value
 
     def choice(self, key: str, allowed: Collection[str], default: str) -> str:
@@ -74,31 +75,35 @@ class Description(dict):
         return value
 
     def section(self, key: str) -> "Description":
-        """A nested object, or an empty one."""
+        """Returns an entry that is an object; an empty one if it is missing."""
         value = self.get(key, {})
         if not isinstance(value, dict):
-            raise self.wrong(key, value, "an object")
-        return self.replaced_by(value)
+            raise self.make_error(key, value, "an object")
+        return self.with_values(value)
 
-    def replaced_by(self, values: Mapping[str, Any]) -> "Description":
-        """Other values of the same file."""
+    def with_values(self, values: Mapping[str, Any]) -> "Description":
+        """Makes a description of the same file with other values."""
         described = Description.__new__(Description)
         described.update(values)
         described.path = self.path
         return described
 
     def size(self, key: str) -> int | tuple[int, int]:
-        """Pixels: one whole number, or a list of two."""
+        """Returns an entry that is a size in pixels: an integer, or a list of two."""
         return as_size(self[key], f"{self.path}: {key}=")
 
-    def wrong(self, key: str, value: Any, rule: str) -> ValueError:
+    def make_error(self, key: str, value: Any, rule: str) -> ValueError:
         return ValueError(
-            f"{self.path}: {key}={short(value)} must be {rule}. Correct the file."
+            f"{self.path}: {key}={shorten(value)} must be {rule}. Correct the file."
         )
 
 
 def as_size(size: Any, where: str = "") -> int | tuple[int, int]:
-    """A size from JSON, where a tuple is a list; a square is one number."""
+    """Converts a size from JSON, where a tuple is a list; a square becomes one number.
+
+    Raises:
+        ValueError: it is no size in pixels.
+    """
     sides = [size, size] if type(size) is int else size
     if (
         not isinstance(sides, list | tuple)
@@ -106,13 +111,13 @@ def as_size(size: Any, where: str = "") -> int | tuple[int, int]:
         or not all(1 <= side <= MAX_COUNT for side in sides)
     ):
         raise ValueError(
-            f"{where}{short(size)} is no size in pixels: one whole number or two."
+            f"{where}{shorten(size)} is no size in pixels: one integer from 1 up, or two."
         )
     return sides[0] if sides[0] == sides[1] else (sides[0], sides[1])
 
 
-def short(value: Any, most: int = 100) -> str:
-    """The value in a line; a number of 5,000 digits cannot even be printed."""
+def shorten(value: Any, most: int = 100) -> str:
+    """Formats a value on one line; integers of thousands of digits have no `repr`."""
     try:
         text = str(value) if isinstance(value, Exception) else repr(value)
     except ValueError:
@@ -122,35 +127,29 @@ def short(value: Any, most: int = 100) -> str:
 
 
 def check_regular(path: epath.PathLike) -> int:
-    """The size of a regular file in bytes.
+    """Returns the size of a regular file in bytes.
 
     Raises:
-        ValueError: it does not exist, or is a folder, pipe, socket or device, which may
-            block or never end.
+        ValueError: the file does not exist, or is a folder, pipe, socket or device.
     """
     try:
-        status = os.stat(path)
+        return bounded.check_regular(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError(
-            f"{path} is not a regular file (a folder, pipe, socket or device)."
-        )
-    return status.st_size
 
 
 def read_text(path: epath.PathLike) -> str:
-    """The text of a configuration.
+    """Reads the text of a configuration.
 
     Raises:
-        ValueError: no regular file; too large; not UTF-8.
+        ValueError: the file is not regular, too large, or not UTF-8.
     """
     place = epath.Path(path)
     local = "://" not in os.fspath(path)
     size = check_regular(path) if local else place.stat().length
     if size > MAX_JSON_BYTES:
         raise ValueError(
-            f"{path} has {size:,} bytes; a configuration may have {MAX_JSON_BYTES:,}."
+            f"{path} has {size:,} bytes; a configuration may have at most {MAX_JSON_BYTES:,}."
         )
     try:
         return place.read_text()

@@ -1,10 +1,9 @@
-"""Files of named arrays that other frameworks write.
+"""Reads and writes files of named arrays of other frameworks.
 
-A file may come from a stranger: only regular files are read, and nothing is allocated that
-the size of the file or its header does not account for.
+Files are untrusted: only regular files are read, and no more memory is allocated than the
+size of the file and its header account for.
 """
 
-import math
 import pathlib
 import zipfile
 import zlib
@@ -16,39 +15,35 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from attn_jax.convert.description import Description, check_regular, short
+from attn_jax.convert.description import Description, check_regular, shorten
+from attn_jax.data import bounded
 
 # Types of the safetensors format that are read.
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I8", "U8", "BOOL")
-
-FREE_BYTES = 2**29  # decompressed size of an archive up to which any ratio is accepted
-MAX_RATIO = (
-    100  # beyond that; arrays of floats compress by less than 10, a bomb by 1,000
-)
 
 
 def read_hugging_face(
     folder: pathlib.Path,
 ) -> tuple[pathlib.Path, Description, dict[str, np.ndarray]]:
-    """(path of the arrays, config.json, arrays) of a folder of transformers.
+    """Reads (path of the arrays, config.json, arrays) of a folder of transformers.
 
     Raises:
-        ValueError: one of the files is missing, damaged or in parts.
+        ValueError: a file is missing, damaged or split in parts.
     """
-    path = weights_of_folder(folder)
+    path = find_weights(folder)
     return path, Description(folder / "config.json"), read_safetensors(path)
 
 
-def weights_of_folder(folder: pathlib.Path) -> pathlib.Path:
-    """The path of a folder's arrays.
+def find_weights(folder: pathlib.Path) -> pathlib.Path:
+    """Returns the path of a folder's arrays.
 
     Raises:
-        ValueError: there are none, or they are in several files.
+        ValueError: the folder has no arrays, or has them in several files.
     """
     path = folder / "model.safetensors"
     if (folder / "model.safetensors.index.json").exists():
         raise ValueError(
-            f"{folder} has its arrays in several files; save the model once more with "
+            f"{folder} has its arrays in several files; save the model again with "
             "save_pretrained(max_shard_size='1TB')."
         )
     if not path.exists():
@@ -59,29 +54,29 @@ def weights_of_folder(folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def array_names(path: pathlib.Path) -> list[str]:
-    """The names of the arrays of a .safetensors file."""
+def list_arrays(path: pathlib.Path) -> list[str]:
+    """Lists the names of the arrays of a .safetensors file."""
     with open_safetensors(path) as file:
         return list(file.keys())
 
 
 def open_safetensors(path: pathlib.Path) -> Any:
-    """An opened .safetensors file; the library checks its header against its size."""
+    """Opens a .safetensors file; the library checks its header against its size."""
     check_regular(path)
     try:
         return safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path} is no whole .safetensors file: {short(error)}. Fetch it again."
+            f"{path} is no whole .safetensors file: {shorten(error)}. Fetch it again."
         ) from error
 
 
 def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """{name: array} of a .safetensors file, without PyTorch.
+    """Reads {name: array} of a .safetensors file, without PyTorch.
 
     Raises:
-        ValueError: the file is cut short or no such file, or holds an array of another
-            type or without elements.
+        ValueError: the file is cut short or of another format; an array is of another type
+            than `DTYPES`, or has no elements.
     """
     arrays = {}
     with open_safetensors(path) as file:
@@ -89,7 +84,7 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
             header = file.get_slice(name)
             if header.get_dtype() not in DTYPES:
                 raise ValueError(
-                    f"{path}: {short(name)} is of type {header.get_dtype()}; only "
+                    f"{path}: {shorten(name)} is of type {header.get_dtype()}; only "
                     f"{', '.join(DTYPES)} can be read. Convert it first."
                 )
             check_not_empty(path, name, header.get_shape())
@@ -98,29 +93,26 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """{name: array} of a NumPy archive.
+    """Reads {name: array} of a NumPy archive.
 
     Raises:
-        ValueError: the file is cut short or no such file; an array holds Python objects, or
-            another number of bytes than its header says; the archive is far larger
-            decompressed than any of real parameters.
+        ValueError: the file is cut short or of another format; an array holds Python objects,
+            has no elements, or another number of bytes than its header says; the archive
+            is a decompression bomb.
     """
     size = check_regular(path)
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is no whole .npz file. Fetch it again.")
+    arrays = {}
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             total = sum(member.file_size for member in members)
-            if total > max(FREE_BYTES, MAX_RATIO * size):
-                raise ValueError(
-                    f"it has {size:,} bytes, but {total:,} decompressed, which arrays of "
-                    "parameters do not"
-                )
-            return {
-                member.filename.removesuffix(".npy"): read_npy(archive, member)
-                for member in members
-            }
+            bounded.check_expansion(size, total, path.name)
+            for member in members:
+                name = member.filename.removesuffix(".npy")
+                arrays[name] = bounded.read_npy(archive, member)
+                check_not_empty(path, name, arrays[name].shape)
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -131,41 +123,20 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
         NotImplementedError,  # another compression
     ) as error:
         raise ValueError(
-            f"{path} is no whole .npz file: {short(error, 300)}. Fetch it again."
+            f"{path} is no whole .npz file: {shorten(error, 300)}. Fetch it again."
         ) from error
-
-
-def read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """One array, whose header is checked before anything is allocated for it."""
-    name = short(member.filename)
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{name} is neither stored nor deflated")
-    with archive.open(member) as stream:
-        version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-        elif version == (2, 0):
-            shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
-        else:
-            raise ValueError(f"{name} has a header of version {version}")
-        if dtype.hasobject:
-            raise ValueError(f"{name} holds Python objects")
-        if math.prod(shape) * dtype.itemsize + stream.tell() != member.file_size:
-            raise ValueError(f"{name} has another size than its shape {list(shape)}")
-        check_not_empty(archive.filename, name, shape)
-    with archive.open(member) as stream:
-        return np.lib.format.read_array(stream, allow_pickle=False)
+    return arrays
 
 
 def check_not_empty(path: Any, name: str, shape: Any) -> None:
-    """Raises ValueError for an array without elements, whose shape says nothing."""
+    """Raises ValueError if an array has no elements, as its shape may then be anything."""
     if 0 in shape:
         raise ValueError(
-            f"{path}: {short(name)} has no elements (shape {short(list(shape))})."
+            f"{path}: {shorten(name)} has no elements (shape {shorten(list(shape))})."
         )
 
 
 def write_safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """A .safetensors file that PyTorch libraries read."""
+    """Writes a .safetensors file that PyTorch libraries read."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     save_file(contiguous, path, metadata={"format": "pt"})

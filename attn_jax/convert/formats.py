@@ -1,4 +1,4 @@
-"""Which format a checkpoint is in, and what reads it."""
+"""Detects the format of a checkpoint, and the function that reads it."""
 
 import functools
 import os
@@ -10,8 +10,8 @@ import flax.linen as nn
 from etils import epath
 
 from attn_jax.convert import bert, runs
-from attn_jax.convert.description import Description, check_regular, short
-from attn_jax.convert.files import array_names, weights_of_folder
+from attn_jax.convert.description import Description, check_regular, shorten
+from attn_jax.convert.files import find_weights, list_arrays
 from attn_jax.convert.vit import read_hf, read_npz, read_timm
 from attn_jax.convert.vit.fit import Checkpoint
 from attn_jax.models.bert import Bert
@@ -19,7 +19,7 @@ from attn_jax.models.vit import ViT
 
 VIT_CLASS = "attn_jax.models.vit:ViT"
 
-# Arrays that tell a family, where the configuration does not.
+# {array: family}, for configurations without a model_type
 FAMILY_ARRAYS = {
     "embeddings.word_embeddings.weight": "bert",
     "embeddings.patch_embeddings.projection.weight": "vit",
@@ -27,28 +27,35 @@ FAMILY_ARRAYS = {
 
 
 class Format(NamedTuple):
-    """Where a checkpoint is, what reads it, and the JSON that describes it."""
+    """The format of a checkpoint.
+
+    Attributes:
+        place: a run's or Hugging Face's folder, or the file of arrays.
+        read: the function that reads it, with module fields as keyword arguments.
+        family: the class of its module; None: any class, as the run's config says.
+        description: the JSON that describes it, if it has one.
+    """
 
     kind: Literal["npz", "timm", "hf", "run"]
-    place: epath.Path  # a run's or Hugging Face's folder, or the file of arrays
+    place: epath.Path
     read: Callable[..., Checkpoint]
-    family: type[nn.Module] | None  # None: any class, as the run's config says
+    family: type[nn.Module] | None
     description: Description | None
 
     @property
     def takes_trained_size(self) -> bool:
-        """Whether the size of the training images may have to be passed."""
+        """Whether the caller may have to pass the size of the training images."""
         return self.kind == "npz" or (self.kind == "run" and self.family is ViT)
 
 
 def detect_format(path: str) -> Format:
-    """The format of a checkpoint, from its name and config.json.
+    """Detects the format of a checkpoint from its name and config.json.
 
     Args:
         path: a folder or a file; FILE.npz:SUBTREE names one of several models in a file.
 
     Raises:
-        ValueError: nothing that can be read.
+        ValueError: the path does not exist, or is in no known format.
     """
     file, _, subtree = path.partition(".npz:")
     path = os.path.expanduser(f"{file}.npz" if subtree else path)
@@ -69,7 +76,7 @@ def detect_format(path: str) -> Format:
     if local.name == "model.safetensors" and alone:
         place, local = place.parent, local.parent  # config.json is in the folder
     if local.suffix == ".safetensors":
-        return timm_format(local)
+        return describe_timm(local)
     if not (place / "config.json").exists():
         raise ValueError(
             f"{path} has no config.json; it is neither a run's folder nor one of Hugging "
@@ -87,20 +94,20 @@ def detect_format(path: str) -> Format:
             f"{path} is a run's folder that has no checkpoints/ yet; train until it has."
         )
     if "architecture" in description:  # as timm calls it
-        return timm_format(local / "model.safetensors")
-    return hugging_face_format(local, description)
+        return describe_timm(local / "model.safetensors")
+    return describe_hugging_face(local, description)
 
 
-def timm_format(file: pathlib.Path) -> Format:
+def describe_timm(file: pathlib.Path) -> Format:
     description = Description(read_timm.find_sidecar(file))
     read = functools.partial(read_timm.from_timm, file)
     return Format("timm", epath.Path(file), read, ViT, description)
 
 
-def hugging_face_format(folder: pathlib.Path, description: Description) -> Format:
+def describe_hugging_face(folder: pathlib.Path, description: Description) -> Format:
     family = description.get("model_type")
     if "model_type" not in description:  # configurations of 2019 have none
-        family = family_of_arrays(weights_of_folder(folder))
+        family = detect_family(find_weights(folder))
     place = epath.Path(folder)
     if family == "vit":
         read = functools.partial(read_hf.from_hf, folder)
@@ -110,14 +117,14 @@ def hugging_face_format(folder: pathlib.Path, description: Description) -> Forma
         return Format("hf", place, read, Bert, description)
     raise ValueError(
         f"{folder} is neither a run's folder (there is no checkpoints/) nor a checkpoint of a "
-        f"known family: its config.json says model_type={short(family)}; known: 'bert', "
+        f"known family: its config.json says model_type={shorten(family)}; known: 'bert', "
         "'vit'."
     )
 
 
-def family_of_arrays(path: pathlib.Path) -> str | None:
-    """ "bert" or "vit", from the names of the arrays."""
-    for name in array_names(path):
+def detect_family(path: pathlib.Path) -> str | None:
+    """Detects "bert" or "vit" from the names of the arrays; None for another family."""
+    for name in list_arrays(path):
         for part, family in FAMILY_ARRAYS.items():
             if name.endswith(part):
                 return family

@@ -1,4 +1,4 @@
-"""Layers of the official PyTorch package (ml-jku/hopfield-layers) as our modules.
+"""Converts layers of the official PyTorch package (ml-jku/hopfield-layers).
 
 Axes in shapes: H heads, d channels of the association space per head, p of a value.
 """
@@ -21,13 +21,13 @@ from attn_jax.models.hopfield import Hopfield, HopfieldLayer, HopfieldPooling
 def from_torch(
     kind: str, config: Mapping[str, Any], state_dict: Mapping[str, np.ndarray]
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """(module, variables) of an official layer.
+    """Converts an official layer to (module, variables).
 
     The module differs from the original only where the original has a defect: `scaling` per
-    head is one beta per head (the original tiles it over channels), a static input does not
-    mix samples, no sample's stopping depends on its batch, a fully masked state reads zeros,
-    not NaN. `concat_bias_pattern` has no effect in the original, so its `bias_k` and `bias_v`
-    are left out. Our modules are batch-first; see `inputs_from_torch`.
+    head is one beta per head (the original tiles it over channels); a static input does not
+    mix samples; when a sample stops does not depend on its batch; a fully masked state gives
+    zeros instead of NaN. `concat_bias_pattern` has no effect in the original, so its `bias_k`
+    and `bias_v` are left out. Our modules are batch-first; see `inputs_from_torch`.
 
     Args:
         kind: "Hopfield", "HopfieldPooling" or "HopfieldLayer".
@@ -36,8 +36,8 @@ def from_torch(
         state_dict: {name: array} of the official layer.
 
     Raises:
-        ValueError: an unknown kind or argument; one table of the arrays that are missing,
-            unused or of another shape.
+        ValueError: the kind or an argument is unknown; arrays are missing, unused or of
+            another shape (one table of all).
     """
     config = fill_in_defaults(kind, config)
     sizes = Sizes(config)
@@ -81,7 +81,7 @@ def from_torch(
         state_dict,
         f"the state_dict of {kind}",
         ignore=[core + name for name in unused],
-        remedy="give the arguments that the layer was made with",
+        remedy="pass the arguments that the layer was made with",
     )
     # A layer without parameters has no collection at all.
     return module, {"params": params} if params else {}
@@ -94,7 +94,7 @@ def inputs_from_torch(
     stored_pattern_padding_mask: np.ndarray | None = None,
     association_mask: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """The arguments of our call, from those of an official call.
+    """Converts the arguments of an official call to those of ours.
 
     Args:
         input: an array; or (stored, state, projection) of "Hopfield", or (stored,
@@ -105,8 +105,8 @@ def inputs_from_torch(
             (added).
 
     Raises:
-        ValueError: an unknown kind or argument, or a number of inputs that the kind does
-            not take.
+        ValueError: the kind or an argument is unknown, or the kind does not take this
+            number of inputs.
     """
     config = fill_in_defaults(kind, config)
     names = {
@@ -137,7 +137,7 @@ def inputs_from_torch(
 
 
 class Table:
-    """Shapes of our parameters, and where the official layer keeps them."""
+    """Shapes of our parameters, and their places in the official layer."""
 
     def __init__(self) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -153,7 +153,7 @@ class Table:
     ) -> None:
         if None in shape:
             raise ValueError(
-                f"input_size is missing, but {theirs} depends on it; give the arguments "
+                f"input_size is missing, but {theirs} depends on it; pass the arguments "
                 "that the layer was made with."
             )
         self.shapes[ours], self.entries[ours] = shape, Entry(theirs, layout, rows)
@@ -162,7 +162,7 @@ class Table:
 def add_hopfield(
     table: Table, config: Mapping[str, Any], sizes: Sizes, ours: str, theirs: str
 ) -> None:
-    """The parameters of our `Hopfield`, under the prefixes `ours` and `theirs`."""
+    """Adds the parameters of our `Hopfield`, under the prefixes `ours` and `theirs`."""
     core = f"{theirs}association_core."
     for part, name, width in (
         ("stored", "stored_pattern", sizes.stored),
@@ -183,7 +183,7 @@ def add_hopfield(
 def add_projections(
     table: Table, config: Mapping[str, Any], sizes: Sizes, ours: str, core: str
 ) -> None:
-    """Query, key, value and output; the official matrices are [out, in]."""
+    """Adds query, key, value and output; the official matrices are [out, in]."""
     heads, width = config["num_heads"], sizes.input
     after_key = (
         config["pattern_projection_as_connected"]
@@ -191,7 +191,7 @@ def add_projections(
     )
     value_inputs = (heads, sizes.hidden) if after_key else (sizes.projection,)
     # (ours, theirs, channels per head, static, axes of the input), in the order of their
-    # rows in the matrix that they share.
+    # rows in the shared matrix.
     roles = [
         ("query", "q", sizes.hidden, config["state_pattern_as_static"], (width,)),
         (
@@ -211,7 +211,7 @@ def add_projections(
     ]
     projected = [role for role in roles if not role[3]]
     total = sum(heads * channels for _, _, channels, *_ in projected)
-    # The shared bias has rows for a static value, too, which nothing reads.
+    # The shared bias has unused rows even if the value is static.
     unread = heads * sizes.pattern if config["pattern_projection_as_static"] else 0
     start = 0
     for name, letter, channels, _, inputs in projected:

@@ -1,4 +1,4 @@
-"""Arguments of the official PyTorch Hopfield layers, and the fields of our equivalent module."""
+"""Converts arguments of the official PyTorch Hopfield layers to fields of our module."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -57,15 +57,15 @@ KIND_ARGUMENTS: dict[str, dict[str, Any]] = {
 
 
 def fill_in_defaults(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """All arguments of the official constructor.
+    """Returns all arguments of the official constructor.
 
     Raises:
-        ValueError: an unknown kind or argument.
+        ValueError: the kind or an argument is unknown.
     """
     if kind not in KIND_ARGUMENTS:
         raise ValueError(
-            f"{kind=} cannot be converted; the kinds are {', '.join(KIND_ARGUMENTS)}. Of encoder "
-            "and decoder layers, convert the Hopfield modules inside."
+            f"{kind=} cannot be converted; the kinds are {', '.join(KIND_ARGUMENTS)}. For encoder "
+            "and decoder layers, convert the Hopfield modules inside them."
         )
     known = HOPFIELD_ARGUMENTS | KIND_ARGUMENTS[kind]
     if unknown := sorted(set(config) - set(known)):
@@ -77,7 +77,7 @@ def fill_in_defaults(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Sizes:
-    """Widths as the official constructor derives them; None where it has none."""
+    """Widths as the official constructor derives them; None if it has none."""
 
     def __init__(self, config: Mapping[str, Any]):
         heads, width = config["num_heads"], config["input_size"]
@@ -86,14 +86,13 @@ class Sizes:
             for role in ("stored_pattern", "state_pattern", "pattern_projection")
         ]
         self.input = width
-        # Then nothing is projected, and widths are those of the inputs.
+        # The layer then projects nothing, and its widths are those of the inputs.
         self.static_execution = (
             all(static)
             and config["disable_out_projection"]
             and not config["pattern_projection_as_connected"]
             and not config["normalize_hopfield_space"]
         )
-        self.nothing_projected = all(static)
         self.stored = config["stored_pattern_size"] or width
         self.projection = config["pattern_projection_size"] or width
         self.hidden: Any = None  # width of the association space per head
@@ -108,7 +107,7 @@ class Sizes:
         if config["hidden_size"] is None and width % heads:
             raise ValueError(
                 f"input_size={width} must be divisible by num_heads={heads}, or "
-                "hidden_size given."
+                "hidden_size set."
             )
         self.hidden = config["hidden_size"] or width // heads
         self.pattern = config["pattern_size"] or self.hidden
@@ -120,17 +119,17 @@ class Sizes:
 
 
 def hopfield_fields(config: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
-    """The fields of our `Hopfield` that compute what the official layer computes."""
+    """Returns the fields of our `Hopfield` for the same function as the official layer."""
 
     def norm_kind(name: str) -> str:
         if not config[f"normalize_{name}"]:
             return "off"
         return "affine" if config[f"normalize_{name}_affine"] else "plain"
 
-    beta = per_head(config["scaling"], float)
+    beta = cast_per_head(config["scaling"], float)
     if beta is None and sizes.static_execution:
         beta = 1.0  # without a projection there is no d for 1/sqrt(d)
-    limits = per_head(config["update_steps_max"], int)
+    limits = cast_per_head(config["update_steps_max"], int)
     if isinstance(limits, tuple):
         limits = tuple(None if limit < 0 else limit for limit in limits)
     activation = config["association_activation"]
@@ -150,7 +149,7 @@ def hopfield_fields(config: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
         else None,
         "beta": beta,
         "max_updates": limits,
-        "eps": per_head(config["update_steps_eps"], float),
+        "eps": cast_per_head(config["update_steps_eps"], float),
         "norm_stored": norm_kind("stored_pattern"),
         "norm_state": norm_kind("state_pattern"),
         "norm_projection": norm_kind("pattern_projection"),
@@ -171,8 +170,8 @@ def hopfield_fields(config: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def per_head(value: Any, cast: type) -> Any:
-    """None, a number, or a tuple of them where the original has a tensor."""
+def cast_per_head(value: Any, cast: type) -> Any:
+    """Converts to a number, or to a tuple if the original has a tensor; None stays."""
     if value is None:
         return None
     values = np.asarray(value)

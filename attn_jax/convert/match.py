@@ -1,4 +1,4 @@
-"""Whether a checkpoint's model and another fit: classes of the head by name, and fields."""
+"""Matches a checkpoint to another model: classes of the head by name, and fields."""
 
 import dataclasses
 import json
@@ -9,8 +9,8 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-# Fields that change no shape of a parameter, or that are no reason not to load one: a head of
-# another number of classes is left out by the skip regex, patch filters are resized.
+# Fields that change no shape of a parameter, or do not prevent loading: the skip regex leaves
+# out a head of another number of classes, and patch filters are resized.
 NOT_COMPARED = {
     "parent",
     "name",
@@ -34,19 +34,19 @@ def match_head(
     ours: Sequence[str],
     head: str = "head",
 ) -> dict[str, Any]:
-    """The parameters with the classes of the head in our order.
+    """Reorders the classes of the head to our order.
 
     Args:
         leaves: {name: array}; those of the head, such as "head/kernel" [D, C] and
             "head/bias" [C], have the classes as last axis. Without a head nothing changes.
-        theirs: class names in the order of these arrays. Columns beyond them have no name
-            and stay.
-        ours: class names in the order wanted.
+        theirs: class names in the order of these arrays. Further columns, which have no
+            name, stay.
+        ours: class names in the desired order.
         head: name of the head in `leaves`.
 
     Raises:
-        ValueError: a class that one side lacks, or a name that stands for two classes; the
-            head has fewer columns than names.
+        ValueError: one side lacks a class; two classes have the same name; the head has
+            fewer columns than names.
     """
     for names in (theirs, ours):
         if doubled := sorted({name for name in names if names.count(name) > 1}):
@@ -92,11 +92,11 @@ def list_names(names: Sequence[str], most: int = 10) -> str:
 
 
 def explain_mismatch(theirs: nn.Module, ours: nn.Module) -> str | None:
-    """Which fields to set so that parameters of `theirs` fit `ours`; None: nothing to set.
+    """Explains which fields to set so that parameters of `theirs` fit `ours`; or None.
 
     Args:
         theirs: the checkpoint's module.
-        ours: the module that is to be initialised from it (of a composed model, its part).
+        ours: the module to initialize from it, possibly a part of a composed model.
     """
     if type(theirs) is not type(ours):
         return (
@@ -128,6 +128,6 @@ def explain_mismatch(theirs: nn.Module, ours: nn.Module) -> str | None:
 
 
 def as_argument(value: Any) -> str:
-    """A value as a shell takes it."""
+    """Formats a value as an argument for a shell."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return shlex.quote(text)

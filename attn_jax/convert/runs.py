@@ -1,4 +1,4 @@
-"""Checkpoints of this project: a run's folder."""
+"""Reads checkpoints of this project, from a run's folder."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from attn_jax.convert.vit.fit import (
     Checkpoint,
     Size,
     check_classes,
-    dropped_prefixes,
+    find_dropped,
     fit_checkpoint,
     grid_of_table,
 )
@@ -15,7 +15,7 @@ from attn_jax.models.vit import ViT
 
 
 def read_run(path: str, **fields: Any) -> Checkpoint:
-    """A run's model, with fields that leave its parameters as they are."""
+    """Reads a run's model, with fields that do not change its parameters."""
     overrides = {f"model.{name}": value for name, value in fields.items()}
     module, variables, _ = attn_jax.restore(path, overrides=overrides)
     return Checkpoint(module, variables["params"], None)
@@ -28,7 +28,7 @@ def read_vit_run(
     trained_size: Size | None = None,
     **fields: Any,
 ) -> Checkpoint:
-    """A run's ViT; the fields may resize it and leave out its heads, as with a file.
+    """Reads a run's ViT; the fields may resize it and leave out its heads, as for a file.
 
     Args:
         trained_size: of the run's images in pixels; None: the task's `image_size`.
@@ -41,7 +41,7 @@ def read_vit_run(
         "pre_logits": ("representation_size", None),
         "patch_head": ("patch_outputs", 0),
     }
-    dropped = dropped_prefixes(fields, heads)
+    dropped = find_dropped(fields, heads)
     params = {k: v for k, v in variables["params"].items() if k not in dropped}
     grid = None
     if "pos_embedding" in params:

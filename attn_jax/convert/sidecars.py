@@ -1,4 +1,4 @@
-"""What a checkpoint's folder tells beside its parameters: pixel statistics, class names."""
+"""Reads pixel statistics and class names from the files beside a checkpoint."""
 
 import math
 import shlex
@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from attn_jax.convert.description import Description, short
+from attn_jax.convert.description import Description, shorten
 from attn_jax.convert.formats import Format, detect_format
 from attn_jax.models.bert import Bert
 
-# (mean, standard deviation) of pixels in units of 0..1, one number per channel, or a single
-# one for all channels: a model is given (pixels / 255 - mean) / deviation.
+# (mean, standard deviation) of pixels in units of 0..1, one number per channel or one for all:
+# the input of the model is (pixels / 255 - mean) / deviation.
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 MINUS_ONE_TO_ONE: Statistics = ((0.5,), (0.5,))
 
 
 def pixel_statistics(path: epath.PathLike) -> Statistics | None:
-    """The (mean, deviation) by which a checkpoint's images are normalised; None: unknown.
+    """Returns (mean, deviation) of the images' normalization; None if unknown.
 
     Read from transformers' preprocessor_config.json, timm's `pretrained_cfg`, or a run's
     assets. Files of vision_transformer and big_vision were trained on [-1, 1].
@@ -29,10 +29,10 @@ def pixel_statistics(path: epath.PathLike) -> Statistics | None:
         path: as of `load_pretrained`.
 
     Returns:
-        Two tuples in units of 0..1, with a number per channel or a single one for all.
+        Two tuples in units of 0..1, with one number per channel or one for all.
 
     Raises:
-        ValueError: nothing that can be read; the numbers are no statistics of pixels.
+        ValueError: the checkpoint cannot be read; the numbers are no statistics of pixels.
     """
     found = detect_format(str(path))
     if found.family is Bert:
@@ -40,9 +40,9 @@ def pixel_statistics(path: epath.PathLike) -> Statistics | None:
     if found.kind == "npz":
         return MINUS_ONE_TO_ONE
     if found.kind == "hf":
-        return statistics_of_processor(found.place / "preprocessor_config.json")
+        return read_processor_statistics(found.place / "preprocessor_config.json")
     if found.kind == "run":
-        return statistics_of_run(found)
+        return read_run_statistics(found)
     assert found.description is not None, "timm's always has one"
     hub = found.description.section("pretrained_cfg")
     if "mean" not in hub or "std" not in hub:
@@ -51,7 +51,7 @@ def pixel_statistics(path: epath.PathLike) -> Statistics | None:
 
 
 def label_names(path: epath.PathLike) -> tuple[str, ...] | None:
-    """The names of a checkpoint's classes, in the order of the head; None: it has no names.
+    """Returns the names of a checkpoint's classes in the order of the head; None if unknown.
 
     Read from transformers' `id2label`, timm's `label_names`, or a run's assets.
 
@@ -59,17 +59,17 @@ def label_names(path: epath.PathLike) -> tuple[str, ...] | None:
         path: as of `load_pretrained`.
 
     Raises:
-        ValueError: nothing that can be read; the entry is no list of names.
+        ValueError: the checkpoint cannot be read; the entry is no list of names.
     """
     found = detect_format(str(path))
     described = found.description
     if described is None:
         return None
     if found.kind == "run":
-        described = assets_of_run(found)
+        described = open_run_assets(found)
         names: Any = described.get("labels") if described is not None else None
     elif found.kind == "hf":
-        names = names_of_ids(described)
+        names = read_id_names(described)
     else:
         hub = described.section("pretrained_cfg")
         names = described.get("label_names", hub.get("label_names"))
@@ -77,13 +77,13 @@ def label_names(path: epath.PathLike) -> tuple[str, ...] | None:
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(
-            f"{found.place}: {short(names)} are no class names. Correct the file."
+            f"{found.place}: {shorten(names)} are no class names. Correct the file."
         )
     return tuple(names)
 
 
-def names_of_ids(config: Description) -> list[str] | None:
-    """The names of `id2label`; None where they are the placeholders LABEL_0, LABEL_1, ..."""
+def read_id_names(config: Description) -> list[str] | None:
+    """Reads the names of `id2label`; None for the placeholders LABEL_0, LABEL_1, ..."""
     by_id = config.section("id2label")
     names: list[Any] = [by_id.get(str(i)) for i in range(len(by_id))]
     if not all(isinstance(name, str) for name in names):
@@ -95,8 +95,8 @@ def names_of_ids(config: Description) -> list[str] | None:
     return None if names == placeholders else names
 
 
-def statistics_of_processor(file: epath.Path) -> Statistics | None:
-    """The statistics of an image processor, of which each step may be off.
+def read_processor_statistics(file: epath.Path) -> Statistics | None:
+    """Reads the statistics of an image processor, whose steps may each be turned off.
 
     Source: transformers image_processing_utils_fast.py, `rescale_and_normalize`.
     """
@@ -109,7 +109,7 @@ def statistics_of_processor(file: epath.Path) -> Statistics | None:
     elif "rescale_factor" in described:
         factor = described.number("rescale_factor", factor)
         if factor == 0:
-            raise described.wrong("rescale_factor", factor, "above 0")
+            raise described.make_error("rescale_factor", factor, "above 0")
     mean: Any = [0.0]
     std: Any = [1.0]
     if described.flag("do_normalize", True):
@@ -122,8 +122,8 @@ def statistics_of_processor(file: epath.Path) -> Statistics | None:
     return tuple(m / scale for m in mean), tuple(s / scale for s in std)
 
 
-def statistics_of_run(found: Format) -> Statistics | None:
-    described = assets_of_run(found)
+def read_run_statistics(found: Format) -> Statistics | None:
+    described = open_run_assets(found)
     if described is None:
         return None
     if "mean" in described and "std" in described:
@@ -133,31 +133,31 @@ def statistics_of_run(found: Format) -> Statistics | None:
     bounds = described["value_range"]
     low, high = as_numbers(bounds, described.path, "value_range")[:2]
     if len(bounds) != 2 or not low < high:
-        raise described.wrong("value_range", bounds, "two increasing numbers")
+        raise described.make_error("value_range", bounds, "two increasing numbers")
     return (-low / (high - low),), (1 / (high - low),)
 
 
-def assets_of_run(found: Format) -> Description | None:
-    """What a run wrote of its images; None if it has none."""
+def open_run_assets(found: Format) -> Description | None:
+    """Opens the asset of a run that describes its images; None if it has none."""
     file = found.place / "assets" / "images.json"
     return Description(file) if file.exists() else None
 
 
 def as_statistics(mean: Any, std: Any, source: Any) -> Statistics:
-    """Two tuples of numbers.
+    """Converts mean and deviation to two tuples of numbers.
 
     Raises:
-        ValueError: they are no finite numbers; their lengths differ; a deviation is 0.
+        ValueError: a number is not finite; the lengths differ; a deviation is not above 0.
     """
     means, stds = as_numbers(mean, source, "mean"), as_numbers(std, source, "std")
     if len(means) != len(stds) and 1 not in (len(means), len(stds)):
         raise ValueError(
-            f"{source}: mean has {len(means)} numbers, std has {len(stds)}; one per channel "
-            "in both. Correct the file."
+            f"{source}: mean has {len(means)} numbers, std has {len(stds)}; both must have "
+            "one per channel. Correct the file."
         )
     if min(stds) <= 0:
         raise ValueError(
-            f"{source}: std={short(std)} must be above 0. Correct the file."
+            f"{source}: std={shorten(std)} must be above 0. Correct the file."
         )
     return means, stds
 
@@ -168,7 +168,7 @@ def as_numbers(values: Any, source: Any, name: str) -> tuple[float, ...]:
         type(number) in (int, float) and abs(number) < 1e6 for number in numbers
     ):
         raise ValueError(
-            f"{source}: {name}={short(values)} must be a finite number, or a list of one per "
+            f"{source}: {name}={shorten(values)} must be a finite number, or a list of one per "
             "channel. Correct the file."
         )
     return tuple(float(number) for number in numbers)
@@ -179,16 +179,16 @@ def explain_statistics(
     mean: float | Sequence[float],
     std: float | Sequence[float],
 ) -> str | None:
-    """What to set where a checkpoint's statistics are not a task's; None if they agree.
+    """Explains what to set if a task's statistics are not a checkpoint's; else None.
 
     Args:
-        theirs: from `pixel_statistics`; None agrees with all.
+        theirs: from `pixel_statistics`; None agrees with any.
         mean, std: of the task, in units of 0..1, one number or one per channel.
     """
     if theirs is None:
         return None
     ours = np.atleast_1d(mean), np.atleast_1d(std)
-    # Published statistics have three digits or more; 1e-4 is a fortieth of a grey level.
+    # Published statistics have three digits or more; 1e-4 is a fortieth of a gray level.
     if all(
         len(a) in (1, len(b)) or len(b) == 1 for a, b in zip(ours, theirs, strict=True)
     ) and all(
@@ -206,8 +206,8 @@ def explain_statistics(
         for name, numbers in zip(("mean", "std"), theirs, strict=True)
     ]
     return (
-        f"its images were normalised by mean {as_setting(theirs[0])} and std "
-        f"{as_setting(theirs[1])} of 0..1, the task's are by mean "
+        f"its images were normalized by mean {as_setting(theirs[0])} and std "
+        f"{as_setting(theirs[1])} in units of 0..1, the task's are by mean "
         f"{as_setting(ours[0].tolist())} and std {as_setting(ours[1].tolist())}; set "
         + " ".join(settings)
     )

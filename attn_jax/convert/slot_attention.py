@@ -1,4 +1,4 @@
-"""Models of the official Keras code (google-research, slot_attention) as ours."""
+"""Converts models of the official Keras code (google-research, slot_attention)."""
 
 import math
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ from attn_jax.models.slot_attention import (
     SlotAttentionClassifier,
 )
 
-# Arguments of the official constructors that the weights do not tell. Strides of the
-# encoder are constants there.
+# Arguments of the official constructors that the weights do not determine, and the encoder's
+# strides, which are constants there.
 SETTINGS = {
     "SlotAttention": {"num_slots", "num_iterations", "epsilon"},
     "SlotAttentionAutoEncoder": {
@@ -43,7 +43,7 @@ SETTINGS = {
     },
 }
 
-# Our names -> theirs, of matrices with a bias, without one, of norms, and of single arrays.
+# {our name: theirs} of matrices with and without a bias; names of norms and single arrays.
 SLOT_DENSE = {"mlp_1": "mlp/0", "mlp_2": "mlp/1"}
 SLOT_MATRICES = {"query": "q", "key": "k", "value": "v"}
 SLOT_NORMS = ("norm_inputs", "norm_slots", "norm_mlp")
@@ -59,7 +59,7 @@ SLOT_ARRAYS = (
 def from_keras(
     kind: str, config: Mapping[str, Any], weights: Mapping[str, np.ndarray]
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """(module, variables) of an official model; widths are read off the weights.
+    """Converts an official model to (module, variables); the weights determine widths.
 
     Args:
         kind: "SlotAttention", "SlotAttentionAutoEncoder" or "SlotAttentionClassifier".
@@ -71,8 +71,8 @@ def from_keras(
             or "encoder_cnn/0/bias"; transposed convolutions are [h, w, out, in].
 
     Raises:
-        ValueError: an unknown kind or setting; one table of the arrays that are missing,
-            unused or of another shape.
+        ValueError: the kind or a setting is unknown; arrays are missing, unused or of
+            another shape (one table of all).
     """
     if kind not in SETTINGS:
         raise ValueError(
@@ -84,7 +84,7 @@ def from_keras(
             f"{', '.join(sorted(SETTINGS[kind]))}. Leave it out."
         )
     if "num_slots" not in config:
-        raise ValueError(f"{kind} needs num_slots; the weights do not tell it.")
+        raise ValueError(f"{kind} needs num_slots, which the weights do not determine.")
     make = {
         "SlotAttention": make_slot_attention,
         "SlotAttentionAutoEncoder": make_autoencoder,
@@ -100,14 +100,16 @@ def from_keras(
         weights,
         f"the weights of {kind}",
         remedy=(
-            "give the arrays of one model as Keras holds them, named by their attributes "
-            "without a prefix, and the kind that they belong to"
+            "pass the arrays of one model in the layout of Keras, named by their attributes "
+            "without a prefix, and the kind of this model"
         ),
     )
     return module, {"params": params}
 
 
-Made = tuple[nn.Module, tuple[int, ...], dict[str, Entry]]  # the second: input shape
+Made = tuple[
+    nn.Module, tuple[int, ...], dict[str, Entry]
+]  # (module, input shape, names)
 
 
 def make_slot_attention(
@@ -183,7 +185,7 @@ def slot_fields(
     prefix: str,
     source: str,
 ) -> tuple[dict[str, Any], int]:
-    """(fields of `SlotAttention`, width of its inputs)."""
+    """Returns (fields of `SlotAttention`, width of its inputs)."""
     inputs, width = require_shape(weights, f"{prefix}k/kernel", 2, source)
     fields = {
         "num_slots": int(config["num_slots"]),
@@ -198,10 +200,10 @@ def slot_fields(
 def convolution_fields(
     part: str, weights: Mapping[str, np.ndarray], source: str
 ) -> dict[str, tuple[int, ...]]:
-    """Channels and kernel sizes of "encoder" or "decoder", from its kernels.
+    """Reads channels and kernel sizes of "encoder" or "decoder" from its kernels.
 
-    A kernel is [h, w, in, out], in the decoder [h, w, out, in]. The decoder's last layer is
-    RGB and the mask's logit, which are no field.
+    A kernel is [h, w, in, out], in the decoder [h, w, out, in]. The decoder's last layer
+    outputs RGB and the mask's logit, so its channels are no field.
     """
     shapes: list[tuple[int, ...]] = []
     while not shapes or f"{part}_cnn/{len(shapes)}/kernel" in weights:
@@ -256,7 +258,7 @@ def check_strides(part: str, fields: Mapping[str, Any]) -> None:
     if len(strides) != layers:
         raise ValueError(
             f"{part}_strides={strides}, but the weights have {layers} layers in the "
-            f"{part}; set config's {part}_strides to one number a layer."
+            f"{part}; set config's {part}_strides to one number per layer."
         )
 
 

@@ -1,6 +1,6 @@
-"""Labelled images in memory: the embedded digits, .npz archives, idx files (MNIST).
+"""Labeled images in memory: the embedded digits, .npz archives, idx files (MNIST).
 
-Each `open_*` returns {split: function that opens it}; `sources.load` chooses one.
+Each `open_*` returns {split: function that opens it}; `sources.open_split` chooses one.
 """
 
 import functools
@@ -21,7 +21,7 @@ from jaxtyping import Int64, Integer, UInt8
 from attn_jax.data import bounded
 from attn_jax.data.files import LeftOut
 
-NPZ_NAMES = {  # split: what may follow x_ and y_
+NPZ_NAMES = {  # {split: what may follow x_ and y_ in a key}
     "train": ("train",),
     "validation": ("validation", "val", "valid"),
     "test": ("test",),
@@ -58,8 +58,12 @@ class Arrays:
         return digest.hexdigest()[:16]
 
 
-def stratified(labels: np.ndarray, held: int) -> tuple[np.ndarray, np.ndarray]:
-    """(indices kept, indices held out), both with the class proportions of `labels`."""
+def split_stratified(labels: np.ndarray, held: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (indices kept, `held` indices held out), both with the class proportions.
+
+    Raises:
+        ValueError: a side would have too few examples of the classes.
+    """
     from sklearn.model_selection import train_test_split  # slow to import
 
     classes, counts = np.unique(labels, return_counts=True)
@@ -77,25 +81,29 @@ def stratified(labels: np.ndarray, held: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def open_digits() -> Mapping[str, Callable[[], Arrays]]:
-    """{split: opener} of scikit-learn's digits."""
+    """Returns {split: opener} of scikit-learn's digits."""
 
-    def opener(part: int) -> Callable[[], Arrays]:
+    def make_opener(part: int) -> Callable[[], Arrays]:
         def open_split() -> Arrays:
             from sklearn.datasets import load_digits  # slow to import
 
             pixels, labels = load_digits(return_X_y=True)
             pixels = np.round(pixels * 255 / 16)  # 0..16 in the original
-            grey = pixels.astype(np.uint8).reshape(-1, 8, 8, 1)
-            chosen = stratified(labels, 360)[part]
-            return Arrays(grey[chosen], labels[chosen], tuple("0123456789"))
+            gray = pixels.astype(np.uint8).reshape(-1, 8, 8, 1)
+            chosen = split_stratified(labels, 360)[part]
+            return Arrays(gray[chosen], labels[chosen], tuple("0123456789"))
 
         return open_split
 
-    return {"train": opener(0), "test": opener(1)}
+    return {"train": make_opener(0), "test": make_opener(1)}
 
 
 def open_npz(path: pathlib.Path) -> Mapping[str, Callable[[], Arrays]]:
-    """{split: opener} of the keys x_SPLIT, y_SPLIT."""
+    """Returns {split: opener} of the keys x_SPLIT, y_SPLIT.
+
+    Raises:
+        ValueError: the file is no .npz, or has keys of no split.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             files = {info.filename: info for info in archive.infolist()}
@@ -139,7 +147,9 @@ def _read_npz(
             raise ValueError(f"{path} lacks {key}; a split needs both {x} and {y}.")
     try:
         with zipfile.ZipFile(path) as archive:
-            pixels, labels = (_read_npy(archive, f"{key}.npy") for key in (x, y))
+            pixels, labels = (
+                bounded.read_npy(archive, files[f"{key}.npy"]) for key in (x, y)
+            )
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: cannot read {x}, {y}: {reason}") from error
@@ -159,39 +169,18 @@ def _read_npz(
     return Arrays(pixels.reshape(*pixels.shape[:3], -1), labels, left_out=left_out)
 
 
-def _read_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array of an .npz, once its header promises no more than the file holds."""
-    with archive.open(name) as file:
-        version = np.lib.format.read_magic(file)
-        header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if header is None:
-            raise ValueError(f"{name} has the format version {version}")
-        shape, _, dtype = header(file)
-        promised = math.prod(shape) * dtype.itemsize
-        stored = archive.getinfo(name).file_size - file.tell()
-        if not dtype.hasobject and promised != stored:
-            raise ValueError(
-                f"the header of {name} promises {promised:,} bytes, {stored:,} are there"
-            )
-    with archive.open(name) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
-
-
 def is_idx(name: str) -> bool:
     """Whether a file of this name is one of MNIST's four."""
     return IDX.fullmatch(name) is not None
 
 
 def open_idx(folder: pathlib.Path) -> Mapping[str, Callable[[], Arrays]]:
-    """{split: opener} of the idx files in `folder`; empty if it holds none."""
+    """Returns {split: opener} of the idx files in `folder`; empty if it holds none."""
 
     def open_split(paths: tuple[pathlib.Path, pathlib.Path]) -> Arrays:
         return Arrays(*_read_idx(*paths), left_out=beside)
 
-    found = _idx_files(folder)
+    found = _find_idx_files(folder)
     beside = tuple(
         (name, "beside the idx files")
         for name in sorted(path.name for path in folder.iterdir())
@@ -200,11 +189,13 @@ def open_idx(folder: pathlib.Path) -> Mapping[str, Callable[[], Arrays]]:
     return {split: functools.partial(open_split, found[split]) for split in found}
 
 
-def _idx_files(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, pathlib.Path]]:
-    """{split: (image file, label file)} of the idx files in `folder`.
+def _find_idx_files(
+    folder: pathlib.Path,
+) -> dict[str, tuple[pathlib.Path, pathlib.Path]]:
+    """Returns {split: (image file, label file)} of the idx files in `folder`.
 
     Raises:
-        ValueError: a split has images without labels or the reverse.
+        ValueError: a split has images without labels, or labels without images.
     """
     found: dict[str, dict[str, pathlib.Path]] = {}
     for path in sorted(folder.iterdir()):  # a plain file precedes its .gz
@@ -223,22 +214,26 @@ def _idx_files(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, pathlib.Pa
 def _read_idx(
     image_file: pathlib.Path, label_file: pathlib.Path
 ) -> tuple[UInt8[np.ndarray, "N H W 1"], Int64[np.ndarray, " N"]]:
-    """Images and labels of a pair of idx files, gzipped or not.
+    """Reads images and labels from a pair of idx files, gzipped or not.
 
     Raises:
-        ValueError: a file has another magic number, is cut short or too long, or the
-            two disagree in length.
+        ValueError: a file has another magic number, or another length than its header
+            says; there are not as many images as labels.
     """
-    pixels, labels = _idx_array(image_file, dims=3), _idx_array(label_file, dims=1)
+    pixels, labels = (
+        _read_idx_array(image_file, dims=3),
+        _read_idx_array(label_file, dims=1),
+    )
     if len(pixels) != len(labels) or not len(pixels):
         raise ValueError(
             f"{image_file} holds {len(pixels)} images, {label_file.name} {len(labels)} "
-            "labels; they must be as many, and not none. Fetch the pair again."
+            "labels; there must be one label for each image, and at least one. Fetch the "
+            "pair again."
         )
     return pixels[..., None], labels.astype(np.int64)
 
 
-def _idx_array(path: pathlib.Path, dims: int) -> np.ndarray:
+def _read_idx_array(path: pathlib.Path, dims: int) -> np.ndarray:
     head = 4 + 4 * dims
     packed = bounded.check_regular(path)
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:

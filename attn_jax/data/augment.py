@@ -1,8 +1,8 @@
 """RandAugment as big_vision applies it, and random erasing, in NumPy and Pillow.
 
-The 16 operations give the same bytes as TensorFlow, oddities included, because recipes
+The 16 operations give the same bytes as TensorFlow's, oddities included, because recipes
 were tuned with them (timm's RandAugment differs). An operation never changes its input,
-but may return it. A grey image is treated as one channel of a colour image.
+but may return it. A gray image is treated as one channel of a color image.
 Axes: H height, W width, C channels (1 or 3).
 
 Source: Cubuk 2020; big_vision, pp/archive/autoaugment.py; golden arrays of TF 2.21.
@@ -26,22 +26,22 @@ def randaugment(
     magnitude: float,
     rng: np.random.Generator,
 ) -> Pixels:
-    """`layers` operations in turn, each drawn uniformly from `OPERATIONS` and applied.
+    """Applies `layers` operations in turn, each drawn uniformly from `OPERATIONS`.
 
     Args:
         layers: number of operations; 0 returns the image.
-        magnitude: strength of all of them, 10 being the paper's full scale; AugReg goes
-            to 20. At 0 most operations still do something: Invert knows no strength,
+        magnitude: strength of all operations, 10 being the paper's full scale; AugReg goes
+            to 20. At 0 most operations still change the image: Invert has no strength,
             Brightness keeps a tenth.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: `layers` or `magnitude` is negative.
 
     Source: big_vision, pp/archive/autoaugment.py `distort_image_with_randaugment`.
     """
     if layers < 0 or magnitude < 0:
         raise ValueError(f"{layers=} and {magnitude=} must be 0 or more.")
-    image = np.ascontiguousarray(image)  # a mirrored view would slow each operation
+    image = np.ascontiguousarray(image)  # operations are slower on a mirrored view
     operations = list(OPERATIONS.values())
     for index in rng.integers(len(operations), size=layers):
         image = operations[index](image, magnitude / 10, rng)
@@ -55,13 +55,13 @@ def random_erase(
     area: tuple[float, float] = (0.02, 1 / 3),
     ratio: tuple[float, float] = (0.3, 1 / 0.3),
 ) -> Pixels:
-    """With `probability`, a window of random area and aspect becomes noise.
+    """Replaces a window of random area and aspect by noise, with `probability`.
 
     Every value is uniform in 0..255, the best of the paper's four fillings. If 10 windows
-    in a row do not fit, the image stays as it is.
+    in a row do not fit, the image is returned unchanged.
 
     Args:
-        area: range of the window's share of the image; timm's (the paper: up to 0.4).
+        area: range of the window's share of the image; as in timm (the paper goes to 0.4).
         ratio: range of height / width, drawn log-uniformly.
 
     Raises:
@@ -88,7 +88,7 @@ def random_erase(
     return image
 
 
-# --- one value to one value -----------------------------------------------------------
+# --- operations on single values ------------------------------------------------------
 
 
 def invert(image: Pixels) -> Pixels:
@@ -97,41 +97,41 @@ def invert(image: Pixels) -> Pixels:
 
 
 def posterize(image: Pixels, bits: int) -> Pixels:
-    """The upper `bits` bits of each value; never less than 1 bit, as in TensorFlow."""
+    """Keeps the upper `bits` bits of each value, but at least 1, as TensorFlow does."""
     shift = min(max(8 - bits, 0), 7)
     return image & np.uint8(256 - (1 << shift))
 
 
 def solarize(image: Pixels, threshold: int) -> Pixels:
-    """Values from `threshold` on are inverted."""
+    """Inverts values from `threshold` on."""
     values = np.arange(256)
     return _look_up(np.where(values < threshold, values, 255 - values), image)
 
 
 def solarize_add(image: Pixels, addition: int) -> Pixels:
-    """`addition` is added to values below 128, up to 255."""
+    """Adds `addition` to values below 128; the result is at most 255."""
     values = np.arange(256)
     added = np.clip(values + addition, 0, 255)
     return _look_up(np.where(values < 128, added, values), image)
 
 
 def brightness(image: Pixels, factor: float) -> Pixels:
-    """0 is black, 1 the image, more is brighter."""
+    """Scales brightness: factor 0 is black, 1 the image, more is brighter."""
     return _look_up(_blend(np.zeros(256, np.uint8), _VALUES, factor), image)
 
 
 def contrast(image: Pixels, factor: float) -> Pixels:
-    """0 is a flat grey, 1 the image, more is starker.
+    """Scales contrast: factor 0 is a flat gray, 1 the image, more is stronger.
 
-    The grey is H * W / 256, at most 255 (196 for 224 x 224 pixels): the original divides
-    the sum of a histogram's counts by 256, where the mean intensity was meant.
+    The gray is H * W / 256, at most 255 (196 for 224 x 224 pixels): the original divides
+    the sum of a histogram's counts by 256 instead of taking the mean intensity.
     """
-    grey = min(image.shape[0] * image.shape[1] // 256, 255)
-    return _look_up(_blend(np.full(256, grey, np.uint8), _VALUES, factor), image)
+    gray = min(image.shape[0] * image.shape[1] // 256, 255)
+    return _look_up(_blend(np.full(256, gray, np.uint8), _VALUES, factor), image)
 
 
 def autocontrast(image: Pixels) -> Pixels:
-    """Each channel stretched linearly to 0..255; a flat one stays."""
+    """Stretches each channel linearly to 0..255; a flat channel stays."""
     tables = []
     for c in range(image.shape[2]):
         low, high = np.float32(image[:, :, c].min()), np.float32(image[:, :, c].max())
@@ -141,15 +141,15 @@ def autocontrast(image: Pixels) -> Pixels:
             tables.append(np.clip(stretched, 0, 255).astype(np.uint8))
         else:
             tables.append(_VALUES)
-    return _look_up_each(tables, _pillow(image), image.shape)
+    return _look_up_each(tables, _to_pillow(image), image.shape)
 
 
 def equalize(image: Pixels) -> Pixels:
-    """Each channel's values respaced so that its histogram becomes flat.
+    """Equalizes the histogram of each channel.
 
     A channel stays if fewer than 255 of its pixels are below its highest value.
     """
-    pixels = _pillow(image)  # counts faster than np.bincount, which needs 64-bit values
+    pixels = _to_pillow(image)  # faster than np.bincount, which needs 64-bit values
     tables = []
     for counts in np.reshape(pixels.histogram(), (-1, 256)):
         below = np.cumsum(counts) - counts  # pixels of a lower value
@@ -166,38 +166,38 @@ def _look_up(table: np.ndarray, image: np.ndarray) -> np.ndarray:
 def _look_up_each(
     tables: list[np.ndarray], pixels: Image.Image, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """One table per channel, in one call of Pillow."""
+    """Applies a table to each channel, in one call of Pillow."""
     return np.asarray(pixels.point(np.concatenate(tables).tobytes())).reshape(shape)
 
 
-def _pillow(image: np.ndarray) -> Image.Image:
+def _to_pillow(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image if image.shape[2] > 1 else image[:, :, 0])
 
 
 _VALUES = np.arange(256, dtype=np.uint8)
 
 
-# --- a blend with another image -------------------------------------------------------
+# --- blends with another image --------------------------------------------------------
 
 
 def color(image: Pixels, factor: float) -> Pixels:
-    """0 is grey, 1 the image, more is more colourful; a grey image stays."""
+    """Scales saturation: factor 0 is gray, 1 the image; a gray image stays."""
     if image.shape[2] == 1:
         return image
-    # Channel by channel: a broadcast over a last axis of 3 takes three times as long.
+    # Channel by channel: broadcasting over a last axis of 3 takes three times as long.
     unit = [image[:, :, c] * np.float32(1 / 255) for c in range(3)]
-    grey = unit[0] * np.float32(0.2989) + unit[1] * np.float32(0.587)
-    grey += unit[2] * np.float32(0.114)
-    grey *= np.float32(255.5)  # TensorFlow's way back from 0..1 to uint8
-    grey = grey.astype(np.uint8)
+    gray = unit[0] * np.float32(0.2989) + unit[1] * np.float32(0.587)
+    gray += unit[2] * np.float32(0.114)
+    gray *= np.float32(255.5)  # as TensorFlow converts from 0..1 to uint8
+    gray = gray.astype(np.uint8)
     out = np.empty_like(image)
     for c in range(3):
-        out[:, :, c] = _blend(grey, image[:, :, c], factor)
+        out[:, :, c] = _blend(gray, image[:, :, c], factor)
     return out
 
 
 def sharpness(image: Pixels, factor: float) -> Pixels:
-    """0 is smoothed, 1 the image, more is sharper; the outermost pixels stay."""
+    """Scales sharpness: factor 0 is smoothed, 1 the image; the outermost pixels stay."""
     smooth = image.copy()
     smooth[1:-1, 1:-1] = _smooth(image)
     return _blend(smooth, image, factor)
@@ -206,18 +206,19 @@ def sharpness(image: Pixels, factor: float) -> Pixels:
 def _smooth(
     image: Pixels,
 ) -> UInt8[np.ndarray, "h w C"]:
-    """trunc(sum of 3 x 3 values with weight 1, the middle 5, over 13), borders cut off.
+    """Averages windows of 3 x 3 values, the middle with weight 5, truncated to uint8.
 
-    The original sums float32 products with one rounding per tap (a fused multiply-add).
-    This equals the integer quotient unless the sum is a multiple of 13, where it may come
-    out just below. Only those pixels are computed as in the original; for flat windows
-    (possibly the whole image, once it holds `FILL`) a table has the results.
+    The result lacks the border. The original sums float32 products with one rounding per
+    tap (a fused multiply-add). This equals the integer quotient, unless the sum is a
+    multiple of 13: then it may be slightly less. Only those pixels are computed as in the
+    original; a table has the results for flat windows (possibly the whole image, once it
+    holds `FILL`).
     """
     wide = image.astype(np.uint16)
     total = _over_window(np.add, wide)
     total += 4 * wide[1:-1, 1:-1]
     quotient = total // np.uint16(13)
-    smooth = quotient.astype(np.uint8, order="C")  # written to through a flat view
+    smooth = quotient.astype(np.uint8, order="C")  # for the flat view below
 
     flat = _over_window(np.maximum, image) == _over_window(np.minimum, image)
     if flat.any():
@@ -237,7 +238,7 @@ def _smooth(
 
 
 def _over_window(function: np.ufunc, image: np.ndarray) -> np.ndarray:
-    """`function` over each 3 x 3 window, [H - 2, W - 2, C]."""
+    """Reduces each 3 x 3 window by `function`, to [H - 2, W - 2, C]."""
     rows = function(image[:-2], image[1:-1])
     function(rows, image[2:], out=rows)
     window = function(rows[:, :-2], rows[:, 1:-1])
@@ -248,7 +249,7 @@ def _fused_mean(taps: list[np.ndarray]) -> np.ndarray:
     total = np.zeros(taps[0].shape, np.float32)
     for number, values in enumerate(taps):
         weight = np.float32(5 if number == 4 else 1) / np.float32(13)
-        # Exact in float64 (8 + 24 bits, aligned), so rounded once, as a fused one is.
+        # Exact in float64 (8 + 24 bits, aligned), so only the assignment below rounds.
         exact = values * np.float64(weight)
         exact += total
         total[:] = exact
@@ -256,7 +257,7 @@ def _fused_mean(taps: list[np.ndarray]) -> np.ndarray:
 
 
 def _blend(low: np.ndarray, high: np.ndarray, factor: float) -> np.ndarray:
-    """low + factor * (high - low) in float32, clipped to 0..255 and truncated."""
+    """Returns low + factor * (high - low) in float32, clipped to 0..255 and truncated."""
     if factor == 1:
         return high
     base = low.astype(np.float32)
@@ -266,14 +267,14 @@ def _blend(low: np.ndarray, high: np.ndarray, factor: float) -> np.ndarray:
     return np.clip(mixed, 0, 255, out=mixed).astype(np.uint8)
 
 
-_SMOOTH_FLAT = _fused_mean([_VALUES] * 9)  # what a flat window's value becomes
+_SMOOTH_FLAT = _fused_mean([_VALUES] * 9)  # {value of a flat window: result}
 
 
-# --- pixels moved ---------------------------------------------------------------------
+# --- moves of pixels ------------------------------------------------------------------
 
 
 def rotate(image: Pixels, degrees: float) -> Pixels:
-    """Counter-clockwise about the centre, nearest pixel."""
+    """Rotates counterclockwise about the center, by nearest pixel."""
     angle = np.float32(math.radians(degrees))
     cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
     bottom, right = np.float32(image.shape[0] - 1), np.float32(image.shape[1] - 1)
@@ -283,12 +284,12 @@ def rotate(image: Pixels, degrees: float) -> Pixels:
 
 
 def shear_x(image: Pixels, level: float) -> Pixels:
-    """Row y moves left by level * y pixels."""
+    """Moves row y to the left by level * y pixels."""
     return _move(image, (1, level, 0, 0, 1, 0))
 
 
 def shear_y(image: Pixels, level: float) -> Pixels:
-    """Column x moves up by level * x pixels."""
+    """Moves column x up by level * x pixels."""
     return _move(image, (1, 0, 0, level, 1, 0))
 
 
@@ -303,7 +304,7 @@ def translate_y(image: Pixels, pixels: float) -> Pixels:
 
 
 def cutout(image: Pixels, row: int, column: int, pad: int) -> Pixels:
-    """A square of side 2 * `pad` around (row, column), cut at the border, is filled."""
+    """Fills a square of side 2 * `pad` around (row, column), cut at the border."""
     out = image.copy()
     out[max(row - pad, 0) : row + pad, max(column - pad, 0) : column + pad] = FILL
     return out
@@ -313,12 +314,12 @@ def _move(image: np.ndarray, transform: tuple[float, ...]) -> np.ndarray:
     height, width, channels = image.shape
     outside = np.full((1, channels), FILL, np.uint8)
     pixels = np.concatenate([image.reshape(-1, channels), outside])
-    return pixels.take(_places(height, width, transform), axis=0)
+    return pixels.take(_find_sources(height, width, transform), axis=0)
 
 
-@functools.lru_cache(maxsize=16)  # one recipe needs 10: five operations, two signs
-def _places(height: int, width: int, transform: tuple[float, ...]) -> np.ndarray:
-    """[H, W]: the source of each pixel among the H * W; H * W itself is outside.
+@functools.lru_cache(maxsize=16)  # a recipe needs 10: five operations, two signs
+def _find_sources(height: int, width: int, transform: tuple[float, ...]) -> np.ndarray:
+    """Returns [H, W]: the index of each pixel's source; H * W means outside.
 
     Pixel (x, y) comes from (a x + b y + c, d x + e y + f), computed in float32 and
     rounded half away from zero, as in TensorFlow's ImageProjectiveTransform.
@@ -326,23 +327,23 @@ def _places(height: int, width: int, transform: tuple[float, ...]) -> np.ndarray
     a, b, c, d, e, f = (np.float32(number) for number in transform)
     x = np.arange(width, dtype=np.float32)[None, :]
     y = np.arange(height, dtype=np.float32)[:, None]
-    column = _rounded(a * x + b * y + c)
-    row = _rounded(d * x + e * y + f)
+    column = _round(a * x + b * y + c)
+    row = _round(d * x + e * y + f)
     inside = (0 <= column) & (column < width) & (0 <= row) & (row < height)
-    places = np.where(inside, row * width + column, height * width)
-    places.flags.writeable = False  # shared by the cache
-    return places
+    sources = np.where(inside, row * width + column, height * width)
+    sources.flags.writeable = False  # shared by the cache
+    return sources
 
 
-def _rounded(x: np.ndarray) -> np.ndarray:
+def _round(x: np.ndarray) -> np.ndarray:
     whole = np.trunc(x)
     return (whole + np.sign(x) * (np.abs(x - whole) >= 0.5)).astype(np.intp)
 
 
-# --- strength to argument -------------------------------------------------------------
+# --- the argument of each operation, from its strength --------------------------------
 
 
-def _signed(value: float, rng: np.random.Generator) -> float:
+def _draw_sign(value: float, rng: np.random.Generator) -> float:
     return value if rng.random() < 0.5 else -value
 
 
@@ -358,7 +359,7 @@ OPERATIONS: dict[str, Operation] = {
     "AutoContrast": lambda image, level, rng: autocontrast(image),
     "Equalize": lambda image, level, rng: equalize(image),
     "Invert": lambda image, level, rng: invert(image),
-    "Rotate": lambda image, level, rng: rotate(image, _signed(level * 30, rng)),
+    "Rotate": lambda image, level, rng: rotate(image, _draw_sign(level * 30, rng)),
     "Posterize": lambda image, level, rng: posterize(image, int(level * 4)),
     # A threshold of 256 wraps to 0 in TensorFlow: at magnitude 10 all is inverted.
     "Solarize": lambda image, level, rng: solarize(image, int(level * 256) % 256),
@@ -367,13 +368,13 @@ OPERATIONS: dict[str, Operation] = {
     "Contrast": lambda image, level, rng: contrast(image, level * 1.8 + 0.1),
     "Brightness": lambda image, level, rng: brightness(image, level * 1.8 + 0.1),
     "Sharpness": lambda image, level, rng: sharpness(image, level * 1.8 + 0.1),
-    "ShearX": lambda image, level, rng: shear_x(image, _signed(level * 0.3, rng)),
-    "ShearY": lambda image, level, rng: shear_y(image, _signed(level * 0.3, rng)),
+    "ShearX": lambda image, level, rng: shear_x(image, _draw_sign(level * 0.3, rng)),
+    "ShearY": lambda image, level, rng: shear_y(image, _draw_sign(level * 0.3, rng)),
     "TranslateX": lambda image, level, rng: translate_x(
-        image, _signed(level * 100, rng)
+        image, _draw_sign(level * 100, rng)
     ),
     "TranslateY": lambda image, level, rng: translate_y(
-        image, _signed(level * 100, rng)
+        image, _draw_sign(level * 100, rng)
     ),
     "Cutout": lambda image, level, rng: _cutout(image, int(level * 40), rng),
 }

@@ -11,20 +11,20 @@ from attn_jax.data.sources import Source
 from attn_jax.data.views import read_labels
 
 
-class LabelledBags:
-    """Bags drawn from labelled records: is one of the given label among them?
+class LabeledBags:
+    """Bags drawn from labeled records; the label tells whether one has the target label.
 
-    The size of a bag is N(mean, std) rounded and clipped to [1, `max_size`]. Every
-    other bag (odd numbers) is positive: as drawn from all records, given that the
-    target appears; the rest from records without it. No record is twice in a bag. Bag i
-    is a pure function of (`seed`, i) and the records.
+    The size of a bag is drawn from N(mean, std), rounded, and clipped to [1, `max_size`].
+    Odd-numbered bags are positive: drawn from all records, until the target appears. Even
+    ones are drawn from the records of other labels. A bag holds no record twice. Bag i is a
+    pure function of (`seed`, i) and the records.
 
     A record holds `instances` (a list of the source's records), `label` (1 or 0) and
     `name`.
 
     Raises:
-        ValueError: sizes that make no sense, no record of the target label, or too few
-            records for a bag.
+        ValueError: a size is out of range; no record has the target label; there are too
+            few records for a bag.
 
     Source: Ilse et al. 2018 section 4.2 (MNIST-bags), whose sizes are N(10, 2).
     """
@@ -67,13 +67,13 @@ class LabelledBags:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {
-            "instances": [self.source[int(i)] for i in self.members(index)],
+            "instances": [self.source[int(i)] for i in self.draw_members(index)],
             "label": index % 2,
             "name": f"{self.name} {index}",
         }
 
-    def members(self, index: int) -> Integer[np.ndarray, " n"]:
-        """Which records of the source are in the bag."""
+    def draw_members(self, index: int) -> Integer[np.ndarray, " n"]:
+        """Draws the indices of the records in a bag."""
         rng = np.random.default_rng((self.seed, int(index)))
         size = round(rng.normal(self.mean_size, self.std_size))
         size = min(max(size, 1), self.max_size)
@@ -97,18 +97,21 @@ class LabelledBags:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def padded(
+def pad_bag(
     instances: Sequence[Shaped[np.ndarray, "..."]], max_size: int, *, name: str
 ) -> tuple[Shaped[np.ndarray, "K ..."], Bool[np.ndarray, " K"]]:
-    """(instances stacked and filled up with zeros to K = `max_size`, which are real).
+    """Returns (instances stacked and padded by zeros to K = `max_size`, mask of real ones).
+
+    Args:
+        name: of the bag in error messages.
 
     Raises:
-        ValueError: the bag is empty or holds more than `max_size`; `name` says which.
+        ValueError: the bag is empty, or holds more than `max_size` instances.
     """
     if not 1 <= len(instances) <= max_size:
         raise ValueError(
             f"{name} holds {len(instances)} instances; a bag has 1 to {max_size}. "
-            "Leave out empty bags, and set config.task.max_size to the largest."
+            "Leave out empty bags, and set config.task.max_size to the size of the largest."
         )
     first = np.asarray(instances[0])
     stacked = np.zeros((max_size, *first.shape), first.dtype)
@@ -119,7 +122,7 @@ def padded(
 def area_under_roc(
     labels: Integer[np.ndarray, " N"], scores: Num[np.ndarray, " N"]
 ) -> float:
-    """The chance that a positive outscores a negative, ties half; nan if one lacks."""
+    """Returns the area under the ROC curve; nan unless both labels occur."""
     from sklearn.metrics import roc_auc_score  # slow to import
 
     if len(np.unique(labels)) < 2:

@@ -1,8 +1,8 @@
-"""Sets of TensorFlow Datasets, read from prepared files without TensorFlow.
+"""Reads prepared TensorFlow Datasets without TensorFlow.
 
-Nothing is downloaded or prepared here, since every process of a run opens the source.
-Preparing is a command that is run once. Many sets of the catalogue need TensorFlow for it
-(they encode images with it); none needs it for reading.
+Nothing is downloaded or prepared here, since every process of a run opens the source: the
+user prepares a set once, by a command. Preparing needs TensorFlow for the many sets that
+encode images with it; reading never does.
 """
 
 import functools
@@ -18,13 +18,13 @@ NAME = re.compile(r"\w{1,100}(/[\w.-]{1,100})?(:[\w.*]{1,40})?")
 
 
 def open_prepared(address: str) -> Mapping[str, Callable[[], "CatalogueImages"]]:
-    """{split: opener} of "NAME[/CONFIG][:VERSION][@DATA_DIR]".
+    """Returns {split: opener} of "NAME[/CONFIG][:VERSION][@DATA_DIR]".
 
-    Without DATA_DIR the set is looked for in $TFDS_DATA_DIR, else where
-    tensorflow-datasets keeps its data (~/tensorflow_datasets).
+    DATA_DIR is $TFDS_DATA_DIR by default, or else the default of tensorflow-datasets
+    (~/tensorflow_datasets).
 
     Raises:
-        ValueError: the set is not prepared in a format of random access, or its records
+        ValueError: the set is not prepared in a format with random access, or its records
             have no image or no label.
     """
     name, _, data_dir = address.partition("@")
@@ -55,7 +55,7 @@ def open_prepared(address: str) -> Mapping[str, Callable[[], "CatalogueImages"]]
         if feature not in builder.info.features:
             raise ValueError(
                 f"tfds:{name} has no feature {feature!r}; it has: "
-                f"{', '.join(builder.info.features)}. Use a set of labelled images."
+                f"{', '.join(builder.info.features)}. Use a set of labeled images."
             )
     return {
         {"val": "validation"}.get(split, split): functools.partial(

@@ -1,6 +1,6 @@
-"""Plain text as documents of sentences: embedded documentation, or files of one's own.
+"""Reads plain text as documents of sentences: embedded documentation, or the user's files.
 
-A document is what next-sentence pairs are drawn from, and what is held out whole.
+Next-sentence pairs are drawn within a document, and documents are held out whole.
 """
 
 import hashlib
@@ -12,17 +12,17 @@ from typing import NamedTuple
 
 from etils import epath
 
-from attn_jax.data import prose, stdlib
+from attn_jax.data import bounded, prose, stdlib
 
 HELD_OUT = 0.1  # share of the documents
-MAX_LINE = 1_000_000  # bytes: one line is held in memory and tokenized whole
-MEMORY_FACTOR = 20  # bytes of memory a byte of text; 16 were measured (3.4 MB)
-# Two for training and two held out: a pair may need another document.
+MAX_LINE = 1_000_000  # bytes: a line is held in memory and tokenized as a whole
+MEMORY_FACTOR = 20  # bytes of memory per byte of text; 16 were measured (3.4 MB)
+# Two for training and two held out, since a pair may need another document.
 LEAST_DOCUMENTS = 4
 
 
 class Document(NamedTuple):
-    key: str  # decides whether it is held out
+    key: str  # decides whether the document is held out
     sentences: tuple[str, ...]
 
 
@@ -34,7 +34,7 @@ class Documents(NamedTuple):
 
 
 def read_documents(data: str, version: int = 2) -> Documents:
-    """The documents of a corpus. Neither they nor their order depend on a file's name.
+    """Reads the documents of a corpus; they and their order do not depend on file names.
 
     Args:
         data: one of
@@ -43,19 +43,19 @@ def read_documents(data: str, version: int = 2) -> Documents:
                 library's docstrings (each module a document). Both are read as source
                 text; no module is imported.
             "FILE": UTF-8 text with one sentence a line and a blank line between
-                documents, taken as it is (the format of google-research/bert).
-            "DIR": each *.txt in it, at any depth, is a document of UTF-8 prose, cut by
+                documents, used as it is (the format of google-research/bert).
+            "DIR": each *.txt in it, at any depth, is a document of UTF-8 prose, split by
                 `prose.split_sentences`. Hidden files, links to folders and other suffixes are
                 left out.
-        version: of the rules for files and folders. 1 is that of runs before
-            `config.task.corpus_version` existed: documents are split by the file's
-            name, and folders are read in the order of names and not below the top.
+        version: of the rules for files and folders. Version 1 is that of runs before
+            `config.task.corpus_version` existed: the file's name decides which documents
+            are held out, and only the top folder is read, in the order of names.
 
     Raises:
-        ValueError: nothing there; a file that is not regular, has no text, is not UTF-8,
-            or holds a NUL or a line above `MAX_LINE` bytes, with the byte where that
-            shows; text too large for this machine's memory; fewer than four different
-            documents; a Python without docstrings.
+        ValueError: the path does not exist; a file is not regular, has no text, is not
+            UTF-8, or holds a NUL or a line above `MAX_LINE` bytes (the message has the
+            byte); the text is too large for this machine's memory; there are fewer than
+            four different documents; this Python has no docstrings.
     """
     path = pathlib.Path(data).expanduser()
     left_out: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ def read_documents(data: str, version: int = 2) -> Documents:
             Document(*d) for d in stdlib.read_stdlib(sysconfig.get_path("stdlib"))
         ]
     elif not data or not path.exists():
-        where = "" if path.is_absolute() else f" (a relative path: {path.absolute()})"
+        where = "" if path.is_absolute() else f" (relative to {pathlib.Path.cwd()})"
         raise ValueError(
             f"{data!r} does not exist{where if data else ''}. Set config.task.data to "
             "'stdlib', to a text file (a sentence a line, a blank line between "
@@ -78,7 +78,7 @@ def read_documents(data: str, version: int = 2) -> Documents:
     if different < LEAST_DOCUMENTS:
         raise ValueError(
             f"{data!r} holds {different} different document(s)"
-            + (f" ({len(left_out)} left out: {_shorten(left_out)})" if left_out else "")
+            + (f" (left out: {bounded.join_names(left_out, 5)})" if left_out else "")
             + f"; {LEAST_DOCUMENTS} are the least, since some are held out and pairs "
             "need two. In one file, a blank line separates documents; in a folder, "
             "each *.txt is one."
@@ -86,20 +86,20 @@ def read_documents(data: str, version: int = 2) -> Documents:
     return Documents(documents, left_out)
 
 
-def held_out(keys: Sequence[str]) -> set[str]:
-    """A tenth of the different keys, two at least: those of the smallest SHA-256."""
+def choose_held_out(keys: Sequence[str]) -> set[str]:
+    """Chooses a tenth of the different keys, at least two: those of the least SHA-256."""
     ranked = sorted(set(keys), key=lambda key: hashlib.sha256(key.encode()).digest())
     return set(ranked[: max(2, round(HELD_OUT * len(ranked)))])
 
 
 def read_text(path: pathlib.Path | epath.Path, max_bytes: int | None = None) -> str:
-    """The text of a UTF-8 file with "\n" line ends, read line by line.
+    """Reads a UTF-8 file line by line; its lines end in "\n".
 
     Raises:
-        ValueError: see `read_documents`; or the file has more than `max_bytes`.
+        ValueError: as `read_documents`; the file has more than `max_bytes`.
     """
     if not path.is_file():  # a FIFO or a device may never end
-        raise ValueError(f"{path} is no regular file; give a file of UTF-8 text.")
+        raise ValueError(f"{path} is no regular file. Give a file of UTF-8 text.")
     lines, start = [], 0
     with path.open("rb") as file:
         while line := file.readline(MAX_LINE + 1):
@@ -157,8 +157,8 @@ def _read_folder(
         if not sentences:
             raise ValueError(
                 f"{file}: no sentence of three words from byte 0 to its end. Remove "
-                "the file, or give one file with a sentence a line, which is taken as "
-                "it is."
+                "the file, or give one file with a sentence per line, which is used as it "
+                "is."
             )
         key = file.name if version == 1 else _content_key(sentences)
         documents.append(Document(key, sentences))
@@ -174,8 +174,10 @@ def _content_key(sentences: Sequence[str]) -> str:
 def _find_text_files(
     root: pathlib.Path,
 ) -> tuple[list[pathlib.Path], tuple[str, ...]]:
-    """The *.txt below `root` by name, and what else is there; links are not followed
-    into folders, so that no loop is walked."""
+    """Finds the *.txt below `root`, sorted, and the names of what else is there.
+
+    Links to folders are not followed, so there are no loops.
+    """
     files, left_out, pending = [], [], [root]
     while pending:
         folder = pending.pop()
@@ -196,12 +198,8 @@ def _find_text_files(
     return sorted(files), tuple(sorted(shown))
 
 
-def _shorten(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
 def _check_memory(files: Sequence[pathlib.Path]) -> None:
-    """Raises ValueError where tokenizing these would fill this machine's memory."""
+    """Raises ValueError if tokenizing these files would fill this machine's memory."""
     size = sum(file.stat().st_size for file in files if file.is_file())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size * MEMORY_FACTOR > memory:

@@ -1,4 +1,4 @@
-"""Encoded images to pixels, by Pillow, on the host.
+"""Decodes images to pixels, by Pillow, on the host.
 
 Axes: H height, W width, C channels.
 """
@@ -13,9 +13,9 @@ from attn_jax.data import bounded
 
 # Only these: Pillow would start Ghostscript for a PostScript file, whatever its name.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
-MAX_PIXELS = 89_478_485  # Pillow's own limit, of which it only warns
+MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it only warns
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
 def decode(
@@ -24,29 +24,30 @@ def decode(
     *,
     name: str = "",
     exif_rotation: bool = True,
-    background: Colour | None = None,
+    background: Color | None = None,
 ) -> UInt8[np.ndarray, "H W C"]:
-    """The pixels of an encoded image, or of an array, with 1 or 3 channels.
+    """Decodes an image, or converts an array, to pixels of 1 or 3 channels.
 
-    Pillow's conversions apply: luma is .299 R + .587 G + .114 B, CMYK and palettes are
-    converted to RGB first. Of an animation, the first frame is read. 16-bit values keep
-    their high byte, values of a 12-bit TIFF their 8 highest bits.
+    Pillow's conversions apply: luma is .299 R + .587 G + .114 B; CMYK and palettes are
+    converted to RGB first. Only the first frame of an animation is read. 16-bit values
+    keep their high byte, values of a 12-bit TIFF their 8 highest bits.
 
     Args:
         data: a file's content, or uint8 [H, W] or [H, W, 1 | 3].
-        channels: 1 (grey) or 3 (RGB).
-        name: what the error message calls the image, such as its path.
+        channels: 1 (gray) or 3 (RGB).
+        name: of the image in error messages, such as its path.
         exif_rotation: turn the image as its EXIF orientation says. (TensorFlow does not.
             Pillow always turns TIFF files.)
-        background: RGB colour, 0..255, on which transparent pixels are blended; None
-            drops the alpha channel, so that they keep the colour that they hide.
+        background: RGB color, 0..255, on which transparent pixels are blended; None
+            drops the alpha channel, so their hidden color shows.
 
     Raises:
-        ValueError: `channels` is neither; the bytes are no image of `FORMATS`, are cut
-            short or promise more than `MAX_PIXELS`; the array has another dtype or shape.
+        ValueError: `channels` is neither 1 nor 3; the bytes are no image of `FORMATS`, are
+            cut short, or promise more than `MAX_PIXELS`; the array has another dtype or
+            shape.
     """
     if channels not in (1, 3):
-        raise ValueError(f"{channels=} must be 1 (grey) or 3 (RGB).")
+        raise ValueError(f"{channels=} must be 1 (gray) or 3 (RGB).")
     if isinstance(data, np.ndarray):
         return _convert_array(data, channels, name)
     try:
@@ -59,12 +60,12 @@ def decode(
         reason, cause = str(error).partition("\n")[0] or type(error).__name__, error
     raise ValueError(
         f"{bounded.printable(name or 'this image')} ({len(data)} bytes) cannot be decoded: {reason}. "
-        "Replace or remove it, or set config.task.corrupt='skip' to leave such out."
+        "Replace or remove it, or set config.task.corrupt='skip' to leave out such images."
     ) from cause
 
 
 def _to_pixels(
-    image: Image.Image, channels: int, exif_rotation: bool, background: Colour | None
+    image: Image.Image, channels: int, exif_rotation: bool, background: Color | None
 ) -> np.ndarray:
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(
@@ -76,7 +77,7 @@ def _to_pixels(
     if image.mode == "I" and image.format == "TIFF":
         raise ValueError("its pixels are 32-bit integers, whose range is unknown")
     image.load()
-    bits = bits_of(image)
+    bits = count_bits(image)
     if exif_rotation:
         image = _turn_upright(image)
     if bits > 8:  # Pillow's own conversion would clip at 255
@@ -86,16 +87,16 @@ def _to_pixels(
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (*background, 255))
         image = Image.alpha_composite(canvas, image).convert("RGB")
-    if channels == 3:  # Pillow's conversion copies even where there is none
+    if channels == 3:  # Image.convert copies even if the mode is the same
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     return np.asarray(image.convert("L"))[:, :, None]
 
 
-def bits_of(image: Image.Image) -> int:
-    """Bits of each value: 8, or what an integer image stores, up to 16."""
+def count_bits(image: Image.Image) -> int:
+    """Returns the bits of a value: 8, or up to 16 of an integer image."""
     if not image.mode.startswith("I"):
         return 8
-    tags = getattr(image, "tag_v2", {})  # of a TIFF, which may hold 12 bits
+    tags = getattr(image, "tag_v2", {})  # of a TIFF, whose values may have 12 bits
     stored = tags.get(258, 16)
     return int(stored[0] if isinstance(stored, tuple) else stored)
 
@@ -103,7 +104,7 @@ def bits_of(image: Image.Image) -> int:
 def _turn_upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # malformed metadata of an image that can be decoded
+    except Exception:  # malformed metadata, although the pixels can be decoded
         return image
     return ImageOps.exif_transpose(image) if orientation in range(2, 9) else image
 

@@ -1,7 +1,7 @@
-"""Labelled images in folders: SPLIT/CLASS/IMAGE, or deeper below a class.
+"""Labeled images in folders: SPLIT/CLASS/IMAGE, or deeper below a class.
 
-`open_folder` returns {split: function that opens it}; `sources.load` chooses one.
-`group_by_class` is shared with `zips.py`.
+`open_folder` returns {split: function that opens it}, of which `sources.open_split` calls
+one. `zips.py` shares `group_by_class`.
 """
 
 import functools
@@ -46,8 +46,8 @@ class Listing(NamedTuple):
 class FolderImages:
     """Records are files ROOT/NAME; `image` is the undecoded file.
 
-    Nothing stays open between reads, here and in `ZipImages`, so that threads, forks
-    and pickled copies need no care.
+    No file stays open between reads, here and in `ZipImages`, so threads, forks and
+    pickled copies are safe.
     """
 
     skipped = 0
@@ -81,7 +81,11 @@ class FolderImages:
 
 
 def open_folder(root: pathlib.Path) -> Mapping[str, Callable[[], FolderImages]]:
-    """{split: opener} for ROOT/SPLIT/CLASS/.../IMAGE, classes numbered by sorted name."""
+    """Returns {split: opener} for ROOT/SPLIT/CLASS/.../IMAGE; classes are sorted by name.
+
+    Raises:
+        ValueError: the folder has no split, or two names of one.
+    """
     inside = sorted(path.name for path in root.iterdir())
     splits = find_splits([name for name in inside if (root / name).is_dir()], root)
     if not splits:
@@ -114,13 +118,13 @@ def open_folder(root: pathlib.Path) -> Mapping[str, Callable[[], FolderImages]]:
 
 
 def list_files(root: pathlib.Path) -> list[str]:
-    """Paths below `root`, relative to it; folders end in "/". Links are followed.
+    """Lists the paths below `root`, relative to it; folders end in "/".
 
-    Hidden folders are listed, but not what they hold.
+    Links are followed. Hidden folders are listed, but not their content.
 
     Raises:
-        ValueError: a folder is reached twice (a link that leads back, or into another
-            class), lies too deep, or an image is no regular file.
+        ValueError: a folder is reached twice (by a link back, or into another class), or
+            lies too deep; an image is no regular file.
     """
     found: list[str] = []
     seen: dict[tuple[int, int], str] = {}
@@ -132,7 +136,7 @@ def list_files(root: pathlib.Path) -> list[str]:
         if where != folder:
             raise ValueError(
                 f"{bounded.printable(root / folder)} is the same folder as {bounded.printable(root / where)}: its images would "
-                "be read twice, or for ever. Remove the link."
+                "be read twice, or endlessly. Remove the link."
             )
         if folder.count("/") > MAX_DEPTH:
             raise ValueError(
@@ -170,7 +174,11 @@ def _is_regular(entry: os.DirEntry) -> bool:
 
 
 def find_splits(folders: Iterable[str], where: object) -> dict[str, str]:
-    """{split: its folder}, of those folders that are named like a split."""
+    """Returns {split: folder} of the folders that are named like a split.
+
+    Raises:
+        ValueError: two folders are of the same split.
+    """
     splits: dict[str, str] = {}
     for folder in folders:
         split = FOLDERS.get(folder)
@@ -187,16 +195,16 @@ def find_splits(folders: Iterable[str], where: object) -> dict[str, str]:
 def group_by_class(
     files: Iterable[str], folder: str, known: Iterable[str] | None, where: object
 ) -> Listing:
-    """The images of a split, numbered by class: sorted, so that no file system matters.
+    """Groups the images of a split by class; sorted, as file systems list in any order.
 
     Args:
         files: paths relative to the split's folder, as from `list_files`.
-        folder: of the split, as it stands in the names of the result.
-        known: the classes of the training split, which number the labels; None: this
-            split's own.
+        folder: of the split, with which the names of the result begin.
+        known: the classes of the training split, which number the labels; None: those of
+            this split.
 
     Raises:
-        ValueError: no class, a class without images, or one that `known` lacks.
+        ValueError: there is no class, a class has no image, or `known` lacks a class.
     """
     classes: dict[str, list[str]] = {}
     left_out: list[tuple[str, str]] = []
@@ -234,11 +242,11 @@ def group_by_class(
 
 
 def describe_beside(names: Iterable[str]) -> LeftOut:
-    """What lies beside the folders of the splits, as entries of `left_out`."""
+    """Makes entries of `left_out` for names beside the folders of the splits."""
     return tuple((name, "beside the split folders") for name in sorted(names))
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is named like an image that we read."""
+    """Whether a file of this name is read as an image."""
     stem = pathlib.PurePosixPath(name)
     return stem.suffix.lower() in SUFFIXES and not stem.name.startswith(".")

@@ -1,4 +1,4 @@
-"""Crops and resizes an image to the model's input size: random in training, else central."""
+"""Crops and resizes images to the model's input size: at random in training, else centrally."""
 
 from typing import Literal
 
@@ -19,15 +19,16 @@ def frame(
     flip: bool = False,
     resize: int | None = None,
 ) -> UInt8[np.ndarray, "h w C"]:
-    """The image at `size` (height, width) in pixels; `rng` None means evaluation.
+    """Crops and resizes an image to `size` (height, width) in pixels.
 
     Args:
-        crop: in training, "inception" takes a random area at a random aspect ratio and
-            resizes it; "shift" pads by `shift_pixels` and crops back; "none" as evaluation.
-        crop_area: bounds of the inception crop's share of the image.
+        rng: of the random crop and flip; None in evaluation.
+        crop: in training, "inception" resizes a random window of random aspect ratio;
+            "shift" pads by `shift_pixels` and crops back; "none" does as in evaluation.
+        crop_area: bounds of the share of the image that an inception crop covers.
         flip: mirror half of the training images left to right.
-        resize: smaller side in pixels before the central crop; None: no resize but to
-            `size`, where the image has another size.
+        resize: smaller side in pixels before the central crop; None resizes to `size`
+            without a crop.
     """
     if rng is None or crop == "none":
         framed = resize_and_crop(image, size, resize)
@@ -43,11 +44,11 @@ def frame(
 def resize_and_crop(
     image: UInt8[np.ndarray, "H W C"], size: tuple[int, int], resize: int | None
 ) -> UInt8[np.ndarray, "h w C"]:
-    """The image at `size` (height, width), without randomness.
+    """Resizes and crops an image centrally to `size` (height, width), as in evaluation.
 
     Args:
-        resize: smaller side in pixels before the central crop; None resizes to `size`,
-            whatever the aspect ratio.
+        resize: smaller side in pixels before the central crop; None resizes to `size`
+            without a crop, which may change the aspect ratio.
     """
     if resize is not None:
         return images.central_crop(images.resize_small(image, resize), size)
@@ -55,5 +56,5 @@ def resize_and_crop(
 
 
 def sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a size in pixels; one number is a square."""
+    """Returns (height, width) of a size in pixels; one number means a square."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])

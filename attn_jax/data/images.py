@@ -1,7 +1,7 @@
 """Image operations on the host, in NumPy: resize, crop, flip, scale.
 
-The numbers are those of big_vision's preprocessing (`tf.image`, half-pixel centres)
-without TensorFlow. Randomness comes from the `np.random.Generator` that the caller
+They give the numbers of big_vision's preprocessing (`tf.image`, half-pixel centers)
+without TensorFlow. All randomness comes from the `np.random.Generator` that the caller
 passes, so an image is a function of its record and the generator's seed.
 Axes: H height, W width, C channels; h, w are sizes after the operation.
 """
@@ -26,11 +26,11 @@ def resize(
         size: (height, width) in pixels.
         method: "nearest", "bilinear", "bicubic" (Keys' kernel, a = -0.5) or "area" (the
             mean over each output pixel's box).
-        antialias: widen the kernel by the factor of reduction; no effect on "nearest"
-            and "area", nor when enlarging.
+        antialias: widen the kernel by the reduction factor; no effect on "nearest" and
+            "area", nor when enlarging.
 
     Raises:
-        ValueError: an empty image or size, or an unknown method.
+        ValueError: the image or the size is empty, or the method unknown.
 
     Source: TensorFlow 2, resize_*_op.cc and scale_and_translate_op.cc.
     """
@@ -49,11 +49,11 @@ def resize(
 def _resample(
     image: np.ndarray, axis: int, indices: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-    """sum_k weights[k] * image[indices[k]] along `axis`, for weights that sum to 1.
+    """Returns sum_k weights[k] * image[indices[k]] along `axis`; the weights sum to 1.
 
-    One gather per tap reads little more than the image itself; multiplying by a dense
-    [h, H] matrix would cost h times as much. Computed as first + sum_k weights[k] *
-    (image[k] - first), so that rounding cannot turn a flat 255 into 254.
+    One gather per tap reads little more than the image itself; a product with a dense
+    [h, H] matrix would cost h times as much. The sum is computed as first + sum_k
+    weights[k] * (image[k] - first), so that rounding cannot turn a flat 255 into 254.
     """
     shape = (-1, 1, 1) if axis == 0 else (1, -1, 1)
     first = image.take(indices[0], axis).astype(np.float32)
@@ -69,7 +69,7 @@ def _resample(
 def _taps(
     old: int, new: int, method: str, antialias: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(indices, weights), both [taps, new]: each new pixel is a weighted sum of old ones."""
+    """Returns (indices, weights), [taps, new]: the old pixels that make up each new one."""
     scale = old / new
     if method == "area":
         left = np.arange(new) * scale
@@ -93,11 +93,11 @@ def _taps(
         if method == "bilinear":
             weights = np.maximum(1 - distance, 0)
         else:
-            if not antialias:  # TensorFlow looks the kernel up in steps of 1/1024
+            if not antialias:  # TensorFlow tabulates the kernel in steps of 1/1024
                 distance = np.round(distance * 1024) / 1024
             weights = _keys_cubic(distance)
-        # Taps outside the image have no weight, but in plain bilinear resizing the edge
-        # is repeated there, which the clip below does.
+        # Taps outside the image get no weight, except in bilinear resizing without
+        # antialias: there the clip below repeats the edge.
         if antialias or method == "bicubic":
             weights = weights * ((pixel >= 0) & (pixel < old))
     else:
@@ -113,7 +113,7 @@ def _taps(
 
 
 def _keys_cubic(x: np.ndarray) -> np.ndarray:
-    """Keys' cubic convolution kernel at distance `x`, a = -0.5."""
+    """Evaluates Keys' cubic convolution kernel (a = -0.5) at distance `x`."""
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     return np.where(x < 1, near, np.where(x < 2, far, 0))
@@ -146,7 +146,7 @@ def resize_small(
     Source: big_vision, pp/ops_image.py `get_resize_small`, whose defaults these are.
     """
     height, width = image.shape[:2]
-    # The ratio is float32 in the original: it decides ties of the rounding below.
+    # float32 as in the original: it decides ties of the rounding below.
     ratio = np.float32(smaller) / np.float32(min(height, width))
     scaled = np.round(np.array([height, width], np.float32) * ratio)
     size = (int(scaled[0]), int(scaled[1]))
@@ -156,9 +156,9 @@ def resize_small(
 def central_crop(
     image: Shaped[np.ndarray, "H W C"], size: tuple[int, int] | None = None
 ) -> Shaped[np.ndarray, "h w C"]:
-    """The middle `size` (height, width) pixels; None takes the largest square.
+    """Crops the central `size` (height, width) pixels; None crops the largest square.
 
-    Of an odd margin, the extra pixel is at the bottom or right.
+    If a margin is odd, the extra pixel is at the bottom or right.
 
     Raises:
         ValueError: the image is smaller than `size`.
@@ -181,12 +181,12 @@ def inception_crop(
     area: tuple[float, float] = (0.05, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> UInt8[np.ndarray, "h w C"]:
-    """A window of random area and aspect, resized to `size` (bilinear, no antialias).
+    """Resizes a window of random area and aspect to `size` (bilinear, no antialias).
 
     Args:
         size: (height, width) in pixels.
         area: range of the window's share of the image, 0 < low <= high.
-        ratio: range of width / height. (big_vision leaves TensorFlow's 0.75, 1.33.)
+        ratio: range of width / height. (big_vision uses TensorFlow's default: 0.75, 1.33.)
 
     Raises:
         ValueError: a range is empty or not positive.
@@ -205,10 +205,10 @@ def draw_inception_window(
     area: tuple[float, float] = (0.05, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a random crop; the whole image after 100 failures.
+    """Draws (top, left, height, width) of a crop; the whole image after 100 failures.
 
-    The aspect ratio is uniform; given it, so is the window's height, which favours small
-    areas. The last offset on either axis is never drawn, as in TensorFlow.
+    The aspect ratio is uniform, and so is the window's height given the ratio, which
+    favors small areas. The last offset on either axis is never drawn, as in TensorFlow.
 
     Source: TensorFlow, sample_distorted_bounding_box_op.cc `GenerateRandomCrop`.
     """
@@ -243,7 +243,7 @@ def draw_inception_window(
 def shift_crop(
     image: Shaped[np.ndarray, "H W C"], pixels: int, rng: np.random.Generator
 ) -> Shaped[np.ndarray, "H W C"]:
-    """The image moved by up to `pixels` along each axis; uncovered pixels are zero.
+    """Moves the image by up to `pixels` along each axis; uncovered pixels become zero.
 
     Raises:
         ValueError: `pixels` is negative.
@@ -264,7 +264,7 @@ def shift_crop(
 def flip(
     image: Shaped[np.ndarray, "H W C"], rng: np.random.Generator
 ) -> Shaped[np.ndarray, "H W C"]:
-    """The image, mirrored left to right with probability 1/2."""
+    """Mirrors the image left to right with probability 1/2."""
     return image[:, ::-1] if rng.random() < 0.5 else image
 
 
@@ -273,10 +273,10 @@ def normalize(
     mean: float | tuple[float, ...] = 0.5,
     std: float | tuple[float, ...] = 0.5,
 ) -> Float32[Array, "*axes C"]:
-    """(pixels / 255 - mean) / std, as models take images; on the device.
+    """Returns (pixels / 255 - mean) / std, the input of a model; on the device.
 
     Args:
-        mean, std: one number, or one for each channel, in units of 0..1. With 0.5 and 0.5,
+        mean, std: one number, or one per channel, in units of 0..1. With 0.5 and 0.5,
             0..255 becomes [-1, 1].
 
     Source: vision_transformer, input_pipeline.py. The last bit may differ: XLA multiplies
@@ -288,7 +288,7 @@ def normalize(
 
 
 def _per_channel(value: float | tuple[float, ...], ndim: int) -> float | np.ndarray:
-    """255 times a number, or times an array that broadcasts over the last axis."""
+    """Returns 255 times a number, or times an array that broadcasts over the last axis."""
     if isinstance(value, int | float):
         return 255 * value
     return np.float32(255) * np.array(value, np.float32).reshape(
@@ -305,7 +305,7 @@ def value_range(
     *,
     clip: bool = False,
 ) -> Float32[np.ndarray, "H W C"]:
-    """[in_min, in_max] mapped linearly to [vmin, vmax]; `clip` cuts off the rest.
+    """Maps [in_min, in_max] linearly to [vmin, vmax]; `clip` cuts off values beyond.
 
     Args:
         in_min, in_max: one value, or one per channel (mean -/+ std of a data set).

@@ -1,34 +1,34 @@
-"""Sentence pairs and token masks of a masked language model, drawn on the host.
+"""Draws sentence pairs and token masks for a masked language model, on the host.
 
-Source: google-research/bert, create_pretraining_data.py, rule by rule. The original
-writes rows once, for a few random seeds. Here a record is a fixed run of sentences and
-its row is drawn anew at every read. Where the second segment comes from another
-document, the rest of the run is unused in that row; the original starts its next row
-with it.
+Source: google-research/bert, create_pretraining_data.py, rule by rule, with two
+differences. The original writes rows once, for a few random seeds; here a record is a fixed
+run of sentences, and its row is drawn again at every read. If the second segment comes from
+another document, the rest of the run is unused in that row; the original starts its next
+row with it.
 """
 
 import hashlib
-import logging
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 from jaxtyping import Bool, Int, Int32, Int64
 
 from attn_jax.data import text as text_lib
 from attn_jax.data import vocabulary
 
-CONSTANT_GUESS = 0.9  # share of random pairs above which a warning is due
+CONSTANT_GUESS = 0.9  # share of random pairs above which a warning is logged
 
 
 class PairSource:
-    """Runs of consecutive sentences of one document, the shortest with `target` tokens.
+    """Runs of consecutive sentences of a document, as short as `target` tokens allow.
 
-    The last run of a document may be shorter. A record holds:
+    The last run of a document may have fewer tokens. A record holds:
         text: the split's `Text`.
         document, first, last: the run is the sentences [first, last) of the document.
         number: the index of the record. With `duplicates`, run r of R is also the
             records r + R, r + 2 R, ...; only their numbers differ.
-        special_ids: of the vocabulary.
+        special_ids: the special tokens of the vocabulary.
     """
 
     labels = None
@@ -46,7 +46,7 @@ class PairSource:
         self.target, self.duplicates = target, duplicates
         self.text = corpus.splits[split]
         self.runs = find_runs(self.text, target)
-        self.special_ids = vocabulary.special_ids(corpus.vocabulary)
+        self.special_ids = vocabulary.find_special_ids(corpus.vocabulary)
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -54,7 +54,7 @@ class PairSource:
         return self.corpus.left_out
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The runs are found again in milliseconds; a cached corpus travels as a path.
+        # Finding the runs again takes milliseconds; a cached corpus is pickled as a path.
         arguments = (self.corpus, self.split, self.target, self.duplicates)
         return _make_source, arguments
 
@@ -75,7 +75,7 @@ class PairSource:
         }
 
     def fingerprint(self) -> str:
-        """A digest of the tokens, the vocabulary, and the runs; no path is in it."""
+        """A digest of the tokens, the vocabulary and the runs, but of no path."""
         digest = hashlib.sha256(
             repr((self.duplicates, self.corpus.vocabulary)).encode()
         )
@@ -91,7 +91,7 @@ def _make_source(
 
 
 def find_runs(text: text_lib.Text, target: int) -> Int64[np.ndarray, "R 3"]:
-    """(document, first, last) of every run: its sentences are [first, last)."""
+    """Returns (document, first, last) of every run, whose sentences are [first, last)."""
     ends, runs = text.sentences.tolist(), []
     for document in range(len(text.documents) - 1):
         first, end = text.bounds(document)
@@ -103,11 +103,13 @@ def find_runs(text: text_lib.Text, target: int) -> Int64[np.ndarray, "R 3"]:
 
 
 def check_next_sentences(source: PairSource) -> None:
-    """Raises ValueError where `is_random` is known without reading the text.
+    """Checks that next-sentence prediction is no trivial task on this split.
 
-    A run of one sentence has no true second segment, so its pair is always random; so
-    are all pairs if no run has two sentences. Where few runs have two, a warning says
-    which accuracy the constant guess reaches.
+    A run of one sentence has no true second segment, so its pair is always random. If few
+    runs have two sentences, a warning says which accuracy the constant guess reaches.
+
+    Raises:
+        ValueError: every pair would be random, or none, as the split has one document.
     """
     remedy = (
         "set config.task.next_sentence to False and leave 'nsp' out of "
@@ -115,8 +117,8 @@ def check_next_sentences(source: PairSource) -> None:
     )
     if len(source.text.documents) < 3:
         raise ValueError(
-            f"the split {source.split!r} has one document, so no sentence of another "
-            f"one can follow; {remedy} give more documents."
+            f"the split {source.split!r} has one document, so there is no sentence of "
+            f"another one; {remedy} give more documents."
         )
     several = int((source.runs[:, 2] - source.runs[:, 1] > 1).sum())
     if not several:
@@ -136,7 +138,7 @@ def check_next_sentences(source: PairSource) -> None:
     if random > CONSTANT_GUESS:
         logging.warning(
             "%.0f %% of the pairs of split %r are random ones (few documents have two "
-            "sentences in %d tokens), so guessing that always has this next-sentence "
+            "sentences in %d tokens): a constant guess reaches this next-sentence "
             "accuracy.",
             100 * random,
             source.split,
@@ -163,9 +165,9 @@ def draw_pair(
 ) -> Pair:
     """Draws segments A and B from the run of sentences [first, last).
 
-    A is a random number of the run's first sentences, at least one and not all. B is
-    the rest of the run. With probability 1/2, and always if the run is one sentence, B
-    is instead taken from a random sentence of another document on, until A and B have
+    A is a random number of the run's first sentences, at least one and not all; B is the
+    rest of the run. With probability 1/2, and always if the run is one sentence, B instead
+    starts at a random sentence of another document, and is as long as A and B need to have
     `target` tokens.
     """
     number = last - first
@@ -173,7 +175,7 @@ def draw_pair(
     a = text.tokens(first, middle)
     if number > 1 and rng.random() >= 0.5:
         return Pair(a, text.tokens(middle, last), False, (document, middle, last))
-    # The original draws up to ten times until the document is another one.
+    # One draw among the other documents; the original draws up to ten times from all.
     other = int(rng.integers(len(text.documents) - 2))
     other += other >= document
     start, end = text.bounds(other)
@@ -183,7 +185,7 @@ def draw_pair(
 
 
 def find_run_end(text: text_lib.Text, first: int, end: int, target: int) -> int:
-    """The end of the shortest run from `first` with `target` tokens, at most `end`."""
+    """Returns the end of the shortest run from `first` with `target` tokens, or `end`."""
     wanted = text.sentences[first] + max(target, 1)
     ends = text.sentences[first + 1 : end + 1]
     return min(first + 1 + int(np.searchsorted(ends, wanted)), end)
@@ -197,8 +199,8 @@ def truncate(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Shortens the pair to `limit` tokens.
 
-    Tokens are dropped one at a time from the longer segment (B if equal), at its front
-    or back with equal probability.
+    Tokens are dropped one at a time from the longer segment (B if equal), at the front or
+    back with equal probability.
     """
     lengths = [len(a), len(b)]
     starts = [0, 0]
@@ -214,9 +216,9 @@ def truncate(
 
 
 class Masked(NamedTuple):
-    token_ids: Int32[np.ndarray, " L"]  # as the model sees them
+    token_ids: Int32[np.ndarray, " L"]  # the model's input
     positions: Int[np.ndarray, " K"]  # ascending
-    labels: Int32[np.ndarray, " K"]  # the tokens that were there
+    labels: Int32[np.ndarray, " K"]  # the original tokens at these positions
 
 
 def mask_tokens(
@@ -229,10 +231,10 @@ def mask_tokens(
     vocab_size: int,
     rng: np.random.Generator,
 ) -> Masked:
-    """Chooses round(L * probability) of the L tokens, and hides them from the model.
+    """Chooses round(L * probability) of the L tokens for prediction, and corrupts them.
 
-    At least 1 and at most `limit` are chosen, `maskable` ones only. 80 % become
-    `mask_id`, 10 % stay, 10 % become a random piece of the vocabulary, special tokens
+    Chooses at least 1 and at most `limit`, only from `maskable` ones. 80 % of them become
+    `mask_id`, 10 % stay, and 10 % become a random piece of the vocabulary, special tokens
     included.
     """
     candidates = np.flatnonzero(maskable)

@@ -1,9 +1,9 @@
-"""Batches by number: the only place that shuffles, repeats, batches, shards, prefetches.
+"""Indexed batches: the only place that shuffles, repeats, batches, shards and prefetches.
 
-Batch k of a run is a pure function of (seed, k): rows kB to (k+1)B of an endless stream of
-shuffled epochs, for any number of processes and workers. To resume, a run needs only its
-step. A source may plan its own rows (several ragged records in one); otherwise a row is a
-record.
+Batch k of a run is a pure function of (seed, k): rows k * B to (k + 1) * B - 1 of an endless
+stream of shuffled epochs, for any number of processes and workers. To resume, a run needs
+only its step. A row is a record, unless the source plans its own rows (several ragged
+records in one).
 """
 
 import functools
@@ -34,18 +34,20 @@ def training_batches(
     """Yields this process's part of every batch from `start_step` on, without end.
 
     Args:
-        batch_size: rows of the global batch.
-        rows: which of them this process holds (`rows_of_process`).
+        batch_size: number of rows of the global batch.
+        rows: indices of those that this process holds (`rows_of_process`).
     """
     if hasattr(source, "rows"):
         stream = grain.MapDataset.source(PlannedStream(source, seed)).seed(seed)
     else:
         stream = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     stream = stream.map(functools.partial(fetch, source))
-    # Augmentation is drawn before the stream is split: after it, every process would
-    # draw the same numbers.
+    # Augment before the stream is split among processes: grain seeds by position, so
+    # afterwards every process would draw the same numbers.
     stream = stream.random_map(functools.partial(augment, task))
-    return batched(stream, batch_size, rows, start_step, threads, prefetch, workers)
+    return make_batches(
+        stream, batch_size, rows, start_step, threads, prefetch, workers
+    )
 
 
 def evaluation_batches(
@@ -68,10 +70,10 @@ def evaluation_batches(
     stream = grain.MapDataset.range(padded).map(
         functools.partial(evaluation_row, source, task, plan, size)
     )
-    return batched(stream, batch_size, rows, 0, threads, prefetch, workers)
+    return make_batches(stream, batch_size, rows, 0, threads, prefetch, workers)
 
 
-def batched(
+def make_batches(
     stream: grain.MapDataset,
     batch_size: int,
     rows: np.ndarray,
@@ -114,25 +116,25 @@ def place(
     batch_size: int,
     rows: Int[np.ndarray, " R"],
 ) -> dict[str, jax.Array]:
-    """This process's rows as global arrays [batch_size, ...] on the mesh."""
+    """Assembles the rows of all processes to global arrays [batch_size, ...] on the mesh."""
     if jax.process_count() == 1:
         return jax.device_put(dict(batch), sharding)
 
-    def globally(local: np.ndarray) -> jax.Array:
-        def part(index: Any) -> np.ndarray:
+    def place_array(local: np.ndarray) -> jax.Array:
+        def read_part(index: Any) -> np.ndarray:
             wanted = np.arange(batch_size)[index[0]]
             return local[np.searchsorted(rows, wanted)]
 
         shape = (batch_size, *local.shape[1:])
-        return jax.make_array_from_callback(shape, sharding, part)
+        return jax.make_array_from_callback(shape, sharding, read_part)
 
-    return {name: globally(local) for name, local in batch.items()}
+    return {name: place_array(local) for name, local in batch.items()}
 
 
 def batch_shapes(
     source: Any, task: Any, batch_size: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype of every array of a global batch, read off the first row."""
+    """Returns shape and dtype of every array of a global batch, from the first row."""
     plan = source.rows(0, 0) if hasattr(source, "rows") else None
     example = evaluation_row(source, task, plan, 1, 0)
     return {
@@ -142,22 +144,22 @@ def batch_shapes(
 
 
 def rows_per_epoch(source: Any) -> int:
-    """How many rows a pass over the source gives."""
+    """Returns the number of rows of a pass over the source."""
     return getattr(source, "rows_per_epoch", None) or len(source)
 
 
 def read_fingerprint(source: Any) -> str:
-    """The fingerprint of the source, by which a resumed run knows its data.
+    """Returns the fingerprint of the source, by which a resumed run recognizes its data.
 
     Raises:
-        ValueError: the source has none, or one that is no text.
+        ValueError: the source has no method `fingerprint`, or it returns no string.
     """
     method = getattr(source, "fingerprint", None)
     found = method() if callable(method) else method
     if not callable(method) or not isinstance(found, str):
         raise ValueError(
             f"{type(source).__name__}.fingerprint gives {found!r:.80}; it must be a method "
-            "that returns a str, which differs where the records differ."
+            "that returns a str, another one for other records."
         )
     return found
 
@@ -167,7 +169,7 @@ class PlannedStream:
 
     def __init__(self, source: Any, seed: int):
         self.source, self.seed = source, seed
-        # Threads read across the border of two epochs, so both plans are kept.
+        # Around the end of an epoch, threads read from two plans in turn.
         self.plan = functools.lru_cache(maxsize=2)(source.rows)
 
     def __reduce__(self) -> tuple:  # a cache does not travel to a worker process
@@ -182,7 +184,7 @@ class PlannedStream:
 
 
 class ProcessRows(grain.MapDataset):
-    """The examples of a stream that one process holds, batch after batch."""
+    """Selects the examples of a stream that one process holds, batch after batch."""
 
     def __init__(self, parent: grain.MapDataset, batch_size: int, rows: np.ndarray):
         super().__init__(parent)
@@ -194,15 +196,15 @@ class ProcessRows(grain.MapDataset):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return self.slice(index)
-        step, place = divmod(int(index), len(self._rows))
-        return self._parent[step * self._batch_size + int(self._rows[place])]
+        step, local = divmod(int(index), len(self._rows))
+        return self._parent[step * self._batch_size + int(self._rows[local])]
 
 
 # Worker processes unpickle these functions by name, so they cannot be closures.
 
 
 def fetch(source: Any, row: int | tuple[int, ...]) -> tuple[int, Any]:
-    """(the row's first record number, its record, or records where rows are planned)."""
+    """Returns (number of the row's first record, the record or a list of planned ones)."""
     if isinstance(row, tuple):
         return int(row[0]), [source[int(i)] for i in row]
     return row, source[row]
@@ -222,10 +224,10 @@ def evaluation_row(
 
 
 def add_index(task: Any, example: Any, number: int, valid: bool) -> Batch:
-    """The arrays of an example, with `index` (which record) and `valid` (not padding).
+    """Adds `index` (of the record) and `valid` (not padding) to the arrays of an example.
 
     Raises:
-        ValueError: the task's example is no dict.
+        ValueError: the task's `example` returned no dict.
     """
     if not isinstance(example, Mapping):
         raise ValueError(

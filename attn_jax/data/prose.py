@@ -1,4 +1,4 @@
-"""Sentences of English prose."""
+"""Splits English prose into sentences."""
 
 import re
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ WORD = re.compile(r"[^\W\d_]{2,}")
 
 
 def split_sentences(text: str) -> Iterator[str]:
-    """The English sentences of prose with some markup, each with single spaces.
+    """Yields the sentences of English prose with some markup, with single spaces.
 
-    A blank line ends a sentence, so does a bullet; within a paragraph, a full stop, "!"
-    or "?" does before a capital letter. Left out are the rest of a paragraph from ">>>"
-    on, grammar rules ("::="), underlines, and what is no prose: fewer than three words,
-    or over a fifth of the characters neither letter nor space.
+    A sentence ends at a blank line or a bullet, and within a paragraph at ".", "!" or "?"
+    before a capital letter. Left out are the rest of a paragraph from ">>>" on, grammar
+    rules ("::="), underlines, and sentences that are no prose: of fewer than three words,
+    or with over a fifth of the characters neither letter nor space.
     """
     for paragraph in PARAGRAPH.split(text):
         parts: list[list[str]] = [[]]

@@ -1,6 +1,6 @@
-"""Image input of a task: which images it reads, and what of them the model sees.
+"""Image input of a task: which images it reads, and how they become the model's input.
 
-A task inherits one of these two classes for its fields; the objective is the task's own.
+An image task inherits one of these two classes, and adds its objective.
 """
 
 import dataclasses
@@ -22,21 +22,21 @@ class ImageReading:
 
     Attributes:
         data: "digits" (embedded), a path (.npz, idx, folder, .zip) or "tfds:<name>"; see
-            `attn_jax.data.sources.load`.
-        image_size: of the model's input, in pixels: one side or (height, width).
-        channels: 1 (grey) or 3 (RGB).
-        holdout: training examples set aside where the data has no validation split.
-        examples: of the training split, as many of each class as it has in proportion;
-            None: all.
-        corrupt: an image that cannot be decoded stops the run ("error"), or is named,
-            counted and left out when the data is opened ("skip").
-        resize: smaller side in pixels before the central crop; None: no resize but to
-            `image_size`, where the image has another size.
+            `attn_jax.data.sources.open_split`.
+        image_size: of the model's input in pixels: the side of a square, or (height, width).
+        channels: 1 (gray) or 3 (RGB).
+        holdout: number of training examples to set aside for validation, if the data has no
+            validation split.
+        examples: number of training examples to use, stratified by class; None: all.
+        corrupt: "error": an image that cannot be decoded stops the run; "skip": such images
+            are named, counted and left out when the data is opened.
+        resize: smaller side in pixels before the central crop; None resizes to
+            `image_size` without a crop.
         exif_rotation: turn photographs upright by their EXIF orientation.
-        background: RGB colour, 0..255, on which transparent pixels are blended; None
+        background: RGB color, 0..255, on which transparent pixels are blended; None
             drops the transparency.
-        mean, std: of the pixels, in units of 0..1, one number or one for each channel:
-            the model is given (pixels / 255 - mean) / std. 0.5 and 0.5 give [-1, 1].
+        mean, std: of the pixels, in units of 0..1, one number or one per channel: the model
+            gets (pixels / 255 - mean) / std. 0.5 and 0.5 give [-1, 1].
 
     Raises:
         ValueError: a value out of range.
@@ -83,8 +83,8 @@ class ImageReading:
         return framing.sides(self.image_size)
 
     def open(self, split: str) -> sources.Source:
-        """The records of one split; warns of what decoding its images would change."""
-        source = sources.load(
+        """Opens one split; warns of what decoding its images would change silently."""
+        source = sources.open_split(
             self.data,
             split,
             holdout=self.holdout,
@@ -100,7 +100,7 @@ class ImageReading:
         return source
 
     def decode(self, record: Mapping[str, Any]) -> UInt8[np.ndarray, "H W C"]:
-        """The pixels of a record at their own size."""
+        """Decodes the image of a record, at its own size."""
         return decoding.decode(
             record["image"],
             self.channels,
@@ -112,20 +112,20 @@ class ImageReading:
     def read(
         self, record: Mapping[str, Any], rng: np.random.Generator | None
     ) -> UInt8[np.ndarray, "h w C"]:
-        """The pixels of a record at `size`; `rng` is None in evaluation."""
+        """Decodes the image of a record and fits it to `size`; `rng` None: evaluation."""
         del rng  # nothing random
         return framing.resize_and_crop(self.decode(record), self.size, self.resize)
 
     def to_model_range(
         self, pixels: Integer[Array, "*axes C"]
     ) -> Float32[Array, "*axes C"]:
-        """Pixels 0..255 as the model takes them; on the device."""
+        """Normalizes pixels 0..255 as the model expects them; on the device."""
         return images.normalize(pixels, self.mean, self.std)
 
     def describe(self, labels: Sequence[str] | None = None) -> str:
-        """JSON of what predictions elsewhere must know: class names and value range.
+        """Returns the asset that predictions need: JSON of class names and value range.
 
-        `mean` and `std` are there where they are not 0.5.
+        It has `mean` and `std` unless both are 0.5.
         """
         known: dict[str, Any] = {} if labels is None else {"labels": list(labels)}
         mean, std = np.broadcast_arrays(self.mean, self.std)
@@ -142,9 +142,9 @@ class CroppedImageReading(ImageReading):
     """Images of any source at one size, cropped and mirrored at random in training.
 
     Attributes:
-        crop: in training, "inception" takes a random area at a random aspect ratio and
-            resizes it; "shift" pads by `shift_pixels` and crops back; "none" as evaluation.
-        crop_area: bounds of the inception crop's share of the image.
+        crop: in training, "inception" resizes a random window of random aspect ratio;
+            "shift" pads by `shift_pixels` and crops back; "none" does as in evaluation.
+        crop_area: bounds of the share of the image that an inception crop covers.
         shift_pixels: largest distance of a "shift" along each axis.
         flip: mirror half of the training images left to right.
     """
@@ -157,7 +157,7 @@ class CroppedImageReading(ImageReading):
     def read(
         self, record: Mapping[str, Any], rng: np.random.Generator | None
     ) -> UInt8[np.ndarray, "h w C"]:
-        """The pixels of a record at `size`; `rng` None: evaluation, not augmented."""
+        """Decodes the image of a record and fits it to `size`; `rng` None: evaluation."""
         return framing.frame(
             self.decode(record),
             self.size,

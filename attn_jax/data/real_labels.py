@@ -12,10 +12,10 @@ from attn_jax.data import bounded
 
 @functools.lru_cache
 def read(path: str, num_classes: int) -> list[list[int]]:
-    """The labels that fit each of ImageNet's validation images, in order of file name.
+    """Reads the labels that fit each of ImageNet's validation images, by file name.
 
     Raises:
-        ValueError: no such file, or it is no JSON list of lists of labels.
+        ValueError: the file does not exist, or is no JSON list of lists of labels.
 
     Source: Beyer et al. 2020, "Are we done with ImageNet?"; the file is real.json of
     google-research/reassessed-imagenet.
@@ -43,11 +43,11 @@ def read(path: str, num_classes: int) -> list[list[int]]:
     return rows
 
 
-def row_of(record: Mapping[str, Any], rows: int) -> int:
-    """Which row of real.json an image has, by its file name, of `rows`.
+def find_row(record: Mapping[str, Any], rows: int) -> int:
+    """Finds the row of an image in real.json, which has `rows`, by its file name.
 
     Raises:
-        ValueError: it is none of the validation images.
+        ValueError: the image is none of the validation images.
     """
     name = record.get("file_name", record.get("name", ""))
     name = name.decode() if isinstance(name, bytes) else str(name)

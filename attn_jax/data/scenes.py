@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-# The 19 tetrominoes that differ by rotation or reflection, one a line: rows of tiles.
+# The 19 tetrominoes, rotations and reflections counted; rows of tiles, separated by spaces.
 SHAPES = (
     "xxxx",
     "x x x x",
@@ -28,7 +28,7 @@ SHAPES = (
     "xx. .xx",
     ".x xx x.",
 )
-COLOURS = (  # red, green, blue, yellow, magenta, cyan
+COLORS = (  # red, green, blue, yellow, magenta, cyan
     (1, 0, 0),
     (0, 1, 0),
     (0, 0, 1),
@@ -36,7 +36,7 @@ COLOURS = (  # red, green, blue, yellow, magenta, cyan
     (1, 0, 1),
     (0, 1, 1),
 )
-# A tile of the original, as brightness 0..255: lit from above.
+# Brightness of a tile of the original, 0..255: lit from above.
 TILE = np.array(
     [
         [191, 255, 255, 255, 223],
@@ -48,33 +48,33 @@ TILE = np.array(
     np.uint8,
 )
 SPLITS = ("train", "validation", "test")
-MOST_COVERED = 0.35  # of the canvas; at more, places apart are found too seldom
+MOST_COVERED = 0.35  # share of the canvas; above it, most random placements overlap
 TRIES = 10_000
 
 
 class Tetrominoes:
-    """Images of tetrominoes on black that do not overlap, each record made when read.
+    """Images of tetrominoes on black, without overlap; a record is generated when read.
 
-    Shape, place (in whole pixels) and colour of every piece are uniform; pieces may touch
-    and share a colour. A scene is a pure function of (seed, split, index, size of canvas
-    and tile, number of pieces), and the splits draw from different streams. On a small
-    canvas there are few scenes, so two splits may contain the same one by chance.
+    Shape, position (in whole pixels) and color of every piece are uniform; pieces may touch
+    and share a color. A scene is a pure function of (seed, split, index, size of canvas
+    and tile, number of pieces), and the splits draw from different streams. Small canvases
+    have few scenes, so two splits may contain the same one by chance.
 
     Args:
         canvas: side of the image in pixels; 35 in the original.
-        tile: side of a tile in pixels; 5 in the original, whose shading is sampled at
-            other sizes (its outermost rows and columns are always kept).
-        pieces: tetrominoes an image.
+        tile: side of a tile in pixels; 5 in the original. Other sizes sample its shading,
+            and keep its outermost rows and columns.
+        pieces: tetrominoes per image.
 
     Record: `image` uint8 [H, W, 3]; `mask` uint8 [H, W], 0 the background and 1, 2, ...
-    the pieces; `label` 0, for there are no classes.
+    the pieces; `label` 0, as there are no classes.
 
     Raises:
-        ValueError: an unknown split, or pieces that do not fit.
+        ValueError: the split is unknown, or the pieces do not fit.
 
-    Source: stands in for Tetrominoes of Kabra et al. 2019 (multi_object_datasets),
-    whose look was measured on its preview. The original has 17 of the 19 shapes and does
-    not say which; here are all of them.
+    Source: replaces Tetrominoes of Kabra et al. 2019 (multi_object_datasets); colors and
+    shading are those of its preview image. The original has 17 of the 19 shapes and does
+    not say which; this class has all of them.
     """
 
     labels = None
@@ -95,8 +95,8 @@ class Tetrominoes:
             raise ValueError(f"{size=} images; a split must have at least one.")
         if tile < 2 or pieces < 1 or canvas < 4 * tile:
             raise ValueError(
-                f"{canvas=}, {tile=}, {pieces=}: a tile has at least 2 pixels, and the "
-                "canvas four tiles a side, so that every piece fits."
+                f"{canvas=}, {tile=}, {pieces=}: a tile must have at least 2 pixels, and "
+                "the canvas four tiles a side, so that every piece fits."
             )
         share = 4 * pieces * tile**2 / canvas**2
         if share > MOST_COVERED:
@@ -109,7 +109,7 @@ class Tetrominoes:
         self.canvas, self.tile, self.pieces = canvas, tile, pieces
         rows = np.rint(np.linspace(0, len(TILE) - 1, tile)).astype(int)
         self.shading = np.tile(TILE[np.ix_(rows, rows)], (4, 4))
-        self.shapes = [pixels(shape, tile) for shape in SHAPES]
+        self.shapes = [make_mask(shape, tile) for shape in SHAPES]
 
     def __len__(self) -> int:
         return self.size
@@ -120,49 +120,56 @@ class Tetrominoes:
         entropy = [self.seed, SPLITS.index(self.split), int(index)]
         rng = np.random.default_rng(entropy)
         shapes = [self.shapes[i] for i in rng.integers(len(SHAPES), size=self.pieces)]
-        colours = rng.integers(len(COLOURS), size=self.pieces)
+        colors = rng.integers(len(COLORS), size=self.pieces)
         image = np.zeros((self.canvas, self.canvas, 3), np.uint8)
         mask = np.zeros((self.canvas, self.canvas), np.uint8)
         for i, (shape, corner) in enumerate(
             zip(shapes, self.draw_corners(rng, shapes), strict=True)
         ):
-            area = covered_area(shape, corner)
+            area = find_area(shape, corner)
             mask[area][shape] = i + 1
             shading = self.shading[: shape.shape[0], : shape.shape[1]]
-            image[area][shape] = shading[shape][:, None] * COLOURS[colours[i]]
+            image[area][shape] = shading[shape][:, None] * COLORS[colors[i]]
         return {"image": image, "mask": mask, "label": 0}
 
     def draw_corners(
         self, rng: np.random.Generator, shapes: list[np.ndarray]
     ) -> list[tuple[int, int]]:
-        """Upper left corners, uniform over all ways to place these shapes apart."""
+        """Draws upper left corners, uniform over all placements without overlap."""
         room = self.canvas + 1 - np.array([shape.shape for shape in shapes])
         for _ in range(TRIES):
             corners = [(int(row), int(column)) for row, column in rng.integers(room)]
             free = np.ones((self.canvas, self.canvas), bool)
             for shape, corner in zip(shapes, corners, strict=True):
-                area = free[covered_area(shape, corner)]
+                area = free[find_area(shape, corner)]
                 if not area[shape].all():
                     break
                 area[shape] = False
             else:
                 return corners
         raise ValueError(
-            f"{self.pieces} pieces found no place on {self.canvas}x{self.canvas} "
+            f"{self.pieces} pieces could not be placed on {self.canvas}x{self.canvas} "
             f"pixels in {TRIES} tries. Use fewer pieces, smaller tiles or a larger "
             "canvas."
         )
 
     def fingerprint(self) -> str:
-        told = (self.split, self.size, self.canvas, self.tile, self.pieces, self.seed)
-        return hashlib.sha256(f"tetrominoes 1: {told}".encode()).hexdigest()[:16]
+        settings = (
+            self.split,
+            self.size,
+            self.canvas,
+            self.tile,
+            self.pieces,
+            self.seed,
+        )
+        return hashlib.sha256(f"tetrominoes 1: {settings}".encode()).hexdigest()[:16]
 
 
-def pixels(shape: str, tile: int) -> Bool[np.ndarray, "h w"]:
+def make_mask(shape: str, tile: int) -> Bool[np.ndarray, "h w"]:
     tiles = np.array([[mark == "x" for mark in row] for row in shape.split()])
     return tiles.repeat(tile, axis=0).repeat(tile, axis=1)
 
 
-def covered_area(shape: np.ndarray, corner: tuple[int, int]) -> tuple[slice, slice]:
+def find_area(shape: np.ndarray, corner: tuple[int, int]) -> tuple[slice, slice]:
     (row, column), (height, width) = corner, shape.shape
     return slice(row, row + height), slice(column, column + width)

@@ -1,7 +1,7 @@
-"""Where records come from: one call, `load`, for embedded, local and catalogue data.
+"""Data sets of labeled images, opened by `open_split`: embedded, local, or prepared by TFDS.
 
-A source is random access and never shuffles, repeats or batches: that is the duty of
-`pipeline.py` alone.
+A source gives random access and never shuffles, repeats or batches: only `pipeline.py`
+does.
 """
 
 import concurrent.futures
@@ -18,16 +18,17 @@ from attn_jax.data.views import Subset, read_labels
 
 SPLITS = ("train", "validation", "test")
 
-Openers = Mapping[str, Callable[[], "Source"]]  # {split: opens it}
+Openers = Mapping[str, Callable[[], "Source"]]  # {split: function that opens it}
 
 
-@runtime_checkable  # the test run checks it wherever it is an annotation
+@runtime_checkable  # for the type checks of the test run
 class Source(Protocol):
-    """A random-access collection of records, safe to read from several threads and to
-    pickle into worker processes.
+    """A random-access collection of records.
 
-    Two attributes are optional: `skipped` counts the corrupt images that were left out,
-    `left_out` lists (name, reason) of files that are not read (`describe_left_out`).
+    It can be read from several threads, and pickled into worker processes.
+
+    Two attributes are optional: `skipped` is the number of corrupt images left out,
+    `left_out` holds (name, reason) of files that are not read (`describe_left_out`).
 
     An image record holds `image` (uint8 [H, W, C], or the encoded file as `bytes` for
     `decoding.decode`), `label` (int), and `name` (str, for messages) where `image` is
@@ -44,9 +45,11 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
     def fingerprint(self) -> str:
-        """A short hex digest that differs where the records differ; a resumed run
-        compares it. Arrays and zip members digest their content, files in folders
-        their names and sizes, catalogue sets their name, version, split and length."""
+        """A short hex digest, another one for other records; a resumed run compares it.
+
+        It covers the content of arrays and zip members, the names and sizes of files
+        in folders, and name, version, split and length of a TensorFlow data set.
+        """
         ...
 
 
@@ -54,22 +57,25 @@ class Source(Protocol):
 class RaggedSource(Source, Protocol):
     """A source whose records differ in length, so that several can share one row.
 
-    The pipeline shuffles a plain `Source` one record a row. From a ragged one it reads
-    the plan of each epoch instead; row i of the endless stream is then row
-    `i % rows_per_epoch` of epoch `i // rows_per_epoch`; an evaluation reads the rows of
+    Of any other `Source` the pipeline shuffles the records, and each is a row. A ragged
+    source plans the rows of each epoch itself: row i of the endless stream is row
+    `i % rows_per_epoch` of epoch `i // rows_per_epoch`. An evaluation reads the rows of
     `rows(0, 0)` once.
     """
 
     lengths: Integer[np.ndarray, " N"]  # the stored length of each record
-    rows_per_epoch: int  # len(rows(seed, epoch)), whatever seed and epoch
+    rows_per_epoch: int  # len(rows(seed, epoch)), for any seed and epoch
 
     def rows(self, seed: int, epoch: int) -> Sequence[Sequence[int]]:
-        """The epoch's rows in their final (shuffled) order, each a tuple of record
-        indices; a pure function of `seed`, `epoch` and the stored lengths."""
+        """The rows of an epoch in their final, shuffled order.
+
+        Each is a tuple of record indices. A pure function of `seed`, `epoch` and the
+        stored lengths.
+        """
         ...
 
 
-def load(
+def open_split(
     data: str,
     split: str,
     *,
@@ -77,7 +83,7 @@ def load(
     examples: int | None = None,
     corrupt: str = "error",
 ) -> "Source":
-    """The records of one split of a data set of labelled images.
+    """Opens one split of a data set of labeled images.
 
     Args:
         data: one of
@@ -90,18 +96,17 @@ def load(
             "DIR" or "FILE.zip" with SPLIT/CLASS/IMAGE, or deeper below CLASS;
             "tfds:NAME" or "tfds:NAME@DATA_DIR": a prepared set of TensorFlow Datasets.
         split: "train", "validation" or "test".
-        holdout: number of training examples that make the validation set where the
-            data has none: stratified by label, and the same ones in every run.
-        examples: how many of the training examples are used, likewise stratified; None:
-            all.
-        corrupt: "error" raises when such an image is read; "skip" decodes every image
-            once while opening, names the bad ones in a warning and leaves them out, so
-            that the order of the data depends on the files alone. The result's
-            `skipped` counts them.
+        holdout: number of training examples that form the validation set if the data
+            has none: stratified by label, and the same ones in every run.
+        examples: number of training examples to use, likewise stratified; None: all.
+        corrupt: "error" raises when an image that cannot be decoded is read. "skip"
+            decodes every image once while opening, names the corrupt ones in a warning
+            and leaves them out (so the order of the data depends on the files alone);
+            `skipped` of the result is their number.
 
     Raises:
-        ValueError: the data is missing, malformed or empty, has no such split, or
-            `holdout` or `examples` cannot be honoured.
+        ValueError: the data is missing, malformed or empty; it has no such split;
+            `holdout` or `examples` cannot be honored.
     """
     if split not in SPLITS:
         raise ValueError(f"{split=} must be one of {', '.join(map(repr, SPLITS))}.")
@@ -130,21 +135,21 @@ def load(
     if corrupt == "skip":
         source = _without_corrupt(source, data)
     if held_out:
-        rest, held = arrays.stratified(read_labels(source), holdout)
+        rest, held = arrays.split_stratified(read_labels(source), holdout)
         source = Subset(source, held if split == "validation" else rest)
     if examples is not None and split == "train" and examples != len(source):
         if not 0 < examples < len(source):
             raise ValueError(
                 f"{examples=}, but {data!r} has {len(source):,} training examples; set "
-                "config.task.examples to at most so many, or to None for all."
+                "config.task.examples to a smaller number, or to None for all."
             )
-        _, chosen = arrays.stratified(read_labels(source), examples)
+        _, chosen = arrays.split_stratified(read_labels(source), examples)
         source = Subset(source, chosen)
     return source
 
 
 def describe_left_out(source: Source) -> str:
-    """What of the data is not read, to follow the number of records; "" for nothing."""
+    """Describes the files that are not read, to follow the number of records; or ""."""
     parts = []
     if skipped := getattr(source, "skipped", 0):
         parts.append(f"{skipped:,} corrupt {'image' if skipped == 1 else 'images'}")
@@ -177,10 +182,10 @@ def _open(data: str) -> Openers:
 
 
 def _find(data: str) -> pathlib.Path:
-    """The path that `data` names.
+    """Returns the path that `data` names.
 
     Raises:
-        ValueError: nothing is there.
+        ValueError: the path is empty or does not exist.
     """
     remedy = (
         "Set config.task.data to 'digits', to an .npz or .zip file, to a folder of images "
@@ -197,8 +202,8 @@ def _find(data: str) -> pathlib.Path:
         where = ""
         if not data.startswith(("/", "~")):
             where = (
-                f" (a relative path, looked for in {pathlib.Path.cwd()}; give it from "
-                "there, or as an absolute path)"
+                f" (relative to {pathlib.Path.cwd()}; an absolute path works from any "
+                "folder)"
             )
         shown = data if len(data) < 200 else data[:200] + "..."
         raise ValueError(f"{shown!r} does not exist{where}. {remedy}") from None
@@ -206,21 +211,21 @@ def _find(data: str) -> pathlib.Path:
 
 
 def _without_corrupt(source: "Source", data: str) -> "Source":
-    """`source` without the images that cannot be decoded."""
+    """Leaves out the images of `source` that cannot be decoded."""
 
-    def fault(index: int) -> str | None:
+    def find_fault(index: int) -> str | None:
         try:
             record = source[index]
             if isinstance(record["image"], bytes):
                 decoding.decode(record["image"], 3, name=record["name"])
-        except ValueError as error:  # a disk that fails is an OSError, and no reason
-            return str(error).partition(". ")[0]  # to train on less
+        except ValueError as error:  # not OSError: a failing disk must end the run
+            return str(error).partition(". ")[0]
         return None
 
     if isinstance(source, arrays.Arrays):
         return source
-    with concurrent.futures.ThreadPoolExecutor() as threads:  # Pillow frees the GIL
-        faults = list(threads.map(fault, range(len(source))))
+    with concurrent.futures.ThreadPoolExecutor() as threads:  # Pillow releases the GIL
+        faults = list(threads.map(find_fault, range(len(source))))
     good = np.array([i for i, fault in enumerate(faults) if fault is None], np.int64)
     for message in filter(None, faults):
         logging.warning("skipped %s", message)

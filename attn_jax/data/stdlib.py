@@ -1,4 +1,4 @@
-"""The English documentation that comes with Python, read as source text."""
+"""Reads the English documentation that comes with Python, as source text."""
 
 import ast
 import functools
@@ -7,20 +7,20 @@ from collections.abc import Iterator
 
 from attn_jax.data import prose
 
-# Folders of the standard library with tests, third-party code or mere tables.
+# Folders of the standard library with tests, third-party code or tables only.
 SKIPPED = {
     *("test", "tests", "idle_test", "site-packages", "dist-packages"),
     *("lib2to3", "encodings", "turtledemo", "__pycache__"),
 }
-UNDOCUMENTED = 100  # fewer documented modules than this: the docstrings were stripped
+LEAST_MODULES = 100  # with docstrings; if there are fewer, they were stripped
 
 
-@functools.lru_cache(maxsize=1)  # parsing takes seconds, and every split asks for it
+@functools.lru_cache(maxsize=1)  # parsing takes seconds, and every split needs it
 def read_stdlib(folder: str) -> list[tuple[str, tuple[str, ...]]]:
-    """(name, sentences) of every topic and documented module below `folder`.
+    """Returns (name, sentences) of every topic and documented module below `folder`.
 
-    A repeated paragraph is read once: modules that copy each other's docstrings would
-    otherwise leak the held-out documents into the training split.
+    A repeated paragraph is read once: otherwise modules that copy each other's docstrings
+    would leak held-out documents into the training split.
 
     Raises:
         ValueError: this Python comes without documentation.
@@ -39,7 +39,7 @@ def read_stdlib(folder: str) -> list[tuple[str, tuple[str, ...]]]:
         if SKIPPED.isdisjoint(name.split("/")) and file != topics:
             if docstrings := _find_docstrings(file.read_bytes()):
                 modules[name] = docstrings
-    if len(modules) < UNDOCUMENTED:
+    if len(modules) < LEAST_MODULES:
         raise ValueError(
             f"only {len(modules)} modules below {root} have docstrings, so there is no "
             "corpus 'stdlib' (a zipped or stripped distribution). Set config.task.data "
@@ -69,7 +69,7 @@ def _parse_topics(file: pathlib.Path) -> dict[str, str]:
 
 
 def _find_docstrings(source: bytes) -> list[str]:
-    """Docstrings of the module, its classes and functions, in source order."""
+    """Finds the docstrings of a module, its classes and functions, in source order."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
     def walk(node: ast.AST) -> Iterator[str]:
@@ -82,5 +82,5 @@ def _find_docstrings(source: bytes) -> list[str]:
 
     try:
         return list(walk(ast.parse(source)))
-    except SyntaxError:  # a template, or a file for another version of Python
+    except SyntaxError:  # a template, or for another version of Python
         return []

@@ -1,13 +1,12 @@
 """A tokenized corpus: flat arrays of token ids, split by document, cached on disk.
 
-Training a vocabulary is a pure function of the text, so whoever has the same text
-gets the same token ids.
+Training a vocabulary is a pure function of the text, so the same text always has the same
+token ids.
 """
 
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import pathlib
 import shutil
@@ -18,16 +17,17 @@ from typing import Any
 
 import numpy as np
 import tokenizers
+from absl import logging
 from jaxtyping import Int32, Int64
 
 from attn_jax.data import corpora
-from attn_jax.data.vocabulary import make_tokenizer, special_ids, train_vocabulary
+from attn_jax.data.vocabulary import find_special_ids, make_tokenizer, train_vocabulary
 
 SPLITS = ("train", "validation")
 FORMAT = 2  # of a cache entry, and of the rules of `prose`; raise it when they change
-SIDE_FILES = ("vocab.txt", "digests.json")  # of an entry, beside its arrays
+SIDE_FILES = ("vocab.txt", "digests.json")  # of a cache entry, beside its arrays
 DTYPES = {"token_ids": np.int32, "sentences": np.int64, "documents": np.int64}
-UNKNOWN_LIMIT = 0.5  # share of [UNK] above which a vocabulary does not fit a text
+UNKNOWN_LIMIT = 0.5  # share of [UNK] above which a vocabulary does not fit the text
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,9 +35,9 @@ class Text:
     """Tokenized documents, as flat arrays.
 
     Attributes:
-        token_ids: all sentences one after another.
-        sentences: sentence s is token_ids[sentences[s]:sentences[s + 1]], never empty.
-        documents: document d is sentences documents[d] to documents[d + 1] - 1.
+        token_ids: those of all sentences, concatenated.
+        sentences: sentence s is token_ids[sentences[s] : sentences[s + 1]], never empty.
+        documents: document d has the sentences documents[d] to documents[d + 1] - 1.
     """
 
     token_ids: Int32[np.ndarray, " N"]
@@ -45,21 +45,17 @@ class Text:
     documents: Int64[np.ndarray, " D"]
 
     def tokens(self, first: int, last: int) -> np.ndarray:
-        """int32 token ids of the sentences in [first, last)."""
+        """Returns the int32 token ids of the sentences [first, last)."""
         return self.token_ids[self.sentences[first] : self.sentences[last]]
 
-    def length(self, first: int, last: int) -> int:
-        """The number of tokens of the sentences in [first, last)."""
-        return int(self.sentences[last] - self.sentences[first])
-
     def bounds(self, document: int) -> tuple[int, int]:
-        """Its sentences as [first, last)."""
+        """Returns [first, last) of the sentences of a document."""
         return int(self.documents[document]), int(self.documents[document + 1])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-    """Both splits in one vocabulary. A cached corpus is pickled as a path."""
+    """Both splits, with one vocabulary. A cached corpus is pickled as a path."""
 
     splits: Mapping[str, Text]
     vocabulary: tuple[str, ...]  # line number = token id
@@ -81,21 +77,22 @@ def load_corpus(
     vocabulary: tuple[str, ...] | None = None,
     version: int = 2,
 ) -> Corpus:
-    """The corpus `data` (see `corpora.read_documents`), split and tokenized.
+    """Reads the corpus `data`, splits it by document and tokenizes it; cached on disk.
 
-    The result is kept in $XDG_CACHE_HOME/attn_jax (else ~/.cache/attn_jax) under a
-    digest of the text, the settings and the version of `tokenizers`. An entry that is
-    damaged, or that another user wrote, is built again; where the folder cannot be
-    written, nothing is kept and a warning says so.
+    The cache is $XDG_CACHE_HOME/attn_jax (by default ~/.cache/attn_jax); an entry is named
+    by a digest of the text, the settings and the version of `tokenizers`. An entry that is
+    damaged, or that another user wrote, is built again. If the folder cannot be written, a
+    warning says that nothing is cached.
 
     Args:
+        data: see `corpora.read_documents`.
         vocab_size: of the vocabulary that is trained on the train split.
-        vocabulary: the word pieces to use instead; nothing is trained then.
+        vocabulary: word pieces to use instead of training a vocabulary.
         version: of the rules for reading files, see `corpora.read_documents`.
 
     Raises:
-        ValueError: no such corpus, or it is too small for `vocab_size` word pieces, or
-            the vocabulary knows none of its words.
+        ValueError: the corpus cannot be read, or is too small for `vocab_size` word pieces;
+            the vocabulary lacks most of its words.
     """
     documents, left_out = corpora.read_documents(data, version)
     settings = [FORMAT, tokenizers.__version__, vocabulary or vocab_size, lower_case]
@@ -113,8 +110,8 @@ def load_corpus(
         _save_entry(corpus, folder)
     except OSError as error:
         logging.warning(
-            "the tokenized text cannot be kept in %s (%s), so every start builds it "
-            "again; set XDG_CACHE_HOME to a folder that can be written.",
+            "the tokenized text cannot be cached in %s (%s), so every start builds it "
+            "again; set XDG_CACHE_HOME to a writable folder.",
             folder.parent,
             error,
         )
@@ -128,8 +125,12 @@ def build_corpus(
     lower_case: bool,
     vocabulary: tuple[str, ...] | None = None,
 ) -> Corpus:
-    """Splits by document, trains the vocabulary unless it is given, tokenizes."""
-    held_out = corpora.held_out([document.key for document in documents])
+    """Splits by document, trains a vocabulary unless one is given, and tokenizes.
+
+    Raises:
+        ValueError: a split has no text, or half of its tokens are unknown.
+    """
+    held_out = corpora.choose_held_out([document.key for document in documents])
     parts = {
         "train": [d for d in documents if d.key not in held_out],
         "validation": [d for d in documents if d.key in held_out],
@@ -140,7 +141,7 @@ def build_corpus(
             vocab_size,
             lower_case=lower_case,
         )
-    unknown = special_ids(vocabulary).unk
+    unknown = find_special_ids(vocabulary).unk
     tokenizer = make_tokenizer(vocabulary, lower_case=lower_case)
     splits = {name: tokenize(part, tokenizer) for name, part in parts.items()}
     for name, text in splits.items():
@@ -152,8 +153,8 @@ def build_corpus(
         if share > UNKNOWN_LIMIT:
             raise ValueError(
                 f"the vocabulary does not know {share:.0%} of the {name} split (its "
-                "tokens are [UNK]), so almost any model predicts them. Give text in the "
-                "language and script of the vocabulary, or train a new one."
+                "tokens are [UNK]), so predicting them is trivial. Give text in the language "
+                "and script of the vocabulary, or train a new one."
             )
     return Corpus(splits, vocabulary, lower_case)
 
@@ -161,13 +162,13 @@ def build_corpus(
 def tokenize(
     documents: Sequence[corpora.Document], tokenizer: tokenizers.Tokenizer
 ) -> Text:
-    """The documents as token ids; a sentence or document without a token is left out."""
+    """Tokenizes documents; sentences and documents without tokens are left out."""
     token_ids: list[int] = []
     sentences, bounds = [0], [0]
     for document in documents:
         for sentence in document.sentences:
             ids = tokenizer.encode(sentence, add_special_tokens=False).ids
-            if ids:  # control characters alone leave none
+            if ids:  # none for control characters alone
                 token_ids += ids
                 sentences.append(len(token_ids))
         if len(sentences) - 1 > bounds[-1]:
@@ -182,11 +183,12 @@ def tokenize(
 def unigram_entropy(
     train: Text, held_out: Text, vocab_size: int
 ) -> tuple[float, float]:
-    """(entropy of the held-out tokens, their cross-entropy under train), nats a token.
+    """Returns the unigram (entropy, cross-entropy) of held-out tokens, in nats per token.
 
     The entropy is the lowest loss that a guess without context can reach, given the
-    held-out frequencies. The cross-entropy is what the training frequencies reach, with
-    add-one smoothing. A masked language model that uses context must be below both."""
+    held-out frequencies; the cross-entropy is the loss of the training frequencies with
+    add-one smoothing. A masked language model that uses context must be below both.
+    """
     counts = np.bincount(held_out.token_ids, minlength=vocab_size).astype(np.float64)
     seen = np.bincount(train.token_ids, minlength=vocab_size) + 1.0
     p = counts / counts.sum()
@@ -203,7 +205,7 @@ def _cache_folder() -> pathlib.Path:
 
 
 def _save_entry(corpus: Corpus, folder: pathlib.Path) -> None:
-    """Writes beside `folder` and renames, so that no reader sees half an entry."""
+    """Writes beside `folder`, then renames, so that no reader sees half an entry."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
     try:
@@ -216,7 +218,7 @@ def _save_entry(corpus: Corpus, folder: pathlib.Path) -> None:
         (temporary / "digests.json").write_text(json.dumps(digests))
         temporary.chmod(0o755)
         if folder.exists():
-            if _is_whole(folder):  # another process was faster with the same
+            if _is_whole(folder):  # another process wrote the same entry first
                 return
             stale = folder.rename(temporary.with_name(f"{temporary.name}.old"))
             shutil.rmtree(stale, ignore_errors=True)
@@ -232,8 +234,8 @@ def _save_entry(corpus: Corpus, folder: pathlib.Path) -> None:
 def _check_entry(folder: pathlib.Path) -> None:
     """Raises OSError or ValueError unless the entry is ours, whole, and a corpus.
 
-    Digests prove that the files are as they were written, not who wrote them, so the
-    owner and the arrays are checked, too.
+    Digests prove that the files are as written, but not who wrote them, so the owner and
+    the arrays are checked too.
     """
     names = [field.name for field in dataclasses.fields(Text)]
     arrays = [f"{split}-{name}.npy" for split in SPLITS for name in names]
@@ -251,9 +253,9 @@ def _check_entry(folder: pathlib.Path) -> None:
         raise ValueError("digests.json does not list the files of an entry")
     for name, digest in digests.items():
         if _digest(folder / name) != digest:
-            raise ValueError(f"{name} is not as it was written")
+            raise ValueError(f"{name} has changed since it was written")
     corpus = _open_entry(folder)
-    special_ids(corpus.vocabulary)
+    find_special_ids(corpus.vocabulary)
     for split, text in corpus.splits.items():
         for name in names:
             array = getattr(text, name)
@@ -288,7 +290,7 @@ def _digest(file: pathlib.Path) -> str:
 def _open_entry(
     folder: pathlib.Path, lower_case: bool = True, left_out: tuple[str, ...] = ()
 ) -> Corpus:
-    """The corpus of a cache entry, with memory-mapped arrays."""
+    """Opens the corpus of a cache entry; its arrays are memory-mapped."""
 
     def read(split: str, name: str) -> np.ndarray:
         return np.load(folder / f"{split}-{name}.npy", mmap_mode="r")

@@ -1,4 +1,4 @@
-"""Sources made of another source: a part of its records, or other label numbers."""
+"""Sources derived from another source: a part of its records, or other label numbers."""
 
 import hashlib
 from collections.abc import Sequence
@@ -38,11 +38,11 @@ class Subset:
         return digest.hexdigest()[:16]
 
 
-class Relabelled:
+class Relabeled:
     """The records of `source` with label i replaced by `numbers[i]`.
 
-    `labels` are the names of the new numbers. A label that has no new number is -1 there
-    and does not occur.
+    `labels` are the names of the new numbers. `numbers` is -1 for a label that does not
+    occur in the records and has no new number.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class Relabelled:
 
 
 def match_labels(source: Any, names: Sequence[str], data: str) -> Any:
-    """The source with its labels numbered as in `names`, matched by name.
+    """Renumbers the labels of a source as in `names`, matched by name.
 
-    A source without names keeps its numbers.
+    A source without label names is returned as it is.
 
     Raises:
-        ValueError: a class occurs in the source that `names` lacks.
+        ValueError: the source has examples of a class that is not in `names`.
     """
     names = tuple(names)
     if not source.labels or source.labels == names:
@@ -101,21 +101,21 @@ def match_labels(source: Any, names: Sequence[str], data: str) -> Any:
             bounded.join_names(absent),
         )
     numbers = np.array([number.get(name, -1) for name in source.labels], np.int64)
-    return Relabelled(source, numbers, names)
+    return Relabeled(source, numbers, names)
 
 
-def highest_label(source: Any) -> int | None:
-    """By the names or the list of the labels; None: only the records themselves tell."""
+def find_highest_label(source: Any) -> int | None:
+    """Returns the highest label that the source may hold; None if this takes reading all."""
     if source.labels:
         return len(source.labels) - 1
     if isinstance(source, Subset):
-        return highest_label(source.source)
+        return find_highest_label(source.source)
     targets = getattr(source, "targets", None)
     return None if targets is None else int(targets.max())
 
 
 def read_labels(source: Any) -> np.ndarray:
-    """The label of every record; read record by record only where none are listed."""
+    """Returns the label of every record; reads the records if the source lists no labels."""
     targets = getattr(source, "targets", None)
     if targets is None:
         targets = np.array([source[i]["label"] for i in range(len(source))])

@@ -1,4 +1,4 @@
-"""WordPiece vocabularies: train, read, and tokenize with one."""
+"""WordPiece vocabularies: trains and reads them, and makes tokenizers."""
 
 import collections
 import json
@@ -14,12 +14,12 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 from attn_jax.data import corpora
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-LEAST_COUNT = 2  # of a character or a merged piece in the training text
+LEAST_COUNT = 2  # occurrences of a character or merged piece in the training text
 MAX_BYTES = 64_000_000  # of a vocabulary; the largest released ones have 1 to 5 MB
 
 
 class SpecialIds(NamedTuple):
-    """Token ids. Vocabularies trained here start with them; Google's do not."""
+    """Ids of the special tokens: 0 to 4 in vocabularies trained here, not in Google's."""
 
     pad: int
     unk: int
@@ -28,23 +28,23 @@ class SpecialIds(NamedTuple):
     mask: int
 
 
-def special_ids(vocabulary: Sequence[str]) -> SpecialIds:
-    """Raises ValueError where a special token is missing."""
+def find_special_ids(vocabulary: Sequence[str]) -> SpecialIds:
+    """Finds the special tokens; raises ValueError if one is missing."""
     if missing := [piece for piece in SPECIALS if piece not in vocabulary]:
         raise ValueError(
             f"the vocabulary lacks {', '.join(missing)}; give a WordPiece vocabulary of "
-            "BERT (vocab.txt, a piece a line)."
+            "BERT (vocab.txt, one piece per line)."
         )
     return SpecialIds(*map(vocabulary.index, SPECIALS))
 
 
 def parse_vocabulary(text: str) -> tuple[str, ...]:
-    """The word pieces of a vocab.txt; the number of a line is the token id.
+    """Parses a vocab.txt to word pieces; the number of a line is the token id.
 
     Raises:
-        ValueError: an empty or repeated piece, or a special token is missing.
+        ValueError: a piece is empty or repeated, or a special token is missing.
     """
-    # Not splitlines: U+2028 and the like are pieces of some vocabularies.
+    # Not by splitlines: U+2028 and the like are pieces of some vocabularies.
     pieces = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
     numbers: dict[str, int] = {}
     for number, piece in enumerate(pieces):
@@ -52,29 +52,29 @@ def parse_vocabulary(text: str) -> tuple[str, ...]:
             fault = f"repeats {piece!r}" if piece else "is empty"
             raise ValueError(
                 f"line {number + 1} of the vocabulary {fault}; give a vocab.txt with "
-                "one word piece a line."
+                "one word piece per line."
             )
         numbers[piece] = number
-    special_ids(pieces)
+    find_special_ids(pieces)
     return tuple(pieces)
 
 
-def vocabulary_of(path: epath.PathLike) -> dict[str, str] | None:
-    """The vocabulary that a checkpoint was trained with, as assets of a run.
+def read_vocabulary(path: epath.PathLike) -> dict[str, str] | None:
+    """Reads the vocabulary that a checkpoint was trained with, as assets of a run.
 
     Args:
         path: a workdir (assets/vocab.txt), a Hugging Face folder (vocab.txt, and
             tokenizer_config.json for `do_lower_case`), a file in one, or a vocab.txt.
 
     Returns:
-        {"vocab.txt": pieces, "text.json": settings}, which `MaskedLM.bind` takes; the
-        setting `lower_case` is absent where the checkpoint does not tell. None if there
-        is no vocabulary.
+        {"vocab.txt": pieces, "text.json": settings}, which `MaskedLM.bind` takes; without
+        the setting `lower_case` if the checkpoint does not have it. None if there is no
+        vocabulary.
 
     Raises:
-        ValueError: a file that is no text, too large, or no vocabulary.
+        ValueError: a file is no text, too large, or no vocabulary.
     """
-    # Of epath, `is_file` says yes to a FIFO, which would block.
+    # pathlib where possible: epath's `is_file` is true for a FIFO, whose reading blocks.
     kind = epath.Path if "://" in os.fspath(path) else pathlib.Path
     path = kind(path).expanduser()
     if path.is_dir():
@@ -97,7 +97,7 @@ def vocabulary_of(path: epath.PathLike) -> dict[str, str] | None:
 
 
 def parse_settings(text: str) -> dict[str, Any]:
-    """A JSON object; raises ValueError for any other text."""
+    """Parses a JSON object; raises ValueError for any other text."""
     try:
         settings = json.loads(text)
     except RecursionError as error:
@@ -121,18 +121,17 @@ def train_vocabulary(
 ) -> tuple[str, ...]:
     """Trains `size` word pieces: the special tokens, the characters, then merges.
 
-    The trainer repeatedly merges the most frequent pair of pieces (byte-pair encoding
-    with "##"), as every WordPiece trainer of `tokenizers` does. It numbers characters in
-    the order of a randomly seeded hash map and breaks ties by number, so two runs
-    differ. Passing all characters in sorted order as special tokens makes the result
-    deterministic.
+    The trainer of `tokenizers` repeatedly merges the most frequent pair of pieces (byte-pair
+    encoding with "##"). It numbers characters in the order of a randomly seeded hash map,
+    and breaks ties by number, so its result differs from run to run. Passing all characters
+    in sorted order as special tokens makes it deterministic.
 
     Raises:
-        ValueError: `size` is smaller than the alphabet, or larger than what the text
-            yields.
+        ValueError: `size` is smaller than the alphabet, or larger than the number of pieces
+            in the text.
 
     Source: google-research/bert released no trainer; Hugging Face's
-    train_bert_wordpiece.py takes the same steps and the same minimum count.
+    train_bert_wordpiece.py takes the same steps, with the same minimum count.
     """
     tokenizer = make_tokenizer(None, lower_case=lower_case)
     starts: collections.Counter[str] = collections.Counter()
@@ -169,7 +168,7 @@ def train_vocabulary(
     if len(numbers) != size:
         raise ValueError(
             f"the text yields {len(numbers)} word pieces that occur {LEAST_COUNT} "
-            f"times, but vocab_size={size}; set config.task.vocab_size and "
+            f"times or more, but vocab_size={size}; set config.task.vocab_size and "
             f"config.model.vocab_size to {len(numbers)} or less, or give more text."
         )
     return tuple(sorted(numbers, key=lambda piece: numbers[piece]))
@@ -178,10 +177,10 @@ def train_vocabulary(
 def make_tokenizer(
     vocabulary: Sequence[str] | None, *, lower_case: bool = True
 ) -> tokenizers.Tokenizer:
-    """BERT's tokenizer: clean, split off punctuation, longest piece first.
+    """Makes BERT's tokenizer: cleans, splits off punctuation, takes longest pieces first.
 
-    A literal "[MASK]" in a text becomes three ordinary pieces, as in
-    google-research/bert: no text turns into a special token.
+    As in google-research/bert, no text becomes a special token: a literal "[MASK]" becomes
+    three ordinary pieces.
     """
     known = {piece: number for number, piece in enumerate(vocabulary or SPECIALS)}
     tokenizer = tokenizers.Tokenizer(

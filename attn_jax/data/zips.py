@@ -1,4 +1,4 @@
-"""Labelled images in a zip of SPLIT/CLASS/IMAGE, read without unpacking it."""
+"""Labeled images in a zip file of SPLIT/CLASS/IMAGE, read without unpacking the file."""
 
 import functools
 import hashlib
@@ -19,9 +19,9 @@ from attn_jax.data import bounded, files
 class ZipImages:
     """Records are members of a zip file; `image` is the undecoded member.
 
-    `members` [N, 5] holds what reading one member takes: its offset, its size in the
-    zip, its size, its compression and its CRC. (`zipfile` would read the whole table of
-    contents anew in every thread and worker.)
+    `members` [N, 5] holds, for each: offset, compressed size, size, compression method
+    and CRC. With these, no thread or worker has to read the whole table of contents
+    again, as `zipfile` would.
     """
 
     skipped = 0
@@ -50,15 +50,17 @@ class ZipImages:
         offset, packed_size, size, compression, crc = member
         with self.path.open("rb") as file:
             file.seek(offset)
-            header = file.read(30)  # ends in the lengths of the name and the extra
+            header = file.read(
+                30
+            )  # its last four bytes: lengths of name and extra field
             file.seek(sum(struct.unpack("<HH", header[26:])), os.SEEK_CUR)
             data = file.read(packed_size)
         if compression == zipfile.ZIP_DEFLATED:
             data = bounded.inflate(data, size) or b""
         if len(data) != size or zlib.crc32(data) != crc:
             raise ValueError(
-                f"{bounded.printable(name)} is damaged inside the zip (wrong checksum). Make the zip "
-                "anew, or set config.task.corrupt='skip' to leave such out."
+                f"{bounded.printable(name)} is damaged inside the zip (wrong checksum). Make "
+                "the zip again, or set config.task.corrupt='skip' to leave out such images."
             )
         return data
 
@@ -71,7 +73,11 @@ class ZipImages:
 
 
 def open_zip(path: pathlib.Path) -> Mapping[str, Callable[[], ZipImages]]:
-    """{split: opener} for [FOLDER/]SPLIT/CLASS/.../IMAGE inside a zip."""
+    """Returns {split: opener} for [FOLDER/]SPLIT/CLASS/.../IMAGE inside a zip.
+
+    Raises:
+        ValueError: the file is no whole zip, or has no such split.
+    """
     members = read_contents(path)
     paths = {name: name for name in members if not name.startswith("__MACOSX/")}
     tops = {name.split("/")[0] for name in paths if "/" in name}
@@ -116,15 +122,15 @@ def open_zip(path: pathlib.Path) -> Mapping[str, Callable[[], ZipImages]]:
 
 
 def read_contents(path: pathlib.Path) -> dict[str, zipfile.ZipInfo]:
-    """{name: entry} of a zip's table of contents.
+    """Returns {name: entry} of a zip's table of contents.
 
     Raises:
-        ValueError: it is no zip, or a damaged one.
+        ValueError: the file is no zip, or is damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             return {info.filename: info for info in archive.infolist()}
-    except Exception as error:  # a damaged table raises many kinds
+    except Exception as error:  # zipfile raises many kinds for a damaged table
         raise ValueError(f"{path} is no whole zip file: {error}.") from error
 
 
@@ -135,13 +141,14 @@ def _check_member(
     readable = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
     if info.flag_bits & 1 or info.compress_type not in readable:
         raise ValueError(
-            f"{name} is encrypted or packed by method "
-            f"{info.compress_type}; members must be stored or deflated. Zip them anew."
+            f"{name} is encrypted or compressed by method "
+            f"{info.compress_type}; members must be stored or deflated. Make the zip again."
         )
     bounded.check_image_bytes(info.file_size, name)
     if info.header_offset + info.compress_size > zip_size or info.header_offset < 0:
         raise ValueError(
-            f"{name}: the zip's table of contents leads past its end. Make it anew."
+            f"{name}: the zip's table of contents points past its end. Make the zip "
+            "again."
         )
     return (
         info.header_offset,

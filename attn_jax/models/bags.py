@@ -1,4 +1,4 @@
-"""Bags of instances: encode each, pool all, one logit (multiple instance learning).
+"""Multiple instance learning: encode each instance of a bag, pool, predict one logit.
 
 Axes: B bags, K instances, H W image, C channels, F features, D width.
 """
@@ -12,7 +12,7 @@ from attn_jax.bounds import Pixels, Probability, Width
 
 
 class MeanPooling(nn.Module):
-    """The mean of the patterns that take part; zeros if none does."""
+    """The mean of the unmasked patterns; zero if all are masked."""
 
     dtype: str = "float32"
 
@@ -24,13 +24,12 @@ class MeanPooling(nn.Module):
         stored_mask: Bool[Array, "B K"] | None = None,
         train: bool = False,
     ) -> Float[Array, "B D"]:
-        del train  # nothing depends on it
+        del train  # the same in training and evaluation
         if stored_mask is None:
             stored_mask = jnp.ones(stored.shape[:2], bool)
         present = stored_mask[:, :, None].astype(jnp.float32)
-        total = (stored.astype(jnp.float32) * present).sum(
-            axis=1
-        )  # bfloat16 loses small addends
+        # Float32, because a sum in bfloat16 loses small addends.
+        total = (stored.astype(jnp.float32) * present).sum(axis=1)
         return (total / jnp.maximum(present.sum(axis=1), 1)).astype(self.dtype)
 
 
@@ -39,10 +38,10 @@ class ImageEncoder(nn.Module):
 
     Attributes:
         channels: output channels of each convolution.
-        kernel_size: side of a kernel, in pixels.
+        kernel_size: side of the kernels, in pixels.
         width: D, of the output.
 
-    Source: after Ilse et al. 2018 (table 8), whose widths are (20, 50) and 500.
+    Source: adapted from Ilse et al. 2018 (table 8), where the widths are (20, 50) and 500.
     """
 
     channels: tuple[Width, ...]
@@ -86,7 +85,7 @@ class BagClassifier(nn.Module):
 
     Args (call):
         instances: images [B, K, H, W, C] or features [B, K, F], padded to K.
-        mask: True at instances, False at padding. Padding has no influence.
+        mask: True at instances, False at padding, which has no influence.
 
     Returns (call): `pooled` [B, D], the input of the head; `logits` [B]. Float32.
 

@@ -21,7 +21,7 @@ GELU: dict[str, Activation] = {
     "tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "erf": lambda x: jax.nn.gelu(x, approximate=False),
 }
-# {dialect: (its GELU, its initialiser of every matrix and table)}
+# {dialect: (GELU, initializer of all matrices and embedding tables)}
 DIALECTS: dict[str, tuple[str, Initializer]] = {
     "google": ("tanh", nn.initializers.truncated_normal(0.02)),
     "hf": ("erf", nn.initializers.normal(0.02)),
@@ -32,10 +32,10 @@ class Bert(nn.Module):
     """Token, position and segment embeddings -> post-norm encoder -> heads.
 
     `dialect` names the code that is followed: "google" uses the tanh GELU and truncated
-    normal initialisation, "hf" (transformers) the exact GELU and normal initialisation.
+    normal initialization, "hf" (transformers) the exact GELU and normal initialization.
     `gelu` overrides it, for a Hugging Face model trained with `gelu_new`.
 
-    `heads` may contain "mlm", masked language modelling with the token table as decoder,
+    `heads` may contain "mlm", masked language modeling with the token table as decoder,
     and "nsp", next-sentence prediction from the pooled first token. `dropout` applies to
     the embeddings and to each branch, `attention_dropout` to the attention weights.
 
@@ -45,7 +45,7 @@ class Bert(nn.Module):
 
     Raises:
         ValueError: the sequence is longer than the position table; a head is unknown; "nsp"
-            is used without the pooler; heads do not divide the width.
+            is used without the pooler; the width is not divisible by `num_heads`.
 
     Source: google-research/bert modeling.py, run_pretraining.py; paper sec. 3.
     """
@@ -78,11 +78,13 @@ class Bert(nn.Module):
         train: bool = False,
     ) -> dict[str, Array]:
         if unknown := sorted(set(self.heads) - {"mlm", "nsp"}):
-            raise ValueError(f"heads: {unknown[0]!r} is none of 'mlm', 'nsp'.")
+            raise ValueError(
+                f"config.model.heads: {unknown[0]!r} is not a head; use 'mlm' or 'nsp'."
+            )
         if "nsp" in self.heads and not self.pooler:
             raise ValueError(
-                "heads: 'nsp' reads the pooled token; set config.model.pooler to True "
-                "or leave 'nsp' out."
+                "config.model.heads: 'nsp' reads the pooled token; set "
+                "config.model.pooler to True or leave out 'nsp'."
             )
         length = token_ids.shape[1]
         if length > self.max_positions:
@@ -112,7 +114,7 @@ class Bert(nn.Module):
         self.sow("intermediates", "embedding_output", x)
 
         keys = None if mask is None else mask[:, None, None, :]
-        # remat must not trace `train`, which is Python control flow.
+        # `train` must stay a Python bool inside remat.
         block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
         for layer in range(self.depth):
             x = block(
@@ -132,7 +134,7 @@ class Bert(nn.Module):
             pooled = jnp.tanh(dense(self.width, "pooler")(x[:, 0]))
             outputs["pooled"] = pooled.astype(jnp.float32)
         if "mlm" in self.heads:
-            # Only the masked positions: a fifth of the head's work and memory.
+            # Computing only the masked positions takes a fifth of the time and memory.
             if mlm_positions is not None:
                 x = jnp.take_along_axis(x, mlm_positions[:, :, None], axis=1)
             hidden = gelu(dense(self.width, "mlm_dense")(x))
@@ -147,9 +149,9 @@ class Bert(nn.Module):
 
 
 class Block(nn.Module):
-    """LN(x + attention(x)), then LN(x + MLP(x)): the norm comes last (paper sec. 3).
+    """Post-norm: LN(x + attention(x)), then LN(x + MLP(x)) (paper sec. 3).
 
-    As in the original code, the MLP has no dropout inside.
+    As in the original code, there is no dropout inside the MLP.
     """
 
     num_heads: Width

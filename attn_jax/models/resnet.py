@@ -1,4 +1,4 @@
-"""ResNet with group norm and standardised weights: ViT's stem, and its baseline.
+"""ResNet with group norm and standardized weights: a stem and a baseline for the ViT.
 
 Axes: B batch, H W image, h w feature grid, C channels, K classes.
 """
@@ -16,16 +16,16 @@ class ResNetStem(nn.Module):
 
     `stage_sizes` is the number of bottlenecks per stage. The first stage has 4 * `width`
     channels; each later one halves the grid and doubles the channels. Without stages only
-    the root remains, `width` channels at a quarter of the resolution. As the ViT's `stem`
-    it makes the hybrid: R50+B/16 has stages (3, 4, 9) and patch size 1.
+    the root remains, with `width` channels at a quarter of the resolution. As the `stem` of
+    a ViT it gives the paper's hybrid: R50+B/16 has stages (3, 4, 9) and patch size 1.
 
     Call: `images` [B, H, W, c]. Returns [B, h, w, C] in `dtype`.
 
     Raises:
-        ValueError: the 32 groups of a norm do not divide its channels.
+        ValueError: the channels of a group norm are not divisible by 32.
 
-    Source: ViT paper sec. 3.1, "Hybrid"; its code, vit_jax/models_resnet.py: ResNet v1 with
-    BiT's norms, the max pool padded like the convolutions, ReLU after the sum.
+    Source: ViT paper sec. 3.1, "Hybrid", and its code, vit_jax/models_resnet.py: ResNet v1
+    with BiT's norms; max pooling is padded like the convolutions, and ReLU follows the sum.
     """
 
     stage_sizes: tuple[Depth, ...] = ()
@@ -52,11 +52,11 @@ class ResNetStem(nn.Module):
 class ResNet(nn.Module):
     """`ResNetStem`, global average pooling, a linear head.
 
-    Call: as the ViT's. Returns (call): `pooled` [B, C], the input of the head; `logits`
-    [B, K]. Float32.
+    Call: `images` [B, H, W, c]. Returns (call): `pooled` [B, C], the input of the head;
+    `logits` [B, K]. Float32.
 
-    Source: ViT paper sec. 4.1, "ResNet (BiT)"; the norms are BiT's (Kolesnikov et al.,
-    2020), the order inside a bottleneck is that of the hybrid's code.
+    Source: ViT paper sec. 4.1, "ResNet (BiT)". The norms are those of BiT (Kolesnikov et
+    al., 2020), the order inside a bottleneck that of the hybrid's code.
     """
 
     num_classes: Width
@@ -80,7 +80,7 @@ class ResNet(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolution with a residual connection; outputs 4 * width channels.
 
-    The scale of the last norm is initialised to zero, so the branch starts at zero.
+    The scale of the last norm is initialized to zero, so the branch starts at zero.
     """
 
     width: Width
@@ -108,10 +108,10 @@ class Bottleneck(nn.Module):
 
 
 class StandardizedConv(nn.Module):
-    """A convolution whose kernel is standardised per output channel (mean 0, deviation 1).
+    """A convolution whose kernel is standardized per output channel (mean 0, deviation 1).
 
-    Source: Qiao et al. 2019 (arXiv:1903.10520); 1e-5 is added to the deviation, as in the
-    ViT's code (timm adds 1e-8 to the variance: 6 % apart at a deviation of 2e-4).
+    Source: Qiao et al. 2019 (arXiv:1903.10520). As in the ViT's code, 1e-5 is added to the
+    deviation. (timm adds 1e-8 to the variance; the two differ by 6 % if it is 2e-4.)
     """
 
     features: int
@@ -139,8 +139,8 @@ def group_norm(
 ) -> nn.GroupNorm:
     if channels % 32:
         raise ValueError(
-            f"{name} has {channels} channels; its 32 groups must divide them. Make "
-            "config.model...width a multiple of 32."
+            f"{name} has {channels} channels, which must be divisible by its 32 groups; "
+            "make the width of the ResNet in config.model a multiple of 32."
         )
     return nn.GroupNorm(
         num_groups=32,

@@ -1,4 +1,4 @@
-"""Bag classification: is an instance of the target class in the bag?"""
+"""Bag classification: does a bag contain an instance of the target class?"""
 
 import dataclasses
 import json
@@ -17,27 +17,26 @@ from attn_jax.data.reading import ImageReading
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bags(ImageReading):
-    """Bags of images with one label each, to one logit.
+    """Binary classification of bags of images.
 
     The bags of a split are drawn from that split's images alone, so no image of a
     training bag is in a validation or test bag.
 
-    The fields that say which images are read, and how, are those of
-    `attn_jax.data.reading.ImageReading`, of the single images.
+    `attn_jax.data.reading.ImageReading` describes the fields that select and read the
+    single images.
 
     Attributes:
         target: label of the images that make a bag positive.
-        class_names: of the labels among which `target` counts. In data with class names,
-            the target is then found by name; None: `target` counts the data's own labels.
+        class_names: names of the labels that `target` refers to. The target is then found
+            by name in data with class names. None: `target` is a label of the data itself.
             `bind` sets it.
-        channels: 1 (grey) or 3 (RGB).
-        train_bags, validation_bags, test_bags: how many, half of them positive. They
+        channels: 1 (gray) or 3 (RGB).
+        train_bags, validation_bags, test_bags: number of bags, half of them positive. They
             are fixed: an epoch is a pass over the same bags.
-        mean_size, std_size: of the normal distribution of instances in a bag.
-        max_size: instances to which a bag is clipped and padded.
-        bag_seed: of the bags; not the run's, so that runs differ in seed on the same
-            bags.
-        shift_pixels: in training, each instance is moved by up to so many pixels.
+        mean_size, std_size: of the normally distributed number of instances in a bag.
+        max_size: number of instances to which bags are clipped and padded.
+        bag_seed: seed of the bags; runs with different seeds share them.
+        shift_pixels: in training, each instance is shifted by up to this many pixels.
 
     Source: Ilse et al. 2018 section 4.2; Ramsauer's notebook has the same task.
     """
@@ -71,9 +70,9 @@ class Bags(ImageReading):
             "validation": self.validation_bags,
             "test": self.test_bags,
         }
-        # The same seed for all splits would give them bags of the same sizes in turn.
+        # With one seed for all splits, their bags would have the same sequence of sizes.
         seed = 3 * self.bag_seed + sources.SPLITS.index(split)
-        return bags.LabelledBags(
+        return bags.LabeledBags(
             records,
             target=self.find_target(records),
             bags=number[split],
@@ -104,8 +103,8 @@ class Bags(ImageReading):
             return self
         return dataclasses.replace(self, class_names=tuple(names))
 
-    def assets(self, source: bags.LabelledBags) -> dict[str, str]:
-        """Files that an evaluation needs: names of both labels and of the instances."""
+    def assets(self, source: bags.LabeledBags) -> dict[str, str]:
+        """Files that an evaluation needs: names of the bags' labels and of the classes."""
         names = self.class_names or source.source.labels or ()
         return {
             "bags.json": self.describe(source.labels),
@@ -115,7 +114,7 @@ class Bags(ImageReading):
     def example(
         self, record: Mapping[str, Any], rng: np.random.Generator | None
     ) -> dict[str, Any]:
-        """uint8 instances [K, H, W, C], mask [K], label; `rng` None: no augmentation.
+        """uint8 instances [K, H, W, C], mask [K] and label; not augmented if `rng` is None.
 
         Raises:
             ValueError: the bag has no instance, or more than `max_size`.
@@ -126,14 +125,14 @@ class Bags(ImageReading):
             if rng is not None and self.shift_pixels:
                 image = images.shift_crop(image, self.shift_pixels, rng)
             pictures.append(image)
-        stacked, mask = bags.padded(pictures, self.max_size, name=record["name"])
+        stacked, mask = bags.pad_bag(pictures, self.max_size, name=record["name"])
         label = np.int32(record["label"])
         return {"instances": stacked, "mask": mask, "labels": label}
 
     def prepare(
         self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
     ) -> dict[str, jax.Array]:
-        """Instances to float32 in the model's range."""
+        """Converts instances to float32 in the model's range."""
         del key, train  # nothing random
         return {**batch, "instances": self.to_model_range(batch["instances"])}
 
@@ -143,7 +142,7 @@ class Bags(ImageReading):
     def loss(
         self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
     ) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Binary cross-entropy in nats and accuracy, padded rows left out."""
+        """Binary cross-entropy in nats and accuracy, without padded rows."""
         logits = outputs["logits"].astype(jnp.float32)
         labels = batch["labels"]
         losses = optax.sigmoid_binary_cross_entropy(logits, labels.astype(jnp.float32))
@@ -164,7 +163,7 @@ class Bags(ImageReading):
     def score(
         self, predictions: Mapping[str, np.ndarray], records: sources.Source
     ) -> dict[str, float]:
-        """Area under the receiver operating characteristic, over the whole set."""
+        """`auc`: the area under the ROC curve, over the whole split."""
         del records  # the labels come with the predictions
         labels, logits = predictions["labels"], predictions["logits"]
         return {"auc": bags.area_under_roc(labels, logits)}

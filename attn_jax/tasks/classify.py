@@ -1,4 +1,4 @@
-"""Image classification: one label an image, cross-entropy, top-1 and top-5 accuracy."""
+"""Image classification: one label per image, cross-entropy, top-1 and top-5 accuracy."""
 
 import dataclasses
 import json
@@ -16,32 +16,31 @@ from jaxtyping import Array, Float, Int
 from attn_jax.bounds import NonNegativeFloat, Probability, Width
 from attn_jax.data import augment, real_labels, sources
 from attn_jax.data.reading import CroppedImageReading
-from attn_jax.data.views import highest_label, match_labels
+from attn_jax.data.views import find_highest_label, match_labels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Classify(CroppedImageReading):
-    """Images from any source, augmented in training, to logits.
+    """Classification of images from any source, augmented in training.
 
-    The fields that say which images are read, and how, are those of
-    `attn_jax.data.reading.CroppedImageReading`.
+    `attn_jax.data.reading.CroppedImageReading` describes the fields that select and read
+    the images.
 
     Attributes:
-        num_classes: of the model's head; as many as the data has class names.
-        class_names: of the model's classes, in order. Data with class names is matched to
-            them by name; None numbers the data's own. `bind` sets it.
+        num_classes: size of the model's head; must match the classes of the data.
+        class_names: names of the model's classes, in order. Data with class names is
+            matched to them by name. None: the data's own classes. `bind` sets it.
         randaugment: (layers, magnitude) of RandAugment after crop and flip; 10 is the
             paper's full magnitude. None is off; magnitude 0 is not (`data/augment.py`).
-        erase: probability that a window of a training image becomes noise.
-        mixup: alpha > 0 blends each training image and target with its neighbour's in
-            the batch, with one a ~ Beta(alpha, alpha) a batch (big_vision's p, .2).
-        cutmix: alpha > 0 pastes a window of the neighbour instead (timm: 1.0). With
-            both, a coin decides for each batch.
+        erase: probability that a window of a training image is replaced by noise.
+        mixup: alpha > 0 blends each training image and target with the previous ones in
+            the batch, with one a ~ Beta(alpha, alpha) per batch (big_vision: p = 0.2).
+        cutmix: alpha > 0 pastes a window of the previous image instead (timm: 1.0). With
+            both, each batch uses one of them at random.
         label_smoothing: probability spread evenly over all classes, in training only.
-        loss_kind: "softmax", or "sigmoid" over each class by itself (as the paper
-            pre-trains).
+        loss_kind: "softmax", or "sigmoid" for each class (as in the paper's pre-training).
         real_labels: path of real.json, for an evaluation on ImageNet's validation images:
-            all labels that fit each (Beyer et al. 2020). Adds `real_accuracy`.
+            all labels that fit each image (Beyer et al. 2020). Adds `real_accuracy`.
     """
 
     num_classes: Width
@@ -55,13 +54,13 @@ class Classify(CroppedImageReading):
     real_labels: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuses augmentation that cannot be honoured, before any data is read."""
+        """Raises ValueError for invalid settings, before any data is read."""
         super().__post_init__()
         names = self.class_names or ()
         if len(set(names)) != len(names) or len(names) > self.num_classes:
             raise ValueError(
                 f"config.task.class_names lists {len(names)} names, {len(set(names))} of "
-                f"them different; list up to num_classes={self.num_classes} different ones."
+                f"them distinct; list at most num_classes={self.num_classes}, all distinct."
             )
         pair = self.randaugment
         if pair is not None and (len(pair) != 2 or min(pair) < 0):
@@ -71,14 +70,14 @@ class Classify(CroppedImageReading):
             )
         if not 0 <= self.erase <= 1:
             raise ValueError(
-                f"config.task.erase={self.erase} is a probability and must lie in 0..1; "
+                f"config.task.erase={self.erase} is a probability and must be from 0 to 1; "
                 "0 is off, 0.25 is usual."
             )
         for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
             if not 0 <= alpha < math.inf:
                 raise ValueError(
                     f"config.task.{name}={alpha} is the alpha of Beta(alpha, alpha) and "
-                    "must be positive and finite, such as 0.2; 0 is off."
+                    "must be non-negative and finite, such as 0.2; 0 is off."
                 )
 
     @property
@@ -86,7 +85,7 @@ class Classify(CroppedImageReading):
         return {"cross_entropy": 1.0}
 
     def source(self, split: str) -> sources.Source:
-        """The records of one split, their labels those of `class_names` if set.
+        """The records of one split, with labels as in `class_names` if that is set.
 
         Raises:
             ValueError: the data is missing or malformed, or has other classes.
@@ -96,12 +95,12 @@ class Classify(CroppedImageReading):
             source = match_labels(source, self.class_names, self.data)
         self.check_classes(source, split)
         if self.real_labels is not None:
-            real_labels.read(self.real_labels, self.num_classes)  # errors come early
+            real_labels.read(self.real_labels, self.num_classes)  # raises errors early
         return source
 
     def check_classes(self, source: sources.Source, split: str) -> None:
-        """Raises ValueError where the head has not the classes of the data."""
-        highest = highest_label(source)
+        """Raises ValueError if the head does not have the classes of the data."""
+        highest = find_highest_label(source)
         if highest is None or highest == self.num_classes - 1:
             return
         remedy = f"set it and config.model.num_classes to {highest + 1}"
@@ -119,8 +118,8 @@ class Classify(CroppedImageReading):
             )
         if split == "train" and not source.labels:
             logging.warning(
-                "%s has labels from 0 to %d only, but config.task.num_classes=%d; if these "
-                "are all, %s.",
+                "%s only has labels from 0 to %d, but config.task.num_classes=%d; if there "
+                "are no other classes, %s.",
                 *(self.data, highest, self.num_classes, remedy),
             )
 
@@ -138,9 +137,9 @@ class Classify(CroppedImageReading):
     def example(
         self, record: Mapping[str, Any], rng: np.random.Generator | None
     ) -> dict[str, Any]:
-        """uint8 image [H, W, C] and label; `rng` None means evaluation: no augmentation.
+        """uint8 image [H, W, C] and label; not augmented if `rng` is None (evaluation).
 
-        With `real_labels`, also which classes fit the image, bool [num_classes].
+        With `real_labels`, also the classes that fit the image, bool [num_classes].
         """
         name = record.get("name", "")
         if not 0 <= record["label"] < self.num_classes:
@@ -156,17 +155,17 @@ class Classify(CroppedImageReading):
         example = {"images": image, "labels": np.int32(record["label"])}
         if self.real_labels is not None:
             table = real_labels.read(self.real_labels, self.num_classes)
-            fitting = table[real_labels.row_of(record, len(table))]
+            fitting = table[real_labels.find_row(record, len(table))]
             example["real_labels"] = np.isin(np.arange(self.num_classes), fitting)
         return example
 
     def prepare(
         self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
     ) -> dict[str, jax.Array]:
-        """Images to [-1, 1] float32, labels to target distributions [B, C].
+        """Converts images to float32 in the model's range; adds target distributions [B, C].
 
-        Training mixes both here, on the global batch, so that neighbours and draws do not
-        depend on the number of processes. `labels` are not mixed.
+        In training, mixup and cutmix are applied here, to the global batch, so that pairs
+        and random draws do not depend on the number of processes. `labels` are not mixed.
         """
         targets = jax.nn.one_hot(batch["labels"], self.num_classes)
         if train and self.label_smoothing:
@@ -179,19 +178,19 @@ class Classify(CroppedImageReading):
     def mix(
         self, pixels: jax.Array, targets: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Mixes images [B, H, W, C] and targets [B, C] with those of the row before.
+        """Mixes images [B, H, W, C] and targets [B, C] with those of the previous row.
 
         Source: Zhang 2017 and big_vision, utils.py `get_mixup` (mixup); Yun 2019 and
-        timm, data/mixup.py (cutmix, the coin).
+        timm, data/mixup.py (cutmix, and choosing one of both per batch).
         """
         beta_key, window_key, coin_key = jax.random.split(key, 3)
         window = jnp.asarray(self.cutmix > 0)
         if self.mixup and self.cutmix:
             window = jax.random.bernoulli(coin_key)
         a = draw_beta(beta_key, jnp.where(window, self.cutmix, self.mixup))
-        # The weight of the own image for each pixel, and of the own target.
+        # `keep` is the weight of each pixel of the image itself, `share` of its target.
         pasted = draw_cutmix_mask(window_key, a, (pixels.shape[1], pixels.shape[2]))
-        blended = jnp.maximum(a, 1 - a)  # the own image has the larger weight
+        blended = jnp.maximum(a, 1 - a)  # the image itself has the larger weight
         keep = jnp.where(window, pasted, blended)
         share = jnp.where(window, pasted.mean(), blended)
         keep = keep[None, :, :, None]
@@ -205,11 +204,11 @@ class Classify(CroppedImageReading):
     def loss(
         self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
     ) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Cross-entropy in nats and accuracy, padded rows left out.
+        """Cross-entropy in nats and accuracy, without padded rows.
 
-        `top5_accuracy` is reported for more than 5 classes; of equal logits the lower class
-        ranks first. `real_accuracy` is the share of images whose predicted class is one of
-        their ReaL labels; images without any do not count.
+        `top5_accuracy` is reported for more than 5 classes; if logits are equal, the lower
+        class ranks first. `real_accuracy` is the share of images whose predicted class is
+        one of their ReaL labels; images without such labels do not count.
 
         Raises:
             ValueError: the head's size is not `num_classes`.
@@ -247,10 +246,10 @@ class Classify(CroppedImageReading):
 def compute_rank(
     labels: Int[Array, " B"], logits: Float[Array, "B C"]
 ) -> Int[Array, " B"]:
-    """Rank of each label, from 0, in the order of `jax.lax.top_k`: ties by lower class.
+    """Rank of each label, from 0, in the order of `jax.lax.top_k`: lower class on ties.
 
-    A count instead of a sort, which would exchange data between devices. NaN ranks before
-    every number; a label whose own logit is NaN ranks last.
+    Counts instead of sorting, which would exchange data between devices. NaN ranks before
+    all numbers, but a label whose own logit is NaN ranks last.
     """
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     earlier = jnp.arange(logits.shape[-1])[None] < labels[:, None]
@@ -259,9 +258,10 @@ def compute_rank(
 
 
 def draw_beta(key: jax.Array, alpha: Float[Array, ""]) -> Float[Array, ""]:
-    """A draw of Beta(alpha, alpha), as the ratio of two gammas.
+    """A sample of Beta(alpha, alpha), from two gamma variables.
 
-    One call draws both: `jax.random.beta` takes two, each of which compiles for seconds.
+    Both come from a single call: `jax.random.beta` needs two, which compile for seconds
+    each.
     """
     first, second = jax.random.loggamma(key, alpha, (2,))
     return jax.nn.sigmoid(first - second)
@@ -270,15 +270,15 @@ def draw_beta(key: jax.Array, alpha: Float[Array, ""]) -> Float[Array, ""]:
 def draw_cutmix_mask(
     key: jax.Array, kept: Float[Array, ""], size: tuple[int, int]
 ) -> Float[Array, "H W"]:
-    """Ones with a window of zeros of area 1 - `kept`, before the border cuts it.
+    """Ones with a window of zeros; its share of the area is 1 - `kept` before clipping.
 
-    The window's centre is uniform, its aspect ratio is the image's.
+    The window's center is uniform, its aspect ratio is that of the image.
     """
     side = jnp.sqrt(1 - kept)
     inside = []
-    for length, centre_key in zip(size, jax.random.split(key), strict=True):
+    for length, center_key in zip(size, jax.random.split(key), strict=True):
         half = (length * side).astype(jnp.int32) // 2
-        centre = jax.random.randint(centre_key, (), 0, length)
+        center = jax.random.randint(center_key, (), 0, length)
         pixel = jnp.arange(length)
-        inside.append((centre - half <= pixel) & (pixel < centre + half))
+        inside.append((center - half <= pixel) & (pixel < center + half))
     return 1.0 - (inside[0][:, None] & inside[1][None, :])

@@ -1,4 +1,4 @@
-"""BERT's pre-training: masked words (a cloze test) and next-sentence prediction."""
+"""BERT's pre-training: masked language modeling and next-sentence prediction."""
 
 import dataclasses
 import json
@@ -20,27 +20,26 @@ from attn_jax.data import vocabulary as vocabulary_lib
 
 @dataclasses.dataclass(frozen=True)
 class MaskedLM:
-    """Masked tokens and next sentences of a text corpus; rows are drawn when read.
+    """Masked tokens and sentence pairs of a text corpus, sampled whenever a row is read.
 
     Attributes:
         data: "stdlib" (the documentation that comes with Python) or a path, see
             `attn_jax.data.corpora.read_documents`. A tenth of its documents is the
             split "validation".
-        vocab_size: word pieces of the vocabulary, and of the model.
-        vocabulary: where the vocabulary comes from: a vocab.txt, a Hugging Face folder
-            or a workdir, whose `lower_case` is then used, too. None: that of
-            the run or of the checkpoint in `init_from`, see `bind`; else it is trained
-            on the train split.
+        vocab_size: number of word pieces, in the vocabulary and in the model.
+        vocabulary: a vocab.txt, or a Hugging Face folder or workdir, whose `lower_case` is
+            then used too. None: that of the run or of the checkpoint in `init_from`, see
+            `bind`; otherwise it is trained on the train split.
         sequence_length: S, of every row, with [CLS] and [SEP].
-        max_predictions: P, the most tokens hidden in a row; None: 15 % of S.
-        mask_probability: share of a row's tokens that are hidden.
+        max_predictions: P, the maximum number of masked tokens in a row; None: 15 % of S.
+        mask_probability: share of a row's tokens that are masked.
         short_sequence_probability: how often a row is cut to a random length below S.
-        next_sentence: rows are sentence pairs and `nsp_loss` is a term of the loss;
-            False: a row is one segment.
-        duplicates: rows per run of sentences in an evaluation, with other masks and
+        next_sentence: rows are sentence pairs, and `nsp_loss` is a term of the loss.
+            False: rows are single segments.
+        duplicates: rows per span of sentences in an evaluation, each with other masks and
             pairs (`dupe_factor` of the original). Training draws new ones every epoch.
         lower_case: lower-case and strip accents ("uncased").
-        corpus_version: of the rules for reading files, see
+        corpus_version: version of the rules for reading files, see
             `attn_jax.data.corpora.read_documents`.
 
     Source: Devlin et al. 2019, sec. 3.1 and A.1; google-research/bert,
@@ -58,7 +57,7 @@ class MaskedLM:
     lower_case: bool = True
     vocabulary: str | None = None
     corpus_version: int = 2
-    # The word pieces given by `bind`; no key of a config.
+    # The word pieces from `bind`; not a key of a config.
     _pieces: tuple[str, ...] | None = dataclasses.field(
         default=None, init=False, repr=False
     )
@@ -67,12 +66,15 @@ class MaskedLM:
         if self.text_length < 2:
             raise ValueError(
                 f"sequence_length={self.sequence_length} leaves {self.text_length} "
-                "tokens for text beside [CLS] and [SEP]; set "
+                "tokens for text besides [CLS] and [SEP]; set "
                 "config.task.sequence_length to 8 or more."
             )
         for name in ("mask_probability", "short_sequence_probability"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is no probability.")
+                raise ValueError(
+                    f"config.task.{name}={getattr(self, name)} is a probability and must "
+                    "be from 0 to 1."
+                )
         if self.predictions_per_row < 1 or self.duplicates < 1:
             raise ValueError(
                 f"max_predictions={self.predictions_per_row} and "
@@ -91,7 +93,7 @@ class MaskedLM:
 
     @property
     def text_length(self) -> int:
-        """The most tokens of text in a row: S without [CLS] and one or two [SEP]."""
+        """Maximum number of text tokens in a row: S without [CLS] and one or two [SEP]."""
         return self.sequence_length - (3 if self.next_sentence else 2)
 
     @property
@@ -105,12 +107,12 @@ class MaskedLM:
 
         Args:
             assets: {file name: text}, as in a run's assets/ or as returned by
-                `attn_jax.data.vocabulary.vocabulary_of`. Without a "vocab.txt" the task
-                is returned as it is.
+                `attn_jax.data.vocabulary.read_vocabulary`. Without a "vocab.txt" the task
+                is returned unchanged.
 
         Raises:
-            ValueError: a damaged vocabulary, one of another size than `vocab_size`, or
-                one that differs from a vocabulary that the task has already.
+            ValueError: the vocabulary is damaged, its size is not `vocab_size`, or the task
+                already has another one.
         """
         if "vocab.txt" not in assets:
             return self
@@ -121,12 +123,12 @@ class MaskedLM:
                 f"config.task.vocab_size={self.vocab_size}; set config.task.vocab_size "
                 f"and config.model.vocab_size to {len(pieces)}."
             )
-        own = self.vocabulary and vocabulary_lib.vocabulary_of(self.vocabulary)
+        own = self.vocabulary and vocabulary_lib.read_vocabulary(self.vocabulary)
         named = vocabulary_lib.parse_vocabulary(own["vocab.txt"]) if own else None
         if {self._pieces, named} - {None, pieces}:
             raise ValueError(
-                "two different vocabularies for one task; start from one checkpoint "
-                "with text, and leave config.task.vocabulary at None."
+                "two different vocabularies for one task; start from a single text "
+                "checkpoint, and leave config.task.vocabulary at None."
             )
         settings = vocabulary_lib.parse_settings(assets.get("text.json", "{}"))
         lower_case = settings.get("lower_case", self.lower_case)
@@ -142,8 +144,8 @@ class MaskedLM:
         python = settings.get("python") or platform.python_version()
         if self.data == "stdlib" and python != platform.python_version():
             logging.warning(
-                "the text is the documentation of Python %s, and the run read that of "
-                "%s: what it held out may differ.",
+                "the text is the documentation of Python %s, but the run read that of "
+                "%s: its validation split may differ.",
                 platform.python_version(),
                 python,
             )
@@ -153,7 +155,7 @@ class MaskedLM:
 
     def source(self, split: str) -> sources.Source:
         if self.vocabulary is not None and self._pieces is None:
-            assets = vocabulary_lib.vocabulary_of(self.vocabulary)
+            assets = vocabulary_lib.read_vocabulary(self.vocabulary)
             if assets is None:
                 raise ValueError(
                     f"no vocab.txt at vocabulary={self.vocabulary!r}. Set "
@@ -180,9 +182,9 @@ class MaskedLM:
         return source
 
     def assets(self, source: pairs.PairSource) -> dict[str, str]:
-        """The vocabulary, and the entropies that a loss is to be compared with.
+        """The vocabulary, and entropies to compare the loss with.
 
-        Nothing here depends on where the data lies.
+        Independent of the path of the data.
         """
         splits = source.corpus.splits
         own, cross = text_lib.unigram_entropy(
@@ -193,7 +195,7 @@ class MaskedLM:
             "lower_case": source.corpus.lower_case,
             "sequence_length": self.sequence_length,
             "tokens": {name: len(text.token_ids) for name, text in splits.items()},
-            # Nats a token: guessing held-out tokens from frequencies, without context.
+            # Nats per token of a guess by frequency alone: on its own split, and held out.
             "unigram_entropy": round(own, 4),
             "unigram_cross_entropy": round(cross, 4),
         }
@@ -205,7 +207,7 @@ class MaskedLM:
     ) -> dict[str, Any]:
         """One row: [CLS] A [SEP] B [SEP] or [CLS] A [SEP], padded to S.
 
-        `rng` None means evaluation: the row is a function of the record's number.
+        If `rng` is None (evaluation), the row is a function of the record's number.
 
         Returns: int32 `token_ids`, `segment_ids` [S] (0 for A, its [SEP] and padding),
         bool `mask` [S]; int32 `mlm_positions`, `mlm_labels` and bool `mlm_valid` [P],
@@ -213,7 +215,7 @@ class MaskedLM:
         """
         if rng is None:
             rng = np.random.default_rng(record["number"])
-        a, b, is_random = self.segments(record, rng)
+        a, b, is_random = self.draw_segments(record, rng)
         special = record["special_ids"]
         cls, sep = [special.cls], [special.sep]
         parts: list[Any] = [cls, a, sep, *([b, sep] if self.next_sentence else [])]
@@ -247,7 +249,7 @@ class MaskedLM:
             "is_random_next": np.int32(is_random),
         }
 
-    def segments(
+    def draw_segments(
         self, record: Mapping[str, Any], rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, bool]:
         """(A, B, whether B is random), at most `text_length` tokens together."""
@@ -274,8 +276,8 @@ class MaskedLM:
     ) -> dict[str, tuple[jax.Array, jax.Array]]:
         """Cross-entropy in nats and accuracy, over all masked tokens and over all pairs.
 
-        Every masked token has the same weight, whatever its row; padding has none. The
-        original divides by the number of tokens on each device plus 1e-5 instead.
+        Every masked token has the same weight; padding has none. The original divides by
+        the number of tokens on each device plus 1e-5 instead.
 
         Raises:
             ValueError: the model lacks a head, or has another vocabulary.
@@ -292,19 +294,24 @@ class MaskedLM:
     def check_head(
         self, outputs: Mapping[str, jax.Array], name: str, classes: int
     ) -> jax.Array:
+        """The float32 logits of a head.
+
+        Raises:
+            ValueError: the model lacks the head, or it has another number of classes.
+        """
         logits = outputs.get(f"{name}_logits")
         if logits is None:
+            other = (
+                " or set config.task.next_sentence to False" if name == "nsp" else ""
+            )
             raise ValueError(
-                f"the model gives no {name}_logits; add {name!r} to config.model.heads"
-                + (
-                    " or set config.task.next_sentence to False." * (name == "nsp")
-                    or "."
-                )
+                f"the model outputs no {name}_logits; add {name!r} to "
+                f"config.model.heads{other}."
             )
         if logits.shape[-1] != classes:
             raise ValueError(
-                f"{name}_logits has {logits.shape[-1]} classes and the task {classes}; "
-                "set config.model.vocab_size and config.task.vocab_size to one number."
+                f"{name}_logits has {logits.shape[-1]} classes, but the task {classes}; "
+                "set config.model.vocab_size and config.task.vocab_size to the same number."
             )
         return logits.astype(jnp.float32)
 
@@ -312,6 +319,7 @@ class MaskedLM:
 def classification_terms(
     logits: jax.Array, labels: jax.Array, counted: jax.Array, name: str
 ) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """`NAME_loss` and `NAME_accuracy`, as sums and counts weighted by `counted`."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     correct = logits.argmax(-1) == labels
     count = counted.sum()

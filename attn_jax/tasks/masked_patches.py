@@ -1,6 +1,6 @@
-"""Masked patch prediction: hide patches of an image, predict the colour of each.
+"""Masked patch prediction: corrupt patches of an image, predict the mean color of each.
 
-Axes: B batch, H W image, G patches a side, N patches (row by row), C classes.
+Axes: B batch, H W image, N patches (row by row).
 """
 
 import dataclasses
@@ -20,19 +20,18 @@ from attn_jax.data.reading import CroppedImageReading
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedPatches(CroppedImageReading):
-    """Images from any source, half of their patches corrupted; labels are not used.
+    """Self-supervised prediction of corrupted patches of images; labels are not used.
 
-    Of each image round(`corrupted` * N) patches are corrupted, drawn uniformly without
+    In each image round(`corrupted` * N) patches are corrupted, drawn uniformly without
     replacement. Whether a corrupted patch is masked, replaced or kept is drawn independently,
-    as in BERT. Fixed numbers would miss the shares where an image has few patches (of 8, none
-    would ever be replaced).
+    as in BERT. With fixed numbers the shares would be wrong if an image has few patches (of 4
+    corrupted ones, none would ever be replaced).
 
-    In training the keys come from the step, in evaluation from the example's number:
-    evaluations depend neither on the batch size nor on the step.
+    Random keys come from the step in training, and from the example's number in evaluation,
+    which therefore depends neither on the batch size nor on the step.
 
-    The fields that say which images are read, and how, are those of
-    `attn_jax.data.reading.CroppedImageReading`; crop and flip come before anything is
-    hidden.
+    `attn_jax.data.reading.CroppedImageReading` describes the fields that select and read
+    the images; crop and flip come before the corruption.
 
     Attributes:
         patch_size: of the model's patches, in pixels: one side or (height, width).
@@ -40,12 +39,12 @@ class MaskedPatches(CroppedImageReading):
         masked: of these, the share whose embedding becomes the mask token.
         replaced: of these, the share whose embedding becomes that of a random other patch
             of the same image. The rest keep theirs.
-        bits: of each channel's mean colour; 2^(bits * channels) classes.
+        bits: bits per channel of the mean color; there are 2^(bits * channels) classes.
 
     Raises:
-        ValueError: patches do not tile the image, or a value is out of range.
+        ValueError: the image is not divisible into patches, or a value is out of range.
 
-    Source: Dosovitskiy et al. 2021, sec. 4.6 and B.1.2. The original was never released.
+    Source: Dosovitskiy et al. 2021, sec. 4.6 and B.1.2; its code was not released.
     """
 
     patch_size: Pixels | tuple[Pixels, Pixels]
@@ -66,8 +65,8 @@ class MaskedPatches(CroppedImageReading):
         for name in ("corrupted", "masked", "replaced"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
-                    f"{name}={getattr(self, name)} is a share; set config.task.{name} to a "
-                    "number from 0 to 1."
+                    f"config.task.{name}={getattr(self, name)} is a share and must be from "
+                    "0 to 1."
                 )
         if self.masked + self.replaced > 1 + 1e-6:
             raise ValueError(
@@ -82,8 +81,8 @@ class MaskedPatches(CroppedImageReading):
         if self.patches < 2 or self.corrupted_patches < 1:
             raise ValueError(
                 f"corrupted={self.corrupted} of {self.patches} patches is "
-                f"{self.corrupted_patches}; at least 1 must be corrupted and another be there to "
-                "replace it. Raise config.task.corrupted or lower the patch_size."
+                f"{self.corrupted_patches}; at least 1 must be corrupted, and there must be "
+                "another to replace it. Raise config.task.corrupted or lower patch_size."
             )
 
     @property
@@ -96,18 +95,18 @@ class MaskedPatches(CroppedImageReading):
 
     @property
     def patches(self) -> int:
-        """N, of an image."""
+        """N, the number of patches of an image."""
         (h, w), (ph, pw) = self.size, self.patch
         return (h // ph) * (w // pw)
 
     @property
     def corrupted_patches(self) -> int:
-        """How many of an image's patches are corrupted."""
+        """The number of patches that are corrupted in each image."""
         return round(self.corrupted * self.patches)
 
     @property
     def classes(self) -> int:
-        """Number of classes of mean colours."""
+        """The number of classes of mean colors."""
         return 2 ** (self.bits * self.channels)
 
     def source(self, split: str) -> sources.Source:
@@ -121,50 +120,52 @@ class MaskedPatches(CroppedImageReading):
     def example(
         self, record: Mapping[str, Any], rng: np.random.Generator | None
     ) -> dict[str, Any]:
-        """uint8 `images` [H, W, channels]; `rng` None means evaluation: no augmentation."""
+        """uint8 `images` [H, W, channels]; not augmented if `rng` is None (evaluation)."""
         return {"images": self.read(record, rng)}
 
     def prepare(
         self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
     ) -> dict[str, jax.Array]:
-        """Images to float32 in the model's range; corruption and target of each patch.
+        """Converts images to float32 in the model's range; adds corruption and targets.
 
-        Adds, all [B, N]: bool `patch_corrupted` (to be predicted) and `patch_mask` (its
+        Adds, all [B, N]: bool `patch_corrupted` (to be predicted) and `patch_mask` (the
         embedding becomes the mask token), int32 `patch_source` (the patch whose embedding
-        it gets) and `patch_targets`.
+        is used) and `patch_targets` (the class to predict).
         """
         if train:
             keys = jax.random.split(key, len(batch["index"]))
         else:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
-        corrupted, mask, source = jax.vmap(self.corruption)(keys)
+        corrupted, mask, source = jax.vmap(self.draw_corruption)(keys)
         return {
             **batch,
             "images": self.to_model_range(batch["images"]),
             "patch_corrupted": corrupted,
             "patch_mask": mask,
             "patch_source": source,
-            "patch_targets": self.mean_colours(batch["images"]),
+            "patch_targets": self.quantize_colors(batch["images"]),
         }
 
-    def corruption(
+    def draw_corruption(
         self, key: jax.Array
     ) -> tuple[Bool[Array, " N"], Bool[Array, " N"], Int[Array, " N"]]:
-        """(corrupted, masked, source) of one image's patches."""
+        """Draws (corrupted, masked, source) for the patches of one image."""
         which, how, other = jax.random.split(key, 3)
         corrupted = jax.random.permutation(which, self.patches) < self.corrupted_patches
         draw = jax.random.uniform(how, (self.patches,))
         mask = corrupted & (draw < self.masked)
         replace = corrupted & ~mask & (draw < self.masked + self.replaced)
         numbers = jnp.arange(self.patches)
-        # An offset from 1 to N - 1: uniform over the other patches, never the patch itself.
+        # An offset from 1 to N - 1 is uniform over the other patches.
         away = jax.random.randint(other, (self.patches,), 1, self.patches)
         others = (numbers + away) % self.patches
         return corrupted, mask, jnp.where(replace, others, numbers)
 
-    def mean_colours(self, pixels: UInt8[Array, "B H W channels"]) -> Int[Array, "B N"]:
-        """The class of each patch: the first `bits` bits of its mean colour, channel after
-        channel, red the highest. In integers, so that no rounding moves a mean.
+    def quantize_colors(
+        self, pixels: UInt8[Array, "B H W channels"]
+    ) -> Int[Array, "B N"]:
+        """The class of each patch: the first `bits` bits of its mean color per channel,
+        concatenated with red as the most significant. In integers, so that means are exact.
         """
         (ph, pw), (b, h, w, channels) = self.patch, pixels.shape
         tiles = pixels.astype(jnp.int32).reshape(b, h // ph, ph, w // pw, pw, channels)
@@ -181,9 +182,9 @@ class MaskedPatches(CroppedImageReading):
     def loss(
         self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
     ) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Cross-entropy in nats and accuracy over corrupted patches, the kept ones too.
+        """Cross-entropy in nats and accuracy, over corrupted patches including kept ones.
 
-        Padded rows never count.
+        Padded rows do not count.
 
         Raises:
             ValueError: the model has no head for patches, or one of another size.
@@ -194,8 +195,8 @@ class MaskedPatches(CroppedImageReading):
                 "no patch_logits" if logits is None else f"{logits.shape[-1]} classes"
             )
             raise ValueError(
-                f"the model gives {found}; bits={self.bits} of channels={self.channels} "
-                f"make 2^{self.bits * self.channels} mean colours: set "
+                f"the model outputs {found}; bits={self.bits} of channels={self.channels} "
+                f"make 2^{self.bits * self.channels} mean colors: set "
                 f"config.model.patch_outputs to {self.classes}."
             )
         targets = batch["patch_targets"]

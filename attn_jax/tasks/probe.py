@@ -1,6 +1,6 @@
-"""A probe: accuracy of a simple classifier on a model's `pooled` features.
+"""Probe: the accuracy of simple classifiers on a model's `pooled` features.
 
-An evaluation, not a training objective: it has no loss. Name it in `config.evals`.
+This is an evaluation, not a training objective: it has no loss. Use it in `config.evals`.
 """
 
 import dataclasses
@@ -23,30 +23,30 @@ from attn_jax.data.views import Subset
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Probe(ImageReading):
-    """Few-shot linear and nearest-neighbour accuracy on any source of labelled images.
+    """Few-shot linear and nearest-neighbor accuracy on any source of labeled images.
 
-    `accuracy_N_shot` is the share of the split that a ridge regression on N training
-    images of each class gets right, mean over `draws` such sets; `accuracy_knn` that of
-    the nearest neighbours among all training images. Nothing is augmented.
+    `accuracy_N_shot` is the accuracy on the split of a ridge regression on N training
+    images per class, averaged over `draws` random sets; `accuracy_knn` is that of the
+    nearest neighbors among all training images. Images are not augmented.
 
-    The fields that say which images are read, and how, are those of
-    `attn_jax.data.reading.ImageReading`.
+    `attn_jax.data.reading.ImageReading` describes the fields that select and read the
+    images.
 
     Attributes:
-        shots: training images of each class; () leaves the linear probe out.
+        shots: training images per class; () omits the linear probe.
         draws: random sets for each number of shots. In one draw, smaller sets are subsets
             of larger ones.
-        l2: strength of the ridge regression.
-        neighbours: k of the nearest neighbours, 20 is usual; 0 leaves them out. They need
-            the features of all training images.
-        seed: of the draws; not the run's, so that runs are compared on the same sets.
+        l2: strength of the ridge penalty.
+        neighbours: k of the nearest neighbors, 20 is usual; 0 omits them. They need the
+            features of all training images.
+        seed: seed of the draws; runs with different seeds use the same sets.
 
     Raises:
-        ValueError: a number out of range, or nothing to measure.
+        ValueError: a number is out of range, or there is nothing to measure.
 
-    Source: big_vision, evaluators/fewshot_lsr.py and configs/common_fewshot.py (images
-    resized to 256 pixels, the middle 224; shots and l2 are its defaults; it takes the first
-    images of a shuffled set).
+    Source: big_vision, evaluators/fewshot_lsr.py and configs/common_fewshot.py, with the
+    same defaults for shots and l2. (There, images are resized to 256 pixels and cropped to
+    the central 224, and the sets are the first images of a shuffled data set.)
     """
 
     shots: tuple[int, ...] = (1, 5, 10, 25)
@@ -73,10 +73,10 @@ class Probe(ImageReading):
         return {}
 
     def source(self, split: str) -> "SupportAndQueries":
-        """The training images that are learned from, then all records of `split`.
+        """The training images that the probe learns from, then all records of `split`.
 
         Raises:
-            ValueError: `split` is the training split, or that has too few examples.
+            ValueError: `split` is the training split, or that split has too few examples.
         """
         if split == "train":
             raise ValueError(
@@ -91,10 +91,10 @@ class Probe(ImageReading):
             )
         everything = Subset(training, np.arange(len(training)))
         drawn = {}
-        if self.shots:  # else the labels, which may have to be read, are not needed
+        if self.shots:  # otherwise labels are not needed, and may be slow to read
             targets = everything.targets
             drawn = {
-                (shots, draw): self.drawn(targets, training.labels, shots, draw)
+                (shots, draw): self.draw_support(targets, training.labels, shots, draw)
                 for shots in self.shots
                 for draw in range(self.draws)
             }
@@ -106,14 +106,18 @@ class Probe(ImageReading):
         rows = {key: np.searchsorted(chosen, members) for key, members in drawn.items()}
         return SupportAndQueries(support, queries, rows)
 
-    def drawn(
+    def draw_support(
         self,
         targets: Integer[np.ndarray, " N"],
         names: tuple[str, ...] | None,
         shots: int,
         draw: int,
     ) -> Integer[np.ndarray, " n"]:
-        """Which training examples are the support: `shots` of each class."""
+        """The numbers of the training examples to learn from: `shots` of each class.
+
+        Raises:
+            ValueError: a class has too few examples.
+        """
         rng = np.random.default_rng((self.seed, draw))
         members = []
         for label in np.unique(targets):
@@ -140,7 +144,7 @@ class Probe(ImageReading):
     def prepare(
         self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
     ) -> dict[str, jax.Array]:
-        """Images to float32 in the model's range."""
+        """Converts images to float32 in the model's range."""
         del key, train  # nothing random
         return {**batch, "images": self.to_model_range(batch["images"])}
 
@@ -150,7 +154,7 @@ class Probe(ImageReading):
     def loss(
         self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
     ) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """No terms: a probe is scored on the whole set, in `score`."""
+        """No terms: a probe is scored over the whole split, in `score`."""
         del outputs, batch
         return {}
 
@@ -160,7 +164,7 @@ class Probe(ImageReading):
         """Features [B, D] in float32, and labels.
 
         Raises:
-            ValueError: the model has no `pooled` output of one vector an image.
+            ValueError: the model has no output `pooled` with one vector per image.
         """
         pooled = outputs.get("pooled")
         if pooled is None or pooled.ndim != 2:
@@ -175,9 +179,9 @@ class Probe(ImageReading):
     def score(
         self, predictions: Mapping[str, np.ndarray], records: "SupportAndQueries"
     ) -> dict[str, float]:
-        """`accuracy_N_shot` for each N of `shots`, and `accuracy_knn`.
+        """`accuracy_N_shot` for each N in `shots`, and `accuracy_knn`.
 
-        NaN if a feature is not finite, so that a diverged run is not stopped here.
+        NaN if a feature is not finite, so that this does not end a diverged run.
         """
         order = np.argsort(predictions["index"])
         features = predictions["pooled"][order].astype(np.float64)
@@ -193,11 +197,12 @@ class Probe(ImageReading):
             shares = []
             for draw in range(self.draws):
                 rows = records.drawn[shots, draw]
-                [probe] = probes.ridge(features[rows], labels[rows], [self.l2], classes)
+                x, y = features[rows], labels[rows]
+                [probe] = probes.fit_ridge(x, y, [self.l2], classes)
                 shares.append(np.mean(probe.predict(queries) == true))
             results[f"accuracy_{shots}_shot"] = float(np.mean(shares))
         if self.neighbours:
-            found = probes.nearest_neighbours(
+            found = probes.predict_knn(
                 features[:size], labels[:size], queries, k=self.neighbours
             )
             results["accuracy_knn"] = float(np.mean(found == true))
@@ -207,7 +212,7 @@ class Probe(ImageReading):
 class SupportAndQueries:
     """The records that a probe learns from, then those that it classifies.
 
-    `drawn` names the records of each (shots, draw) by their numbers in this source.
+    `drawn` holds {(shots, draw): numbers of the records in this source}.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Object discovery: reconstruct the image; no mask is ever shown in training."""
+"""Object discovery: reconstruct images from slots; training never sees the masks."""
 
 import dataclasses
 import json
@@ -16,20 +16,20 @@ from attn_jax.data import images, scenes, sources
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruct:
-    """Images of several objects to slots and back, by squared error; no labels.
+    """Images of several objects, autoencoded with a squared error; no labels are used.
 
-    Slots start from noise. In training its keys come from the step, in evaluation from
-    the example's number: evaluations depend neither on the batch size nor on the step.
+    Slots start from noise. Its random keys come from the step in training, and from the
+    example's number in evaluation, which therefore depends neither on the batch size nor on
+    the step.
 
     Attributes:
         data: "tetrominoes" (generated, see `attn_jax.data.scenes`).
-        image_size: of the canvas, in pixels, one side.
-        tile_pixels: side of a tile of a tetromino.
-        num_objects: in each image.
-        train_images, validation_images, test_images: how many; an epoch is a pass over
-            the same images.
-        data_seed: of the images; not the run's, so that runs differ in seed on the
-            same images.
+        image_size: side of the images, in pixels.
+        tile_pixels: side of a tile of a tetromino, in pixels.
+        num_objects: objects per image.
+        train_images, validation_images, test_images: number of images; an epoch is a pass
+            over the same images.
+        data_seed: seed of the images; runs with different seeds share them.
 
     Source: Locatello et al. 2020, sec. 4.1.
     """
@@ -84,7 +84,7 @@ class Reconstruct:
     def prepare(
         self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
     ) -> dict[str, jax.Array]:
-        """Images to [-1, 1] float32, and the key of each example's first slots."""
+        """Converts images to float32 in [-1, 1]; adds the key of each example's slots."""
         if train:
             keys = jax.random.split(key, len(batch["index"]))
         else:
@@ -98,10 +98,10 @@ class Reconstruct:
     def loss(
         self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
     ) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Mean squared error over pixels and colours; ARI with and without background.
+        """Mean squared error over pixels and channels; ARI with and without background.
 
         A pixel belongs to the slot whose mask is largest there. `fg_ari` leaves out the
-        background, and images without objects. Padded rows never count.
+        background, and images without objects. Padded rows do not count.
         """
         valid = batch["valid"].astype(jnp.float32)
         error = outputs["reconstruction"].astype(jnp.float32) - batch["images"]

@@ -16,17 +16,17 @@ SIZES = {
 
 
 def size(name: str) -> dict[str, int]:
-    """The model fields of one row of the table."""
+    """Returns the model fields of one row of the table."""
     return dict(
         zip(("width", "depth", "mlp_width", "num_heads"), SIZES[name], strict=True)
     )
 
 
-# What the original decays: every matrix and all three tables, no bias and no norm.
+# As in the original: every matrix and all three tables, no bias and no norm.
 WEIGHT_DECAY_ON = [".*/kernel", ".*_embedding/embedding"]
 
-# Megatron's split: heads and MLP columns over `tensor`, their inverse over rows, so
-# that a block needs one all-reduce per branch; what is left of each matrix over `fsdp`.
+# Megatron's split: heads and MLP columns over `tensor`, and rows of the matrix after them, so
+# that a block needs one all-reduce per branch; the other dimension over `fsdp`.
 SHARDING = [
     [".*/attention/(query|key|value)/kernel", ["fsdp", "tensor", None]],
     [".*/attention/(query|key|value)/bias", ["tensor", None]],

@@ -1,14 +1,14 @@
-"""Hopfield pooling on bags of real handwritten digits: is there a nine among them?
+"""Hopfield pooling on bags of handwritten digits: does a bag contain a nine?
 
 Command:  python train.py --config=configs/hopfield/digit_bags.py --workdir=runs/bags
 Hardware: 2 CPU cores, half a minute.
 Expect:   test AUC 0.994 on 1,000 bags (seeds 0-2: 0.998, 0.987, 0.997). The variant "mean"
-          has 0.993 (0.987, 0.994, 0.999): bags this small do not separate the two.
-Source:   ours, after MNIST-bags (Ilse et al. 2018, sec. 4.2): 10 +- 2 instances a bag;
+          reaches 0.993 (0.987, 0.994, 0.999): on bags this small the two do not differ.
+Source:   ours, after MNIST-bags (Ilse et al. 2018, sec. 4.2): 10 +- 2 instances per bag;
           the images are scikit-learn's digits (8x8), 500 training bags.
 
-A bag has one label for all instances; the association finds the one that caused it. Test
-images are in no training bag.
+A bag has one label for all instances; the association finds the instance that causes it.
+Test images are in no training bag.
 """
 
 from ml_collections import ConfigDict

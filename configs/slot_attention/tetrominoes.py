@@ -4,18 +4,17 @@ Command:  python train.py --config=configs/slot_attention/tetrominoes.py --workd
 Hardware: the paper's setting (base) took 7.5 hours on one V100 in the paper; not run
           here.
           small: 2 CPU cores, about 30 minutes. 14x14 pixels, tiles of 2 pixels, 3
-          pieces, 4 slots of 32 numbers, 32 channels; batches of 32. Kernels are 3x3: a
-          tile and a half, where those of 5x5 would see more than in the paper.
-Expect:   base: FG-ARI 99.5 +- 0.2 % in the paper, on the original data and without one
-          of five seeds: it cut the images into stripes, which its high error gives
-          away.
+          pieces, 4 slots of width 32, 32 channels; batches of 32. Kernels are 3x3, a tile
+          and a half: those of 5x5 would cover more tiles than in the paper.
+Expect:   base: FG-ARI 99.5 +- 0.2 % in the paper, on the original data, without one of
+          five seeds: its slots were stripes of the image, as its high error shows.
           small: FG-ARI 92 % (seeds 0 and 1: 92.7, 91.6), squared error 1 %, no stripes.
 Source:   Locatello et al. 2020 (arXiv:2006.15055), sec. 4.1 and supplement; the
-          released code has no Tetrominoes. The images are made here, after the
-          original's preview.
+          released code has no Tetrominoes. The images are generated here, after the preview
+          of the original data.
 
-`validation` and `test` are 320 held-out images each; the paper has 320. The learning
-rate decays from step 0 on, also during the warm-up, as in the released code.
+`validation` and `test` have 320 held-out images each, as in the paper. The learning rate
+decays from step 0 on, also during the warm-up, as in the released code.
 """
 
 from typing import NamedTuple
@@ -31,7 +30,7 @@ class Size(NamedTuple):
     image_size: int  # pixels
     tile_pixels: int
     channels: int  # of every convolution
-    kernel: int  # a side; of all but the decoder's last, which is 3
+    kernel: int  # side of all kernels but the decoder's last, which is 3
     width: int  # of a slot
     mlp_width: int
     batch_size: int
@@ -39,7 +38,7 @@ class Size(NamedTuple):
     duration: str
     warmup: str
     half_life: str
-    every: str  # evaluation and checkpoint
+    every: str  # cadence of evaluation and checkpoint
 
 
 SIZES = {
@@ -123,7 +122,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         "warmup": size.warmup,
         "half_life": size.half_life,
     }
-    # Small matrices: the batch is what is split, never a layer.
+    # Matrices are small, so only the batch is split.
     c.sharding_rules = []
     c.evals = {
         "validation": {"split": "validation", "every": size.every, "batch_size": 64},

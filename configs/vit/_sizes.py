@@ -23,14 +23,14 @@ SIZES = {
 
 
 def size(name: str) -> dict[str, int]:
-    """The model fields of one row of the table."""
+    """Returns the model fields of one row of the table."""
     return dict(
         zip(("width", "depth", "mlp_width", "num_heads"), SIZES[name], strict=True)
     )
 
 
-# Megatron's split: heads and MLP columns over `tensor`, their inverse over rows, so that a
-# block needs one all-reduce per branch; what is left of each matrix over `fsdp`.
+# Megatron's split: heads and MLP columns over `tensor`, and rows of the matrix after them, so
+# that a block needs one all-reduce per branch; the other dimension over `fsdp`.
 SHARDING = [
     [".*/attention/(query|key|value)/kernel", ["fsdp", "tensor", None]],
     [".*/attention/(query|key|value)/bias", ["tensor", None]],
@@ -42,10 +42,12 @@ SHARDING = [
 
 
 def layer_decay(depth: int, decay: float) -> list:
-    """Learning-rate multipliers that fall by `decay` a block, from 1 behind the last one.
+    """Returns learning-rate multipliers that fall by `decay` per block, from the last down.
 
-    For fine-tuning: what is nearer the pixels changes less. What makes the tokens stands
-    below block 0. Source: Clark et al. 2020 (ELECTRA), Bao et al. 2022 (BEiT).
+    For fine-tuning: layers nearer to the pixels change less. Parameters before block 0 count
+    as one more block, those after the last block have 1.
+
+    Source: Clark et al. 2020 (ELECTRA), Bao et al. 2022 (BEiT).
     """
     blocks = [[f"block_{i}/.*", decay ** (depth - i)] for i in range(depth)]
     tokens = "(stem/.*|embedding/.*|mask_token|cls|registers|pos_embedding|pre_norm/.*)"

@@ -1,4 +1,4 @@
-"""AugReg: ViTs on ImageNet-1k from scratch, regularised according to their size.
+"""AugReg: ViTs on ImageNet-1k from scratch, regularized according to their size.
 
 Command:  python train.py --config=configs/vit/augreg_i1k.py:B/16 --workdir=runs/b16
 Data:     "tfds:imagenet2012", once it is prepared (that needs the extra `tf`), or
@@ -6,11 +6,11 @@ Data:     "tfds:imagenet2012", once it is prepared (that needs the extra `tf`), 
 Hardware: a TPUv3-8 or 8 GPUs, for S/16 about a day; not run here.
 Expect:   about 79 % top-1 at 224 pixels for B/16, 78.8 % for S/16.
 Source:   Steiner et al. 2021 (arXiv:2106.10270), sec. 3.3 to 3.5; big_vision
-          configs/vit_i1k.py, whose augmentation for each size is used.
+          configs/vit_i1k.py, including its augmentation for each size.
 
 The variant names a size and patch; `--config.task.randaugment` and `mixup` choose another
-row of the paper's table below. The paper also tries dropout and stochastic depth of 0.1,
-`--config.model.dropout` and `stochastic_depth`; its code's config has neither. Weight
+row of the paper's table below. The paper also tries dropout and stochastic depth of 0.1
+(`--config.model.dropout`, `stochastic_depth`); the config in its code has neither. Weight
 decay is per unit of learning rate times schedule.
 """
 
@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 from configs import common
 from configs.vit import _sizes
 
-# {name: (RandAugment's layers and magnitude, mixup's alpha)}, AugReg sec. 3.5. A magnitude of
-# 0 still applies operations; "none" does not.
+# {name: (RandAugment's layers and magnitude, mixup's alpha)}, AugReg sec. 3.5. Magnitude 0 still
+# applies operations, unlike None.
 AUGMENTATION = {
     "none": (None, 0.0),
     "light1": ([2, 0], 0.0),
@@ -55,7 +55,7 @@ def get_config(variant: str = "B/16") -> ConfigDict:
         **_sizes.size(name),
         "pool": "gap",
         "dialect": "big_vision",
-        "head_bias_init": -6.9,  # -ln 1000: the sigmoids start at the share of a class
+        "head_bias_init": -6.9,  # -ln 1000: sigmoids start at the frequency of a class
         "dtype": "float32" if debug else "bfloat16",
     }
     c.task = {
@@ -82,7 +82,7 @@ def get_config(variant: str = "B/16") -> ConfigDict:
     c.schedule = {"name": "cosine", "warmup": "2 steps" if debug else "10000 steps"}
     c.clip_norm = 1.0
     c.sharding_rules = _sizes.SHARDING
-    # ImageNet's validation images are what is reported, so they choose nothing.
+    # No keep_best: results are reported on ImageNet's validation images.
     every = "4 steps" if debug else "10 epochs"
     c.evals = {"validation": {"split": "validation", "every": every}}
     c.checkpoint_every = "4 steps" if debug else "1000 steps"

@@ -3,14 +3,14 @@
 Command:  python train.py --config=configs/vit/augreg_i21k.py:B/16 --workdir=runs/b16_i21k
               --config.task.data=FOLDER
           then configs/vit/vit_b16_finetune.py with runs/b16_i21k.
-Data:     a folder of train/CLASS/*.JPEG; tfds has no ImageNet-21k. The original's split holds
-          21,843 classes; another has another --config.task.num_classes (and model's).
+Data:     a folder of train/CLASS/*.JPEG; tfds has no ImageNet-21k. The original has 21,843
+          classes; for other numbers set --config.task.num_classes and model.num_classes.
 Hardware: a TPUv3-64 or the like, some days for B/16; not run here.
-Expect:   precision at 1 on held-out images: B/16 47.9 %, B/32 44.0, L/16 49.9 (of the first
-          ViT's own pre-training); after fine-tuning at 384 pixels, ImageNet top-1: Ti/16 78.2,
+Expect:   precision at 1 on held-out images: B/16 47.9 %, B/32 44.0, L/16 49.9 (pre-training
+          of the first ViT paper); after fine-tuning at 384 pixels, ImageNet top-1: Ti/16 78.2,
           S/16 83.7, B/16 85.5, L/16 85.6.
 Source:   Steiner et al. 2021 (arXiv:2106.10270), sec. 3.3 to 3.5; big_vision
-          configs/vit_i21k.py, whose choices for each size are taken.
+          configs/vit_i21k.py, including its choices for each size.
 """
 
 from ml_collections import ConfigDict

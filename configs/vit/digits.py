@@ -1,11 +1,11 @@
-"""ViT on 1,797 real handwritten digits that come with scikit-learn (8x8 pixels, grey).
+"""ViT on 1,797 real handwritten digits that come with scikit-learn (8x8 pixels, gray).
 
 Command:  python train.py --config=configs/vit/digits.py --workdir=runs/digits
 Hardware: 2 CPU cores, under 3 minutes.
 Expect:   97.5 % test accuracy or more (360 held-out images; docs/results.md has the seeds).
 Source:   ours; the split is scikit-learn's train_test_split, stratified, random_state 0.
 
-The best checkpoint on 180 validation images is what `evaluate --step=best` reads.
+`evaluate --step=best` reads the checkpoint that is best on 180 validation images.
 """
 
 from ml_collections import ConfigDict
@@ -35,7 +35,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         "cls": "attn_jax.tasks.classify:Classify",
         "data": "digits",
         "num_classes": 10,
-        "image_size": 16,  # enlarged, so that crops move by less than a pixel
+        "image_size": 16,  # enlarged, so that crops move the original by fractions of a pixel
         "channels": 1,
         "holdout": 180,
         "crop": "inception",

@@ -1,21 +1,22 @@
-"""A pre-trained ViT with a new head, all of it trained on labelled images of any source.
+"""Fine-tunes a pre-trained ViT and a new head on labeled images of any source.
 
 Command:  python train.py --config=configs/vit/finetune.py:cifar10 --workdir=runs/finetuned
               --config.task.data=cifar10.zip
               --config.init_from='[["runs/masked", "", "patch_head/.*|mask_token"]]'
 Data:     see configs/vit/cifar10.py; "base" reads "tfds:imagenet2012", once it is prepared.
 Hardware: "cifar10" 2 CPU cores, "base" 8 accelerators.
-Expect:   "base" has not been run here; after configs/vit/masked_patches.py:base the paper has
-          79.9 % on ImageNet. "cifar10" for 1,000 steps, 15 minutes on one core: 60.8 %
-          after 2,800 steps of masked patches, 55.1 % from scratch (means of 2 seeds).
-Source:   Dosovitskiy et al. 2021, table 4 and B.1.1, for "base"; its resize before the
+Expect:   "base" has not been run here; the paper reports 79.9 % on ImageNet after
+          configs/vit/masked_patches.py:base. "cifar10" for 1,000 steps (15 minutes on one
+          core): 60.8 % after 2,800 steps of masked patches, 55.1 % from scratch (means of 2
+          seeds).
+Source:   Dosovitskiy et al. 2021, table 4 and B.1.1, for "base"; the resize before the
           central crop is AugReg's. "cifar10" is ours.
 
-`init_from` lists [checkpoint, into-prefix, skip-regex]: from a run of masked patches leave out
-"patch_head/.*|mask_token", from a classifier "head/.*". Each regex must match something.
-Parameters that the checkpoint lacks, here the head, start as they would anyway; positions
-are resized to the image. Without `init_from` this is training from scratch. The encoder
-must be the checkpoint's.
+`init_from` lists [checkpoint, into-prefix, skip-regex]: skip "patch_head/.*|mask_token" of a
+run of masked patches, "head/.*" of a classifier. Each regex must match something. Parameters
+that the checkpoint lacks, here the head, are initialized as usual; positions are resized to
+the image. Without `init_from` the model is trained from scratch. The encoder must have the
+fields of the checkpoint's.
 """
 
 from ml_collections import ConfigDict
@@ -30,7 +31,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     c = common.get_config()
     c.model = {"cls": "attn_jax.models.vit:ViT"}
     c.task = {"cls": "attn_jax.tasks.classify:Classify"}
-    c.init_from = []  # to be given on the command line: only the user knows the path
+    c.init_from = []  # the user sets the path on the command line
     c.sharding_rules = _sizes.SHARDING
     c.clip_norm = 1.0
     {"base": base, "cifar10": cifar10, "debug": debug}[variant](c)
@@ -74,7 +75,7 @@ def cifar10(c: ConfigDict) -> None:
         label_smoothing=0.1,
     )
     c.batch_size = 128
-    c.micro_batches = 2  # half a batch stays in a CPU's cache: a fifth faster
+    c.micro_batches = 2  # half a batch fits in a CPU's cache: a fifth faster
     c.duration = "30 epochs"
     c.optimizer = {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05}
     c.schedule = {"name": "cosine", "warmup": "2 epochs"}

@@ -1,4 +1,4 @@
-"""ViT pre-trained without labels: half of the patches corrupted, their mean colour predicted.
+"""ViT pre-trained without labels: predicts the mean color of corrupted patches (half of all).
 
 Command:  python train.py --config=configs/vit/masked_patches.py:cifar10
               --workdir=runs/masked --config.task.data=cifar10.zip
@@ -6,15 +6,15 @@ Command:  python train.py --config=configs/vit/masked_patches.py:cifar10
 Data:     any images, see configs/vit/cifar10.py; "base" reads "tfds:imagenet2012", once it
           is prepared (that needs the extra `tf`).
 Hardware: "cifar10" 2 CPU cores, "base" a pod.
-Expect:   "base" has not been run here. The paper's number is 79.9 % on ImageNet after
-          fine-tuning, 2 points above training from scratch, 4 below pre-training on labels;
-          it is of JFT-300M, and most of it is there after 100,000 of the 1,000,000 steps.
-          "cifar10": 2,800 steps without labels and 1,000 with them (60 minutes) reach
-          60.8 % of test images; from scratch the 1,000 reach 55.1 % and 3,800 in the same
-          time 64.7 % (means of 2 seeds): it helps where steps with labels are few, and
-          does not repay its own time.
-Source:   Dosovitskiy et al. 2021, sec. 4.6 and B.1.2, for "base"; crop and flip as in its
-          supervised pre-training, which B.1.2 does not say. "cifar10" is ours.
+Expect:   "base" has not been run here. The paper reports 79.9 % on ImageNet after
+          pre-training on JFT-300M and fine-tuning, 2 points above training from scratch and
+          4 below pre-training on labels; 100,000 of the 1,000,000 steps give most of it.
+          "cifar10": 2,800 steps without labels and 1,000 with labels (60 minutes) reach
+          60.8 % test accuracy; from scratch, 1,000 steps reach 55.1 %, and 3,800 steps, in
+          the same total time, 64.7 % (means of 2 seeds). So pre-training helps if there are
+          few steps with labels, but is not worth its own time.
+Source:   Dosovitskiy et al. 2021, sec. 4.6 and B.1.2, for "base"; crop and flip are those of
+          its supervised pre-training, as B.1.2 names none. "cifar10" is ours.
 """
 
 from ml_collections import ConfigDict
@@ -30,7 +30,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.task = {"cls": "attn_jax.tasks.masked_patches:MaskedPatches"}
     c.sharding_rules = _sizes.SHARDING
     {"base": base, "cifar10": cifar10, "debug": debug}[variant](c)
-    # No labels, no classification head; a head for 2^(3 bits of each channel) colours.
+    # No labels, no classification head; a head for 2^(3 bits of each channel) colors.
     c.model.update(
         cls="attn_jax.models.vit:ViT",
         num_classes=0,
@@ -61,7 +61,7 @@ def base(c: ConfigDict) -> None:
 
 
 def cifar10(c: ConfigDict) -> None:
-    # Plain patches, as the colours to predict are theirs.
+    # No convolutional stem, since targets are colors of patches.
     c.model = {"width": 128, "depth": 4, "mlp_width": 512, "num_heads": 4}
     c.model.update(pool="gap", position="sincos2d")
     c.task.update(
@@ -74,7 +74,7 @@ def cifar10(c: ConfigDict) -> None:
         flip=True,
     )
     c.batch_size = 128
-    c.micro_batches = 2  # half a batch stays in a CPU's cache: a fifth faster
+    c.micro_batches = 2  # half a batch fits in a CPU's cache: a fifth faster
     c.duration = "60 epochs"
     c.optimizer = {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05}
     c.schedule = {"name": "cosine", "warmup": "2 epochs"}

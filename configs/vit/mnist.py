@@ -1,4 +1,4 @@
-"""ViT on MNIST: 60,000 handwritten digits, 28x28 pixels, grey.
+"""ViT on MNIST: 60,000 handwritten digits, 28x28 pixels, gray.
 
 Command:  python train.py --config=configs/vit/mnist.py --workdir=runs/mnist
               --config.task.data=mnist.npz

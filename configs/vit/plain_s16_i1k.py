@@ -9,8 +9,8 @@ Expect:   top-1 76.5 % (90 epochs), 78.5 (150), 80.0 (300); ReaL 83.1 and 85.4 a
 Source:   Beyer et al. 2022 (arXiv:2205.01580); big_vision configs/vit_s16_i1k.py.
 
 Mean pooling, fixed positions, a tanh layer before the head; RandAugment and mixup, but no
-dropout, stochastic depth or label smoothing. The original's weight decay of 1e-4 is per unit
-of the schedule, 0.1 per unit of learning rate times schedule.
+dropout, stochastic depth or label smoothing. The original states weight decay per unit of the
+schedule, 1e-4; this is 0.1 per unit of learning rate times schedule.
 """
 
 from ml_collections import ConfigDict
@@ -58,7 +58,7 @@ def get_config(variant: str = "90") -> ConfigDict:
     c.schedule = {"name": "cosine", "warmup": "2 steps" if debug else "10000 steps"}
     c.clip_norm = 1.0
     c.sharding_rules = _sizes.SHARDING
-    # ImageNet's validation images are what is reported, so they choose nothing.
+    # No keep_best: results are reported on ImageNet's validation images.
     every = "4 steps" if debug else "5 epochs"
     c.evals = {"validation": {"split": "validation", "every": every}}
     c.checkpoint_every = "4 steps" if debug else "1000 steps"

@@ -1,16 +1,17 @@
-"""The ResNet that the ViT paper compares with: group norm and standardised weights.
+"""The ResNet of the ViT paper's comparison: group norm and weight standardization.
 
 Command:  python train.py --config=configs/vit/resnet.py --workdir=runs/resnet
-          "mnist" is the small one of benchmarks/data_scaling.py.
+          The variant "mnist" is the small ResNet of benchmarks/data_scaling.py.
 Data:     "tfds:imagenet2012", once it is prepared, or any source by --config.task.data.
 Hardware: "imagenet" 8 accelerators, not run here; "mnist" 2 CPU cores.
-Expect:   2,000 steps of "mnist" with averaged parameters (benchmarks/data_scaling.py, seed 0):
-          96.9, 98.6, 99.0 % of test images from 600, 6,000, 60,000; the ViT of
-          configs/vit/mnist.py has 94.1, 98.0, 98.5 %. "imagenet" was not run.
+Expect:   test accuracy after 2,000 steps of "mnist" with averaged parameters
+          (benchmarks/data_scaling.py, seed 0): 96.9, 98.6, 99.0 % from 600, 6,000, 60,000
+          training images; the ViT of configs/vit/mnist.py reaches 94.1, 98.0, 98.5 %.
+          "imagenet" has not been run.
 Source:   Dosovitskiy et al. 2021, sec. 4.1; big_vision configs/bit_i1k.py for "imagenet": SGD
-          with momentum, learning rate 0.1 and weight decay 1e-4 for each 256 images (the
-          latter per unit of the schedule, so 1e-3 per unit of learning rate), 90 epochs, at a
-          quarter of its batch of 4096.
+          with momentum, learning rate 0.1 and weight decay 1e-4 per 256 images of a batch
+          (the latter per unit of the schedule, so 1e-3 per unit of learning rate), 90 epochs,
+          with a quarter of its batch of 4096.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +26,7 @@ def get_config(variant: str = "imagenet") -> ConfigDict:
     c.model = {"cls": "attn_jax.models.resnet:ResNet"}
     c.task = {"cls": "attn_jax.tasks.classify:Classify"}
     c.clip_norm = 1.0
-    c.sharding_rules = []  # every kernel is small: split over `fsdp` only
+    c.sharding_rules = []  # kernels are small: split over `fsdp` only
     {"imagenet": imagenet, "mnist": mnist, "debug": debug}[variant](c)
     c.model.num_classes = c.task.num_classes
     return c
@@ -46,7 +47,7 @@ def imagenet(c: ConfigDict) -> None:
     c.optimizer = {"name": "sgd", "learning_rate": 0.4, "momentum": 0.9}
     c.optimizer.weight_decay = 1e-3
     c.schedule = {"name": "cosine", "warmup": "1000 steps"}
-    # ImageNet's validation images are what is reported, so they choose nothing.
+    # No keep_best: results are reported on ImageNet's validation images.
     c.evals = {"validation": {"split": "validation", "every": "5 epochs"}}
 
 
@@ -69,7 +70,7 @@ def debug(c: ConfigDict) -> None:
 
 
 def small(c: ConfigDict, **data: object) -> None:
-    """Grey digits, two stages of a bottleneck each."""
+    """Gray digits, two stages of one bottleneck each."""
     c.model.update(stage_sizes=[1, 1], width=32)
     c.task.update(num_classes=10, channels=1, crop="shift", shift_pixels=2, **data)
     c.optimizer = {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05}

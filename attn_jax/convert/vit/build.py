@@ -1,4 +1,4 @@
-"""What the readers of transformers and timm share: settings and arrays to a fitted model."""
+"""Builds a ViT from settings and arrays; shared by the readers of transformers and timm."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,9 +9,9 @@ from attn_jax.convert.arrays import Entry, check_depth, check_lengths
 from attn_jax.convert.vit.fit import (
     Checkpoint,
     Size,
-    assemble,
-    dropped_prefixes,
+    find_dropped,
     fit_checkpoint,
+    read_vit_parameters,
 )
 from attn_jax.data.framing import sides
 from attn_jax.models.vit import DIALECTS, ViT
@@ -20,17 +20,17 @@ from attn_jax.models.vit import DIALECTS, ViT
 def build_checkpoint(
     settings: dict[str, Any],
     arrays: dict[str, np.ndarray],
-    entries_of: Callable[[ViT], dict[str, Entry]],
+    make_entries: Callable[[ViT], dict[str, Entry]],
     path: str,
     trained_size: Size,
     image_size: Size | None,
     fields: Mapping[str, Any],
 ) -> Checkpoint:
-    """The model of these settings and arrays, with the caller's fields.
+    """Builds the model of these settings and arrays, then applies the caller's fields.
 
     Args:
-        entries_of: the table of names for a module.
-        trained_size: of the images that the checkpoint was trained on, in pixels.
+        make_entries: makes the table of names for a module.
+        trained_size: of the training images, in pixels.
     """
     patch = sides(settings["patch_size"])
     check_depth(settings["depth"], arrays, path)
@@ -43,10 +43,10 @@ def build_checkpoint(
     settings |= {name: fields[name] for name in heads if name in fields}
     rules = DIALECTS[settings["dialect"]]
     for name, usual in rules._asdict().items():
-        if settings.get(name) == usual:  # the dialect says so already
+        if settings.get(name) == usual:  # the default of the dialect
             del settings[name]
     module = ViT(**settings)
-    ignore = dropped_prefixes(
+    ignore = find_dropped(
         fields,
         {
             "classifier.": ("num_classes", 0),
@@ -58,5 +58,7 @@ def build_checkpoint(
     height, width = sides(trained_size)
     rows, columns = sides(module.patch_size)
     grid = height // rows, width // columns
-    params = assemble(module, entries_of(module), arrays, path, grid, ignore)
+    params = read_vit_parameters(
+        module, make_entries(module), arrays, path, grid, ignore
+    )
     return fit_checkpoint(Checkpoint(module, params, grid), fields, image_size)

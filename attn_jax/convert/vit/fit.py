@@ -1,8 +1,8 @@
-"""A ViT at another resolution or patch size: its positions and patch filters.
+"""Fits the positions and patch filters of a ViT to another resolution or patch size.
 
-A `Grid` is the number of patches of an image, (rows, columns). It comes from the size of the
-images in pixels. The number of rows of a position table does not tell it: 16 positions are a grid
-of 4 x 4 or of 2 x 8.
+A `Grid` is the number of patches of an image, (rows, columns). It is computed from the size of
+the images in pixels, since the length of a position table does not determine it: 16 positions are
+a grid of 4 x 4 or of 2 x 8.
 """
 
 import math
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attn_jax import paths
+from attn_jax.bounds import Pixels
 from attn_jax.convert.arrays import (
     Arrays,
     Entries,
@@ -25,12 +26,12 @@ from attn_jax.convert.vit.resize import resize_patch_kernel, resize_positions
 from attn_jax.data.framing import sides
 from attn_jax.models.vit import ViT
 
-Size = int | tuple[int, int]
+Size = Pixels | tuple[Pixels, Pixels]
 Grid = tuple[int, int]
 
 
 class Checkpoint(NamedTuple):
-    """A ViT with its parameters, and the grid of its position table (None: it has none)."""
+    """A module with its parameters, and the grid of a ViT's position table, if it has one."""
 
     module: Any
     params: dict[str, Any]
@@ -38,20 +39,20 @@ class Checkpoint(NamedTuple):
 
 
 def token_stride(module: ViT) -> tuple[int, int]:
-    """Pixels of an image per token, by rows and columns."""
+    """Returns the pixels per token, by rows and columns."""
     ph, pw = sides(module.patch_size)
     shrink = stem_stride(module)
     return ph * shrink, pw * shrink
 
 
 def stem_stride(module: ViT) -> int:
-    """The factor by which the stem shrinks an image."""
+    """Returns the factor by which the stem shrinks an image."""
     stages = getattr(module.stem, "stage_sizes", None)
     return 1 if stages is None else 4 * 2 ** max(len(stages) - 1, 0)
 
 
-def divide(size: Size, stride: tuple[int, int]) -> Grid:
-    """The grid of an image of `size` pixels.
+def divide_into_patches(size: Size, stride: tuple[int, int]) -> Grid:
+    """Returns the grid of an image of `size` pixels.
 
     Raises:
         ValueError: the stride does not divide the size.
@@ -67,7 +68,7 @@ def divide(size: Size, stride: tuple[int, int]) -> Grid:
 
 
 def square_grid(patches: int, source: str, remedy: str) -> Grid:
-    """The grid of a square image of that many patches.
+    """Returns the grid of a square image of that many patches.
 
     Raises:
         ValueError: the number is no square.
@@ -84,10 +85,10 @@ def square_grid(patches: int, source: str, remedy: str) -> Grid:
 def grid_of_table(
     module: ViT, rows: int, trained_size: Size | None, source: str
 ) -> Grid:
-    """The grid that a position table is for.
+    """Returns the grid of a position table.
 
     Args:
-        rows: of the table, with those of the class token and registers.
+        rows: of the table, including those of the class token and registers.
         trained_size: of the images in pixels; None: they were square.
 
     Raises:
@@ -97,7 +98,7 @@ def grid_of_table(
     if trained_size is None:
         remedy = "Pass trained_size=(height, width), the size of its training images."
         return square_grid(patches, source, remedy)
-    grid = divide(trained_size, token_stride(module))
+    grid = divide_into_patches(trained_size, token_stride(module))
     if math.prod(grid) != patches:
         height, width = sides(trained_size)
         raise ValueError(
@@ -108,13 +109,13 @@ def grid_of_table(
 
 
 def vit_shapes(module: ViT, grid: Grid, channels: int) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of the module's parameters for images of that grid."""
+    """Returns {name: shape} of the module's parameters for images of that grid."""
     height, width = (g * s for g, s in zip(grid, token_stride(module), strict=True))
     images = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
     return parameter_shapes(module, images)
 
 
-def assemble(
+def read_vit_parameters(
     module: ViT,
     entries: Entries,
     arrays: Arrays,
@@ -122,24 +123,26 @@ def assemble(
     grid: Grid,
     ignore: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Our parameter tree; every array is used, or `ignore` holds a prefix of its name."""
+    """Reads our parameter tree; every array is used, or `ignore` has a prefix of its name."""
     first = "embedding/kernel" if module.stem is None else "stem/conv_root/kernel"
     entry = entries[first]
     kernel = arrays.get(entry.name)
-    channels = 3  # if there is no such kernel, the table of differences will say so
+    channels = (
+        3  # without the kernel, the table of differences will report it as missing
+    )
     if kernel is not None and kernel.ndim == 4:
         channels = kernel.shape[1 if entry.layout == "conv" else 2]
     shapes = vit_shapes(module, grid, channels)
     return read_parameters(entries, shapes, arrays, source, ignore=ignore)
 
 
-def dropped_prefixes(
+def find_dropped(
     fields: Mapping[str, Any], parts: Mapping[str, tuple[str, Any]]
 ) -> tuple[str, ...]:
-    """Prefixes of arrays that the caller's fields leave out.
+    """Finds the prefixes of arrays that the caller's fields leave out.
 
     Args:
-        parts: {prefix: (field, the value of the field that leaves the part out)}.
+        parts: {prefix: (field, the value of the field that leaves this part out)}.
     """
     absent = object()
     return tuple(
@@ -157,18 +160,18 @@ def check_classes(fields: Mapping[str, Any], found: int, path: str) -> None:
             f"{path} has a head of {found} classes, but num_classes={wanted}. Pass "
             "num_classes=0 to load it without a head; to train a new one, set "
             "config.init_from=[[PATH, '', 'head/.*']], which leaves the head as "
-            "initialised."
+            "initialized."
         )
 
 
 def fit_checkpoint(
     loaded: Checkpoint, fields: Mapping[str, Any], image_size: Size | None
 ) -> Checkpoint:
-    """The checkpoint for images and patches of another size, if `fields` ask for it.
+    """Applies `fields`, and fits a checkpoint to images and patches of another size.
 
-    The patch filters are resized so that they respond alike, then the positions, by the
-    rule of the module's dialect; images keep their size in pixels unless `image_size` is
-    given. Positions move between "all" tokens and "patches" without a change of the function.
+    The patch filters are resized so that their responses stay the same, and the positions by
+    the rule of the module's dialect. Images keep their size in pixels unless `image_size` is
+    given. A change of `position_on` does not change the function.
     """
     before, params, grid = loaded.module, dict(loaded.params), loaded.grid
     module = before.clone(**fields)
@@ -185,10 +188,10 @@ def fit_checkpoint(
                 g * s for g, s in zip(grid, token_stride(before), strict=True)
             )
             image_size = height, width
-        new_grid = divide(image_size, stride)
+        new_grid = divide_into_patches(image_size, stride)
         params = fit_positions(before, module, params, grid, new_grid)
-    else:  # computed positions: images of any size that the patches divide will do
-        divide(stride if image_size is None else image_size, stride)
+    else:  # computed positions fit images of any size that the patches divide
+        divide_into_patches(stride if image_size is None else image_size, stride)
     first = params["embedding"] if module.stem is None else params["stem"]["conv_root"]
     expected = vit_shapes(module, new_grid or (1, 1), first["kernel"].shape[2])
     ours = {name: leaf.shape for name, leaf in paths.named_leaves(params).items()}
@@ -209,7 +212,7 @@ def fit_positions(
     grid: Grid,
     new_grid: Grid,
 ) -> dict[str, Any]:
-    """The parameters with positions for the new grid, on the tokens that `module` says."""
+    """Resizes the positions to the new grid, for the tokens of `module.position_on`."""
     positions = resize_positions(
         np.asarray(params["pos_embedding"]), grid, new_grid, module.dialect
     )
@@ -234,7 +237,7 @@ def fit_leaves(
     shapes: Mapping[str, tuple[int, ...]],
     image_size: Size | None,
 ) -> dict[str, Any]:
-    """Parameters by name, with patch filters and positions for another ViT.
+    """Fits patch filters and positions, among parameters by name, to another ViT.
 
     Args:
         leaves: parameters of `loaded`, or some of them.
@@ -242,18 +245,18 @@ def fit_leaves(
         image_size: of the other ViT's images in pixels; None: they are square.
 
     Raises:
-        ValueError: the other table is not for images of `image_size`.
+        ValueError: the other ViT's position table is not for images of `image_size`.
     """
     module, leaves = loaded.module, dict(leaves)
     kernel, patch = leaves.get("embedding/kernel"), shapes.get("embedding/kernel", ())
-    if len(patch) != 4:  # the other has no patch embedding
+    if len(patch) != 4:  # the other model has no patch embedding
         return leaves
     if kernel is not None:
         leaves["embedding/kernel"] = resize_patch_kernel(np.asarray(kernel), patch[:2])
     positions, wanted = leaves.get("pos_embedding"), shapes.get("pos_embedding")
     registers = shapes.get("registers", (1, 0, 0))[1]
     prefix = ("cls" in shapes) + registers
-    # With other tokens before the patches it is a table of another kind.
+    # With other tokens before the patches, the tables do not correspond.
     if positions is None or wanted is None or module.prefix != prefix:
         return leaves
     before_patches = positions.shape[1] - math.prod(loaded.grid or (0, 0))
@@ -262,15 +265,15 @@ def fit_leaves(
         grid = square_grid(wanted[1] - before_patches, "the model", remedy)
     else:
         factor = stem_stride(module)
-        grid = divide(image_size, (patch[0] * factor, patch[1] * factor))
+        grid = divide_into_patches(image_size, (patch[0] * factor, patch[1] * factor))
         height, width = sides(image_size)
         if wanted[1] - math.prod(grid) not in (0, prefix):
             raise ValueError(
-                f"the model has positions for {wanted[1]} tokens, which is no image of "
+                f"the model has positions for {wanted[1]} tokens, which do not fit images of "
                 f"{height}x{width}. Add pos_embedding to the skip regex of "
-                "config.init_from to leave them as initialised."
+                "config.init_from to leave them as initialized."
             )
-    # A table with rows for the class token where the other has none is of another kind, too.
+    # Nor do they if only one of them has rows for the class token.
     if wanted[1] - math.prod(grid) == before_patches and loaded.grid is not None:
         leaves["pos_embedding"] = resize_positions(
             np.asarray(positions), loaded.grid, grid, module.dialect

@@ -1,12 +1,12 @@
-"""Where four code bases keep the parameters of a ViT, as tables for reading and writing.
+"""Tables of names: where four code bases keep the parameters of a ViT.
 
-Each function returns {our parameter: entry} for everything that such a module may have.
+Each function returns {our parameter: entry} for all parameters that such a module may have.
 """
 
 from attn_jax.convert.arrays import Entry, Layout, Rows, dense_entries, norm_entries
 from attn_jax.models.vit import ViT
 
-# Their names of activations -> ours. Of two names with one meaning, the first is written.
+# {their name of an activation: ours}. If two have the same meaning, the first is written.
 HF_GELU = {
     "gelu": "erf",
     "gelu_pytorch_tanh": "tanh",
@@ -17,7 +17,7 @@ TIMM_GELU = {"gelu": "erf", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 
 
 def npz_entries(module: ViT) -> dict[str, Entry]:
-    """vision_transformer and big_vision, by today's names of big_vision.
+    """Makes the table of vision_transformer and big_vision, in today's names of the latter.
 
     Source: vision_transformer checkpoint.py; big_vision models/vit.py.
     """
@@ -64,7 +64,7 @@ def npz_entries(module: ViT) -> dict[str, Entry]:
 
 
 def hf_entries(module: ViT) -> dict[str, Entry]:
-    """Hugging Face transformers, without the prefix `vit.`.
+    """Makes the table of Hugging Face transformers, without the prefix `vit.`.
 
     Source: transformers modeling_vit.py.
     """
@@ -99,8 +99,9 @@ def hf_entries(module: ViT) -> dict[str, Entry]:
 
 
 def timm_entries(module: ViT) -> dict[str, Entry]:
-    """timm's VisionTransformer. Query, key and value share one matrix, `qkv`; in attention
-    pooling key and value share `kv`.
+    """Makes the table of timm's VisionTransformer.
+
+    Query, key and value share one matrix, `qkv`; in attention pooling key and value share `kv`.
 
     Source: timm models/vision_transformer.py, layers/attention_pool.py.
     """

@@ -1,10 +1,10 @@
-"""ViT checkpoints of Hugging Face transformers: a folder with .safetensors and config.json."""
+"""Reads ViT checkpoints of Hugging Face transformers: .safetensors and config.json."""
 
 import pathlib
 from typing import Any
 
 from attn_jax.convert.arrays import bias_length
-from attn_jax.convert.description import short
+from attn_jax.convert.description import shorten
 from attn_jax.convert.files import read_hugging_face
 from attn_jax.convert.vit.build import build_checkpoint
 from attn_jax.convert.vit.fit import Checkpoint, Size, check_classes
@@ -17,13 +17,14 @@ def from_hf(
     image_size: Size | None = None,
     **fields: Any,
 ) -> Checkpoint:
-    """The model of a folder with config.json and model.safetensors.
+    """Reads the model of a folder with config.json and model.safetensors.
 
-    ViTModel, ViTForImageClassification and ViTForMaskedImageModeling are told apart by
-    their arrays; of the last, `patch_logits` are the pixels of a patch, channel by channel.
+    The arrays determine whether it is a ViTModel, ViTForImageClassification or
+    ViTForMaskedImageModeling; `patch_logits` of the last are the pixels of a patch, channel by
+    channel.
 
     Raises:
-        ValueError: a file is missing or damaged; the two do not belong together.
+        ValueError: a file is missing or damaged; the two files do not belong together.
 
     Source: transformers modeling_vit.py, configuration_vit.py.
     """
@@ -32,14 +33,14 @@ def from_hf(
     activation = config.choice("hidden_act", HF_GELU, "gelu")
     classes = bias_length(arrays, "classifier.bias", str(path))
     decoder = bias_length(arrays, "decoder.0.bias", str(path))
-    if classes:  # ViTForImageClassification reads the token, past any pooler
+    if classes:  # ViTForImageClassification does not use the pooler
         arrays = {n: a for n, a in arrays.items() if not n.startswith("pooler.")}
     pooler = bias_length(arrays, "pooler.dense.bias", str(path)) or None
     wanted = fields.get("representation_size", 1) is not None
     if pooler is not None and wanted and config.get("pooler_act", "tanh") != "tanh":
         raise ValueError(
-            f"{path}: pooler_act={short(config['pooler_act'])}, but the layer before a head has "
-            "tanh here; pass representation_size=None to leave it out."
+            f"{path}: pooler_act={shorten(config['pooler_act'])} is not supported, only 'tanh'; "
+            "pass representation_size=None to leave out the pooler."
         )
     check_classes(fields, classes, str(path))
     settings = {

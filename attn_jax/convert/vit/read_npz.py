@@ -1,7 +1,7 @@
-"""ViT checkpoints of google-research/vision_transformer and big_vision: .npz files.
+"""Reads ViT checkpoints of google-research/vision_transformer and big_vision: .npz files.
 
-One file, keys as paths. Both name the same things; what differs is the numbering of the
-parts of a block, where positions lie, and big_vision's stacked layers.
+In both, the names of arrays are paths. They differ in the numbering of the parts of a block,
+the place of the positions, and big_vision's stacked layers.
 """
 
 import math
@@ -18,12 +18,12 @@ from attn_jax.convert.files import read_npz
 from attn_jax.convert.vit.fit import (
     Checkpoint,
     Size,
-    assemble,
     check_classes,
-    divide,
-    dropped_prefixes,
+    divide_into_patches,
+    find_dropped,
     fit_checkpoint,
     grid_of_table,
+    read_vit_parameters,
     token_stride,
 )
 from attn_jax.convert.vit.names import npz_entries
@@ -39,12 +39,12 @@ def from_npz(
     trained_size: Size | None = None,
     **fields: Any,
 ) -> Checkpoint:
-    """A file's model, in the dialect of the code that wrote it.
+    """Reads a file's model, in the dialect of the code that wrote it.
 
     Args:
-        subtree: of a file with several models, such as "img"; "" where there is one.
-        trained_size: of the training images in pixels, which the file does not tell. None:
-            they were square, as those of all published files.
+        subtree: the model to read if the file has several, such as "img"; else "".
+        trained_size: of the training images in pixels, which the file does not contain. None:
+            square, as for all published files.
 
     Raises:
         ValueError: the file is cut short or is no ViT; its arrays do not fit together.
@@ -53,7 +53,7 @@ def from_npz(
     `fix_old_checkpoints`, utils.py `recover_dtype`.
     """
     arrays, dialect = read_arrays(path, subtree)
-    settings = settings_of(arrays, str(path)) | {"dialect": dialect}
+    settings = read_settings(arrays, str(path)) | {"dialect": dialect}
     check_classes(fields, settings["num_classes"], str(path))
     settings |= {
         name: fields[name]
@@ -67,24 +67,28 @@ def from_npz(
         if dialect == "big_vision" and "cls" in arrays:
             patches = math.isqrt(rows) ** 2
             if trained_size is not None:
-                patches = math.prod(divide(trained_size, token_stride(module)))
+                patches = math.prod(
+                    divide_into_patches(trained_size, token_stride(module))
+                )
             # The first generation has the position of the class token in the table.
             if rows != patches:
                 module = module.clone(position_on="all")
         grid = grid_of_table(module, rows, trained_size, str(path))
-    ignore = dropped_prefixes(
+    ignore = find_dropped(
         fields,
         {"head/": ("num_classes", 0), "pre_logits/": ("representation_size", None)},
     )
     entries = npz_entries(module)
-    params = assemble(module, entries, arrays, str(path), grid or (1, 1), ignore)
+    params = read_vit_parameters(
+        module, entries, arrays, str(path), grid or (1, 1), ignore
+    )
     return fit_checkpoint(Checkpoint(module, params, grid), fields, image_size)
 
 
 def read_arrays(
     path: pathlib.Path, subtree: str = ""
 ) -> tuple[dict[str, np.ndarray], str]:
-    """(arrays under today's names of big_vision, dialect of the code that wrote them)."""
+    """Reads (arrays by today's names of big_vision, dialect of the code that wrote them)."""
     arrays = read_npz(path)
     end = f"{subtree}/embedding/kernel" if subtree else "embedding/kernel"
     roots = [name.removesuffix("embedding/kernel") for name in arrays]
@@ -96,9 +100,9 @@ def read_arrays(
     if len(roots) != 1:
         found = ", ".join(roots) or "none"
         raise ValueError(
-            f"{path} should hold one ViT, that is one embedding/kernel [h, w, c, D]; found "
-            f"under: {found}. It is a checkpoint of another family, or name one with "
-            "PATH.npz:SUBTREE."
+            f"{path} must hold one ViT, that is one embedding/kernel [h, w, c, D]; found "
+            f"under: {found}. If there are several, choose one by PATH.npz:SUBTREE; if there "
+            "is none, the checkpoint is of another family."
         )
     arrays = {
         name.removeprefix(roots[0]): recover_dtype(array)
@@ -117,12 +121,12 @@ def read_arrays(
 
 
 def recover_dtype(array: np.ndarray) -> np.ndarray:
-    """The array; NumPy stores bfloat16 as a nameless type of two bytes."""
+    """Restores bfloat16, which NumPy stores as a nameless type of two bytes."""
     return array.view(jnp.bfloat16) if array.dtype == np.dtype("V2") else array
 
 
 def rename_to_modern(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays under today's names; older code numbered all parts of a block together."""
+    """Renames arrays to today's names; older code numbered all parts of a block together."""
     rules = [
         ("MultiHeadDotProductAttention_1/", "MultiHeadDotProductAttention_0/"),
         ("LayerNorm_2/", "LayerNorm_1/"),
@@ -145,7 +149,7 @@ def rename_to_modern(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def unstack_layers(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays with one array per layer; a scanned model stacks those of all layers."""
+    """Splits the arrays of a scanned model, which stacks all layers, to one per layer."""
     stacked = "Transformer/encoderblock/"
     result = {}
     for name, array in arrays.items():
@@ -158,8 +162,8 @@ def unstack_layers(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return result
 
 
-def settings_of(arrays: Mapping[str, np.ndarray], path: str) -> dict[str, Any]:
-    """The module's fields, read off the arrays."""
+def read_settings(arrays: Mapping[str, np.ndarray], path: str) -> dict[str, Any]:
+    """Reads the module's fields from the arrays."""
     first = "Transformer/encoderblock_0"
     query = f"{first}/MultiHeadDotProductAttention_0/query/kernel"
     num_heads = require_shape(arrays, query, 3, path)[1]
@@ -180,7 +184,7 @@ def settings_of(arrays: Mapping[str, np.ndarray], path: str) -> dict[str, Any]:
     stem = None
     if "conv_root/kernel" in arrays:
         root = require_shape(arrays, "conv_root/kernel", 4, path)
-        stem = ResNetStem(stage_sizes(arrays, path), root[-1])
+        stem = ResNetStem(count_stage_sizes(arrays, path), root[-1])
     return {
         "num_classes": bias_length(arrays, "head/bias", path),
         "patch_size": (
@@ -198,8 +202,8 @@ def settings_of(arrays: Mapping[str, np.ndarray], path: str) -> dict[str, Any]:
     }
 
 
-def stage_sizes(arrays: Mapping[str, np.ndarray], path: str) -> tuple[int, ...]:
-    """Blocks of each stage of a hybrid's stem."""
+def count_stage_sizes(arrays: Mapping[str, np.ndarray], path: str) -> tuple[int, ...]:
+    """Counts the blocks in each stage of a hybrid's stem."""
     units = {
         (int(found[1]), int(found[2]))
         for name in arrays

@@ -1,4 +1,4 @@
-"""ViT checkpoints of timm: .safetensors beside a JSON file."""
+"""Reads ViT checkpoints of timm: .safetensors beside a JSON file."""
 
 import pathlib
 import re
@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from attn_jax.convert.arrays import bias_length, require_shape
-from attn_jax.convert.description import Description, as_size, short
+from attn_jax.convert.description import Description, as_size, shorten
 from attn_jax.convert.files import read_safetensors
 from attn_jax.convert.vit.build import build_checkpoint
 from attn_jax.convert.vit.fit import Checkpoint, Size, check_classes
 from attn_jax.convert.vit.names import TIMM_GELU, timm_entries
 from attn_jax.data.framing import sides
 
-# timm's architectures with the blocks of this project's ViT. Excluded are parallel blocks,
-# norms after the branch, gated MLPs, differential attention, stems of convolutions.
+# timm's architectures whose blocks are those of our ViT. Excluded are parallel blocks, norms
+# after the branch, gated MLPs, differential attention, and convolutional stems.
 TIMM_PLAIN = re.compile(
     "(vit|deit3?|flexivit)_"
     "(tiny|xsmall|small|wee|little|mediumd?|betwixt|base|so150m2?|large|so400m|huge"
@@ -30,10 +30,10 @@ TIMM_TANH = re.compile(
 
 
 def find_sidecar(path: pathlib.Path) -> pathlib.Path:
-    """The JSON that describes a .safetensors file.
+    """Finds the JSON file that describes a .safetensors file.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such JSON file.
     """
     sidecar = path.with_suffix(".json")
     if not sidecar.exists():
@@ -41,7 +41,8 @@ def find_sidecar(path: pathlib.Path) -> pathlib.Path:
     if not sidecar.exists():
         raise ValueError(
             f"{path} needs {path.stem}.json or config.json beside it: the arguments of "
-            "timm's VisionTransformer, or the Hub's config. The file hides the heads."
+            "timm's VisionTransformer, or the Hub's config. The arrays do not show the "
+            "number of heads."
         )
     return sidecar
 
@@ -52,14 +53,14 @@ def from_timm(
     image_size: Size | None = None,
     **fields: Any,
 ) -> Checkpoint:
-    """The model of a .safetensors file of timm's VisionTransformer.
+    """Reads the model of a .safetensors file of timm's VisionTransformer.
 
-    Beside it lies NAME.json, the constructor's arguments, or config.json as on the Hub:
-    the fused matrix of query, key and value hides the number of heads.
+    Beside it must be NAME.json, the constructor's arguments, or config.json of the Hub, since
+    the fused matrix of query, key and value does not show the number of heads.
 
     Raises:
-        ValueError: a file is missing or damaged; the two do not belong together; the
-            model has a part that is not the ViT's.
+        ValueError: a file is missing or damaged; the two files do not belong together; the
+            model has a part that our ViT lacks.
 
     Source: timm models/vision_transformer.py.
     """
@@ -75,7 +76,7 @@ def from_timm(
             f"{path} lacks {', '.join(lacking)}; it is no checkpoint of timm's "
             "VisionTransformer with plain blocks."
         )
-    settings = timm_settings(arrays, Description(sidecar), sidecar, fields)
+    settings = read_timm_settings(arrays, Description(sidecar), sidecar, fields)
     size = settings.pop("image_size")
     check_classes(fields, settings["num_classes"], str(path))
     return build_checkpoint(
@@ -83,26 +84,26 @@ def from_timm(
     )
 
 
-def timm_settings(
+def read_timm_settings(
     arrays: Mapping[str, np.ndarray],
     config: Description,
     sidecar: pathlib.Path,
     fields: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The module's fields, from the arrays where they determine them."""
+    """Reads the module's fields from the arrays, and from the JSON what they do not show."""
     source = str(sidecar.parent)
     hub, given = (
         config.section("pretrained_cfg"),
         {**config, **config.section("model_args")},
     )
-    arguments = config.replaced_by({k: v for k, v in given.items() if v is not None})
+    arguments = config.with_values({k: v for k, v in given.items() if v is not None})
     blocks = [
         int(found[1])
         for name in arrays
         if (found := re.match(r"blocks\.(\d{1,9})\.", name))
     ]
     width, _, ph, pw = arrays["patch_embed.proj.weight"].shape
-    # Options that no array shows.
+    # Unsupported options that no array shows.
     changed = [
         name
         for name, usual in (
@@ -114,14 +115,14 @@ def timm_settings(
     ]
     if changed:
         raise ValueError(
-            f"{sidecar}: a ViT of this project has no {', '.join(changed)} as given there."
+            f"{sidecar}: {', '.join(changed)} is set to a value that our ViT does not support."
         )
     hidden: dict[str, Any] = {
         "num_heads": 12,
         "act_layer": "gelu",
     }  # as the constructor's defaults
     if "architecture" in config:
-        hidden = timm_architecture(config["architecture"], width, sidecar, fields)
+        hidden = derive_timm_options(config["architecture"], width, sidecar, fields)
     gelu = TIMM_GELU[arguments.choice("act_layer", TIMM_GELU, hidden["act_layer"])]
     size = arguments.get("img_size")
     if size is None:
@@ -163,22 +164,22 @@ def timm_settings(
     }
 
 
-def timm_architecture(
+def derive_timm_options(
     name: Any, width: int, sidecar: pathlib.Path, fields: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Options of an architecture on the Hub that only timm's source shows, by its name.
+    """Derives options of an architecture that only timm's source shows, from its name.
 
-    Checked against every ViT that timm registers by `make parity`.
+    `make parity` checks them against every ViT that timm registers.
     """
     if not isinstance(name, str):
-        raise ValueError(f"{sidecar}: architecture={short(name)} must be a string.")
-    name = name.partition(".")[0]  # what follows is the training
+        raise ValueError(f"{sidecar}: architecture={shorten(name)} must be a string.")
+    name = name.partition(".")[0]  # a tag of the training follows
     plain = TIMM_PLAIN.fullmatch(name) is not None
     needed = ("num_heads", "gelu", "norm_epsilon")
     if not plain and any(n not in fields for n in needed):
         raise ValueError(
-            f"{sidecar}: heads, GELU and epsilon of timm's {name!r} are known to timm alone. "
-            f"If its blocks are plain ones, pass {', '.join(needed)} as "
+            f"{sidecar}: heads, GELU and epsilon of timm's {name!r} are not in the file. If "
+            f"its blocks are plain ones, pass {', '.join(needed)} as "
             f"timm.create_model({name!r}) shows them."
         )
     # With one exception, heads have 64 channels up to width 1,024; above it there are 16.

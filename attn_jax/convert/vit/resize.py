@@ -1,7 +1,7 @@
-"""Resizing of position tables and patch filters to another resolution or patch size.
+"""Resizes position tables and patch filters to another resolution or patch size.
 
-Each code base resizes in its own way; the rules are named after them. Axes: h w grid or
-patch, c channels, D width, T tokens.
+Each code base has its own rule, named after it. Axes: h w grid or patch, c channels, D width,
+T tokens.
 """
 
 from typing import Literal
@@ -23,9 +23,9 @@ def resize_grid(
 ) -> Float[np.ndarray, "h2 w2 D"]:
     """Interpolates a grid of vectors, in float32.
 
-    "corners" is linear between the corners, which stay where they are (SciPy's zoom of
-    order 1). The others take cells for areas, as PyTorch does: "bicubic" has a = -0.75, or
-    -0.5 where it widens its kernel to antialias.
+    "corners" is linear and aligns the corners (SciPy's zoom of order 1). The others align the
+    edges of cells, as PyTorch does by default; "bicubic" has a = -0.75, or -0.5 with
+    antialias.
     """
     if grid.shape[:2] == tuple(size):
         return np.asarray(grid, np.float32)
@@ -60,8 +60,8 @@ def resize_positions(
     prefix = positions.shape[1] - old[0] * old[1]
     if prefix < 0:
         raise ValueError(
-            f"the position table has {positions.shape[1]} rows, fewer than the "
-            f"{old[0]}x{old[1]} patches it is said to be for."
+            f"the position table has {positions.shape[1]} rows, fewer than a grid of "
+            f"{old[0]}x{old[1]} patches has."
         )
     if old == new:
         return positions
@@ -82,10 +82,10 @@ def resize_patch_kernel(
     *,
     antialias: bool = False,
 ) -> Float[np.ndarray, "h2 w2 c D"]:
-    """Filters for another patch size that respond alike: pinv(B^T) w, B resizing patches.
+    """Resizes filters to another patch size: pinv(B^T) w, where B resizes patches.
 
-    Where patches grow the new filter's response to an enlarged patch equals the old one's to
-    the patch itself; where they shrink it is the least-squares answer.
+    If patches grow, the response of the new filter to an enlarged patch equals that of the old
+    one to the patch itself; if they shrink, it is closest in the least-squares sense.
 
     Source: Beyer et al. 2023 (FlexiViT), sec. 3.4; big_vision models/proj/flexi/vit.py;
     timm layers/patch_embed.py (bicubic, antialiased).

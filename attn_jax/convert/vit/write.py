@@ -1,6 +1,6 @@
-"""A ViT for Hugging Face transformers and for timm: .safetensors beside a configuration.
+"""Writes a ViT for Hugging Face transformers or timm: .safetensors beside a configuration.
 
-The inverse of read_hf.py and read_timm.py, by the same tables of names.
+The inverse of read_hf.py and read_timm.py, with the same tables of names.
 """
 
 import json
@@ -20,12 +20,12 @@ from attn_jax.paths import named_leaves
 
 
 class Images(NamedTuple):
-    """Images and classes of a model, which its parameters do not describe.
+    """Properties of the images and classes, which a model's parameters do not contain.
 
     Attributes:
         size: in pixels.
-        mean, std: of the normalisation, in units of 0..1, per channel; None: unknown.
-        labels: names of the classes; None: they have none.
+        mean, std: of the normalization, in units of 0..1, per channel; None: unknown.
+        labels: names of the classes; None: unknown.
     """
 
     size: Size
@@ -37,11 +37,11 @@ class Images(NamedTuple):
 def to_hf(
     module: ViT, variables: Mapping[str, Any], folder: pathlib.Path, images: Images
 ) -> None:
-    """Writes config.json and model.safetensors that transformers' ViT classes load, and
-    preprocessor_config.json if the statistics of pixels are known.
+    """Writes config.json and model.safetensors for the ViT classes of transformers.
 
-    ViTForMaskedImageModeling where the model has a `patch_head`, else
-    ViTForImageClassification where it has classes, else ViTModel.
+    If the statistics of pixels are known, also writes preprocessor_config.json. The class is
+    ViTForMaskedImageModeling if the model has a `patch_head`, ViTForImageClassification if it
+    has classes, and else ViTModel.
 
     Raises:
         ValueError: the model has a part that transformers' ViT lacks.
@@ -69,7 +69,7 @@ def to_hf(
         kind, prefix = "ViTForImageClassification", "vit."
     else:
         kind, prefix = "ViTModel", ""
-    leaves = with_position_table(module, variables, images.size, all_tokens=True)
+    leaves = add_position_table(module, variables, images.size, all_tokens=True)
     arrays = write_arrays(hf_entries(module), leaves)
     outside = ("classifier.", "decoder.")
     arrays = {
@@ -85,7 +85,7 @@ def to_hf(
         "num_hidden_layers": module.depth,
         "num_attention_heads": module.num_heads,
         "intermediate_size": module.mlp_width,
-        "hidden_act": activation_name(rules.gelu, HF_GELU),
+        "hidden_act": find_activation(rules.gelu, HF_GELU),
         "layer_norm_eps": rules.norm_epsilon,
         "hidden_dropout_prob": module.dropout,
         "attention_probs_dropout_prob": module.attention_dropout,
@@ -127,10 +127,11 @@ def to_timm(
     """Writes NAME.safetensors and NAME.json, the arguments of timm's VisionTransformer.
 
     If class names or the statistics of pixels are known, NAME.json also has
-    `pretrained_cfg`, which is no argument of the class, but of `timm.create_model`.
+    `pretrained_cfg`, an argument of `timm.create_model` instead of the class.
 
-    timm's norms have epsilon 1e-6, and its arguments cannot say another. A smaller one is
-    taken for it: where the variance is over .05, a norm changes by less than 1e-5 of itself.
+    The epsilon of timm's norms is 1e-6, which no argument changes. A model with a smaller one
+    is written nevertheless: its norms change by less than 1e-5 (relative) if the variance is
+    above .05.
 
     Raises:
         ValueError: the model has a part that timm's class lacks, or a larger epsilon.
@@ -152,7 +153,7 @@ def to_timm(
             "change; export module.clone(norm_epsilon=1e-6) if the outputs may differ."
         )
     on_all = rules.position_on == "all" and module.position == "learned"
-    leaves = with_position_table(module, variables, images.size, all_tokens=on_all)
+    leaves = add_position_table(module, variables, images.size, all_tokens=on_all)
     arrays = write_arrays(timm_entries(module), leaves)
     kernel = leaves["embedding/kernel"]
     arguments = {
@@ -172,7 +173,7 @@ def to_timm(
         "reg_tokens": module.registers,
         "no_embed_class": not on_all,
         "pre_norm": module.pre_norm,
-        "act_layer": activation_name(rules.gelu, TIMM_GELU),
+        "act_layer": find_activation(rules.gelu, TIMM_GELU),
     }
     if module.pool == "gap":
         arguments["fc_norm"] = rules.norm_after_pool
@@ -190,10 +191,10 @@ def to_timm(
 
 
 def per_channel(numbers: tuple[float, ...], channels: int) -> list[float]:
-    """A number per channel, from that many or from one for all.
+    """Expands numbers, one per channel or one for all, to one per channel.
 
     Raises:
-        ValueError: another number of numbers.
+        ValueError: there are neither as many numbers as channels, nor one.
     """
     if len(numbers) not in (1, channels):
         raise ValueError(
@@ -203,24 +204,27 @@ def per_channel(numbers: tuple[float, ...], channels: int) -> list[float]:
     return list(numbers) * (channels if len(numbers) == 1 else 1)
 
 
-def activation_name(gelu: str, names: Mapping[str, str]) -> str:
-    """The other library's name of an activation."""
+def find_activation(gelu: str, names: Mapping[str, str]) -> str:
+    """Finds the other library's name of an activation."""
     return next(theirs for theirs, ours in names.items() if ours == gelu)
 
 
 def check_representable(whose: str, parts: Mapping[str, bool]) -> None:
     if present := [name for name, has in parts.items() if has]:
         raise ValueError(
-            f"{whose} has no place for this model's {', '.join(present)}; if the "
-            "other format has none either, keep it as a checkpoint of this project."
+            f"{whose} has no place for this model's {', '.join(present)}; try the other "
+            "format, or keep the model as a checkpoint of this project."
         )
 
 
-def with_position_table(
+def add_position_table(
     module: ViT, variables: Mapping[str, Any], image_size: Size, *, all_tokens: bool
 ) -> dict[str, np.ndarray]:
-    """The parameters by name; a fixed position table, or one without rows for the class
-    token where `all_tokens` have one, is written out."""
+    """Returns the parameters by name, with an explicit position table.
+
+    Fixed positions are computed. If `all_tokens`, the table has rows for the class token, which
+    are zero if the model has none.
+    """
     leaves = {n: np.asarray(a) for n, a in named_leaves(variables["params"]).items()}
     height, width = sides(image_size)
     rows, columns = sides(module.patch_size)
@@ -232,8 +236,8 @@ def with_position_table(
     missing -= positions.shape[1]
     if missing and missing != module.prefix:
         raise ValueError(
-            f"the model has positions for {positions.shape[1]} tokens, which is no image of "
-            f"{height}x{width}; pass the image_size that it was trained on."
+            f"the model has positions for {positions.shape[1]} tokens, which do not fit images "
+            f"of {height}x{width}; pass the image_size that it was trained on."
         )
     none = np.zeros((1, missing, module.width), np.float32)
     return {**leaves, "pos_embedding": np.concatenate([none, positions], axis=1)}

@@ -1,7 +1,7 @@
-"""Modern Hopfield networks: attention that may be repeated (Ramsauer et al., 2021).
+"""Modern Hopfield networks: attention that may be iterated (Ramsauer et al., 2021).
 
-`retrieve` and `energy` are the paper's equations. `Hopfield` puts projections and norms
-around them; `HopfieldPooling` learns the states, `HopfieldLayer` the stored patterns.
+`retrieve` and `energy` are the paper's equations. `Hopfield` adds projections and norms;
+`HopfieldPooling` learns the states, `HopfieldLayer` the stored patterns.
 """
 
 from attn_jax.models.hopfield.association import ACTIVATIONS, Hopfield

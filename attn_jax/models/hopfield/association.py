@@ -1,4 +1,4 @@
-"""The Hopfield layer: projections and norms around the association and its updates.
+"""The Hopfield layer: projections, norms, and the association with its updates.
 
 Axes: B batch, Q states, K stored patterns, N heads, C channels per head, P channels of
 a value per head, D width.
@@ -35,11 +35,11 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
 }
 
-Normalisation = Literal["off", "plain", "affine"]
+Normalization = Literal["off", "plain", "affine"]
 
 
 class Hopfield(nn.Module):
-    """Associates states with stored patterns, once or repeatedly, and reads values.
+    """Associates states with stored patterns, once or iteratively, and returns values.
 
     Per head, q = LN(state) W_Q, k = LN(stored) W_K, v = LN(projection) W_V and
     A = softmax(beta q k^T). Up to `max_updates` times, q <- A k and A is recomputed. The
@@ -53,43 +53,44 @@ class Hopfield(nn.Module):
             width of a static projection.
         output_width: None: the width of the state.
         beta: inverse temperature, one number or one per head. None: 1 / sqrt(C).
-        trainable_beta: learn ln(beta), one per head, initialised from `beta`.
+        trainable_beta: learn ln(beta), one per head, initialized from `beta`.
         max_updates: updates of the state after the first association, one number or one
             per head. None: until `eps` is met, at most 1,000; cannot be trained.
         eps: a head of a sample stops once an update changes its association matrix by
             at most this (Frobenius norm over states and patterns). One number or one per
             head. None: always `max_updates` updates.
-        norm_stored, norm_state, norm_projection: layer normalisation of the inputs
-            before the projections; static inputs are normalised as well.
-        norm_association: one layer norm shared by q and k, over C. Updated states are
-            not normalised again.
-        static_stored, static_state, static_projection: use the input without W_K, W_Q,
+        norm_stored, norm_state, norm_projection: layer normalization of the inputs
+            before the projections, also of static inputs.
+        norm_association: a layer norm over C, shared by q and k. Updated states are not
+            normalized again.
+        static_stored, static_state, static_projection: use the input without W_K, W_Q or
             W_V, the same for all heads.
         connected: v = (LN(projection) W_K) W_V, as in the paper. False: v =
             LN(projection) W_V.
         zero_association: append a pattern of zeros that is never masked.
         out_projection: multiply by W_out. False: the output has N * P channels.
         activation: applied to the output.
-        dropout: rate on the last association weights.
+        dropout: rate on the final association weights.
         remat: recompute the updates in the backward pass to save memory.
 
     Args (call):
         stored, state, projection: `state` and `projection` default to `stored`.
-        stored_mask: True where a pattern takes part. A fully masked state reads zeros.
+        stored_mask: False masks a pattern. If all are masked, the output before W_out is
+            zero.
         association_mask: True where a state may attend to a pattern.
         association_bias: added to beta q k^T; -inf masks the pattern.
 
-    Sows the last association [B, N, Q, K] as `attention`.
+    Sows the final association [B, N, Q, K] as `attention`.
 
     Raises:
-        ValueError: widths, heads or per-head values do not fit; beta is not positive;
+        ValueError: widths, heads or per-head values do not agree; beta is not positive;
             `max_updates` is None in training.
 
     Source: paper eq. 10 and appendix A.6; ml-jku/hopfield-layers f56f929. Where the two
     differ we follow the code: v is not connected by default, and the stopping rule looks
-    at the association, not at the state. Three faults of the code are not reproduced: a
+    at the association, not at the state. Three bugs of the code are not reproduced: here a
     beta per head is applied per head, static inputs do not mix samples, and a sample
-    stops independently of its batch (the code takes the largest change in the batch).
+    stops independently of its batch (the code uses the largest change in the batch).
     """
 
     num_heads: Width = 1
@@ -102,10 +103,10 @@ class Hopfield(nn.Module):
     eps: NonNegativeFloat | Sequence[NonNegativeFloat] | np.ndarray | Array | None = (
         1e-4
     )
-    norm_stored: Normalisation = "affine"
-    norm_state: Normalisation = "affine"
-    norm_projection: Normalisation = "affine"
-    norm_association: Normalisation = "off"
+    norm_stored: Normalization = "affine"
+    norm_state: Normalization = "affine"
+    norm_projection: Normalization = "affine"
+    norm_association: Normalization = "off"
     norm_stored_epsilon: NonNegativeFloat = 1e-5
     norm_state_epsilon: NonNegativeFloat = 1e-5
     norm_projection_epsilon: NonNegativeFloat = 1e-5
@@ -228,7 +229,7 @@ class Hopfield(nn.Module):
         known = [MAX_UPDATES if limit is None else limit for limit in limits]
         limit = jnp.array(known).reshape(1, -1)
         if None in limits and self.eps is None:
-            raise ValueError("max_updates=None never ends without eps; set eps.")
+            raise ValueError("max_updates=None needs a stopping rule; set eps.")
         eps = None
         if self.eps is not None:
             distances = self.per_head("eps", self.eps)
@@ -257,7 +258,7 @@ class Hopfield(nn.Module):
         return jax.lax.scan(lambda c, step: (body(c, step), None), start, steps)[0][1]
 
     def scale(self, channels: int) -> float | jax.Array:
-        """beta as a float if it is fixed and shared by all heads, else as [N, 1]."""
+        """beta as a float if it is fixed and the same for all heads, else as [N, 1]."""
         beta = channels**-0.5 if self.beta is None else self.beta
         heads = self.per_head("beta", beta)
         if not all(0 < value < math.inf for value in heads):
@@ -300,8 +301,8 @@ class Hopfield(nn.Module):
         ):
             if static and x.shape[-1] != channels:
                 raise ValueError(
-                    f"static_{role}=True takes {role} into the association space as it "
-                    f"is: its width {x.shape[-1]} must be head_dim={channels}."
+                    f"static_{role}=True uses {role} without a projection, so its width "
+                    f"{x.shape[-1]} must be head_dim={channels}."
                 )
         return channels
 
@@ -310,19 +311,19 @@ class Hopfield(nn.Module):
         if self.connected and not self.static_stored:
             if self.static_projection and width != channels:
                 raise ValueError(
-                    f"value_dim={width} must be head_dim={channels} where a static "
-                    "projection is connected: W_K alone makes its values."
+                    f"value_dim={width} must be head_dim={channels} if connected and "
+                    "static_projection are both True: W_K alone computes the values."
                 )
         elif self.static_projection:
             if self.value_dim not in (None, projection.shape[-1]):
                 raise ValueError(
-                    "static_projection=True takes projection as it is: its width "
+                    "static_projection=True uses projection unchanged, so its width "
                     f"{projection.shape[-1]} must be value_dim={self.value_dim}."
                 )
             width = projection.shape[-1]
         return width
 
-    def norm(self, name: str, kind: Normalisation, epsilon: float) -> Callable:
+    def norm(self, name: str, kind: Normalization, epsilon: float) -> Callable:
         if kind == "off":
             return lambda x: x
         return LayerNorm(
@@ -352,7 +353,7 @@ def merge_masks(
     association_mask: jax.Array | None,
     association_bias: jax.Array | None,
 ) -> tuple[jax.Array | None, jax.Array | None]:
-    """(all masks as one [#B, #N, #Q, K], the bias with -inf moved into that mask)."""
+    """(all masks as one [#B, #N, #Q, K], the bias with its -inf moved into the mask)."""
     masks = [] if stored_mask is None else [stored_mask[:, None, None, :]]
     masks += [] if association_mask is None else [association_mask]
     if association_bias is not None:

@@ -13,8 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from attn_jax.attention import attention_weights, mix
 
-# The limit where only `eps` ends the updates: the number that convergence takes is
-# not known in advance.
+# The limit if only `eps` ends the updates, because convergence is not guaranteed to be fast.
 MAX_UPDATES = 1000
 
 
@@ -32,22 +31,21 @@ def retrieve(
     Args:
         beta: inverse temperature, positive. A large value retrieves single patterns, a
             small one averages over many.
-        steps: number of updates, differentiable. None iterates until every state has
-            converged, at most 1,000 times; JAX cannot differentiate that in reverse mode.
+        steps: number of updates; differentiable. None iterates until every state has
+            converged, at most 1,000 times, which has no reverse-mode derivative in JAX.
         eps: a state is frozen once an update moves it by at most this Euclidean
-            distance. Each state is tested by itself, so the batch does not matter.
-        stored_mask: True where a pattern takes part. If no pattern takes part, the
-            result is zero.
+            distance. This is decided for each state alone, independently of the batch.
+        stored_mask: False masks a pattern. If all are masked, the result is zero.
 
     Raises:
         ValueError: `steps` is negative, or None without `eps`; beta is not positive; shapes
-            do not fit.
+            do not agree.
 
     Source: paper eq. 3; the stopping rule is that of appendix A.6.2.
     """
     check_arguments("retrieve", stored, state, beta, stored_mask)
     if steps is None and eps is None:
-        raise ValueError("steps=None never ends without eps; give eps, such as 1e-4.")
+        raise ValueError("steps=None needs a stopping rule; pass eps, such as 1e-4.")
     if steps is not None and steps < 0:
         raise ValueError(f"{steps=} must be 0 or more, or None with eps.")
     patterns = stored[..., :, None, :]
@@ -84,11 +82,11 @@ def energy(
 ) -> Float[Array, "*B Q"]:
     """-lse(beta, X^T xi) + xi.xi / 2 + ln(K) / beta + M^2 / 2; no update increases it.
 
-    lse(beta, z) = ln(sum exp(beta z)) / beta. K is the number of patterns that take part
-    and M the largest of their norms. Non-negative; infinite if no pattern takes part.
+    lse(beta, z) = ln(sum exp(beta z)) / beta. K is the number of unmasked patterns and M
+    the largest of their norms. Non-negative; infinite if all patterns are masked.
 
     Raises:
-        ValueError: beta is not positive; shapes do not fit.
+        ValueError: beta is not positive; shapes do not agree.
 
     Source: paper eq. 2, with the constants of its section 2.
     """
@@ -104,7 +102,7 @@ def energy(
     norms = jnp.where(stored_mask, (stored * stored).sum(axis=-1), 0)
     constant = count + norms.max(axis=-1, initial=0) / 2
     kinetic = (state * state).sum(axis=-1) / 2
-    # Without any pattern, lse and the constant are infinite and their difference NaN.
+    # If all patterns are masked, lse and the constant are infinite, their difference NaN.
     total = kinetic - lse + constant[..., None]
     return jnp.where(stored_mask.any(axis=-1)[..., None], total, jnp.inf)
 
@@ -116,7 +114,7 @@ def check_arguments(
     beta: float | jax.Array,
     stored_mask: jax.Array | None,
 ) -> None:
-    """Raises ValueError if the arguments of `retrieve` or `energy` do not fit."""
+    """Raises ValueError if the arguments of `retrieve` or `energy` are invalid."""
     for name, array in (("stored", stored), ("state", state)):
         if array.ndim < 2:
             raise ValueError(
@@ -125,12 +123,12 @@ def check_arguments(
             )
     if stored.shape[-1] != state.shape[-1] or stored.shape[:-2] != state.shape[:-2]:
         raise ValueError(
-            f"stored {stored.shape} and state {state.shape} must agree in the width and in "
+            f"stored {stored.shape} and state {state.shape} must agree in the last and in "
             "all leading dimensions: [..., K, D] and [..., Q, D]."
         )
     if stored_mask is not None and stored_mask.shape != stored.shape[:-1]:
         raise ValueError(
-            f"stored_mask has the shape {stored_mask.shape}; give one entry per stored "
+            f"stored_mask has the shape {stored_mask.shape}; it needs one entry per stored "
             f"pattern, {stored.shape[:-1]}."
         )
     if jnp.ndim(beta) != 0:
@@ -154,9 +152,9 @@ def associate(
 
 
 def iterate_until_converged(update: Callable[[Any, jax.Array], Any], start: Any) -> Any:
-    """Applies `update(carry, step)`, step = 1, 2, ..., until carry[-1] is all False.
+    """Applies `carry = update(carry, step)` for step = 1, 2, ... until no entry is active.
 
-    At most `MAX_UPDATES` times.
+    `carry[-1]` holds the active entries. Stops after `MAX_UPDATES` updates at the latest.
     """
 
     def unfinished(carry: tuple) -> jax.Array:

@@ -12,16 +12,16 @@ from attn_jax.bounds import Width
 
 
 class HopfieldPooling(nn.Module):
-    """Pools a bag into one vector: learned states are associated with its instances.
+    """Pools a bag into one vector by associating learned states with its instances.
 
     Attributes:
-        hopfield: the `Hopfield` to use.
+        hopfield: the `Hopfield` module.
         quantity: number of learned states; their outputs are concatenated.
-        width: of a learned state. None: the width of the stored patterns. A static state
+        width: width of a learned state. None: that of the stored patterns. A static state
             needs the `head_dim` of `hopfield`.
         trainable: False keeps the states at their random initial values.
 
-    Args (call): those of `Hopfield` but `state`.
+    Args (call): those of `Hopfield` except `state`.
 
     Source: paper section 3 (layer type "HopfieldPooling"); the official code.
     """
@@ -61,16 +61,16 @@ class HopfieldLayer(nn.Module):
     """Associates each state with learned patterns and returns one vector per state.
 
     Attributes:
-        hopfield: the `Hopfield` to use.
-        quantity: number of learned patterns. With one pattern the output is constant,
+        hopfield: the `Hopfield` module.
+        quantity: number of learned patterns. With a single pattern the output is constant,
             since a softmax over one entry is 1 for every state.
-        width: of a learned pattern. None: the width of the state. A static stored
-            pattern needs the `head_dim` of `hopfield`.
-        separate_projection: learn values that are separate from the compared patterns.
-        projection_width: of these values. None: `width`.
+        width: width of a learned pattern. None: that of the state. A static stored pattern
+            needs the `head_dim` of `hopfield`.
+        separate_projection: learn values that are separate from the stored patterns.
+        projection_width: width of these values. None: `width`.
         trainable, trainable_projection: False keeps them at their random initial values.
 
-    Args (call): those of `Hopfield` but `stored` and `projection`.
+    Args (call): those of `Hopfield` except `stored` and `projection`.
 
     Source: paper section 3 (layer type "HopfieldLayer"); the official code.
     """

@@ -1,7 +1,7 @@
 """Slot Attention: slots compete for the parts of an image (Locatello et al., 2020).
 
-`SlotAttention` is the module of the paper's algorithm 1; the two models around it are
-`SlotAttentionAutoEncoder` (object discovery) and `SlotAttentionClassifier` (set prediction).
+`SlotAttention` is the paper's algorithm 1. Two models use it: `SlotAttentionAutoEncoder`
+(object discovery) and `SlotAttentionClassifier` (set prediction).
 """
 
 from attn_jax.models.slot_attention.grids import (

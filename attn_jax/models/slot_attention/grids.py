@@ -1,6 +1,7 @@
 """Images to features and slots to images: the encoder and the broadcast decoder.
 
-Axes: B batch, H W image, N grid cells, S slots of all images, D slot width, C channels.
+Axes: B batch, H W image, N grid cells, S = B * K slots of all images, D slot width, C
+channels.
 """
 
 import flax.linen as nn
@@ -46,7 +47,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Spatial broadcast decoder: slot copied to a grid, positions, transposed convolutions.
+    """Spatial broadcast decoder: each slot is copied to a grid and decoded to an image.
+
+    The grid gets a position embedding and goes through transposed convolutions.
 
     Source: Watters et al., 2019.
     """
@@ -85,12 +88,12 @@ class Decoder(nn.Module):
 
 
 class SpreadConvTranspose(nn.Module):
-    """A transposed convolution of (slot copied to every cell + positions), in less time.
+    """A transposed convolution of (slot copied to every cell + positions), but faster.
 
-    The layer is linear and a slot is constant over the grid. Therefore the positions are
-    convolved once for all slots, and a slot needs one matrix per pixel: the sum of the
-    kernel's taps that fall inside. Computed directly, this layer takes half of all
-    operations of a decoder at full resolution.
+    The layer is linear, and a slot is constant over the grid. Therefore the positions are
+    convolved once for all slots, and a slot is multiplied by one matrix per pixel: the sum
+    of the kernel's taps inside the grid. Computed directly, this layer would take half of
+    all operations of a decoder at full resolution.
     """
 
     features: int

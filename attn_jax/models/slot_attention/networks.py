@@ -17,23 +17,23 @@ from attn_jax.models.slot_attention.slots import SlotAttention, glorot
 
 
 class SlotAttentionAutoEncoder(nn.Module):
-    """Object discovery: image -> slots -> one picture and one mask per slot -> image.
+    """Object discovery: image -> slots -> one image and one mask per slot -> image.
 
     The defaults are the paper's for CLEVR at 128 x 128. `decoder_channels` excludes the
     last transposed convolution, which outputs RGB and the mask's logit; kernels and
     strides include it. The image size is the decoder's initial size times its strides.
-    `remat` recomputes the decoder in the backward pass: its activations are by far the
-    largest, [B * K, H, W, C] per layer.
+    `remat` recomputes the decoder in the backward pass: its activations, [B * K, H, W, C]
+    per layer, are by far the largest.
 
     Call: `images` [B, H, W, 3] in [-1, 1]; the rest as in `SlotAttention`.
 
-    Returns (call): those of `SlotAttention`, N being the encoder's grid row by row;
+    Returns (call): those of `SlotAttention`, where N is the encoder's grid row by row;
     `reconstruction` [B, H, W, 3]; `slot_reconstructions` [B, K, H, W, 3]; `masks`
     [B, K, H, W], which sum to 1 over slots. Float32.
 
     Raises:
-        ValueError: the image is not of the decoder's size; the lists of layers differ in
-            length; see also `SlotAttention`.
+        ValueError: the image does not have the decoder's size; the lists of layers differ
+            in length; see also `SlotAttention`.
 
     Source: paper sec. 2.2 and supplement; its code's object discovery model.
     """
@@ -94,7 +94,7 @@ class SlotAttentionAutoEncoder(nn.Module):
         check_size(
             images,
             size,
-            f"the decoder makes {size[0]}x{size[1]} (decoder_initial_size "
+            f"the decoder outputs {size[0]}x{size[1]} (decoder_initial_size "
             "times decoder_strides)",
             "config.model.decoder_initial_size",
         )
@@ -109,7 +109,7 @@ class SlotAttentionAutoEncoder(nn.Module):
         return found | self.decode(found["slots"])
 
     def decode(self, slots: Float[Array, "B K D"]) -> dict[str, Array]:
-        """Decodes any number of slots, of any iteration, to images.
+        """Decodes any number of slots to images.
 
         Returns `reconstruction`, `slot_reconstructions` and `masks` as in the call.
         """
@@ -133,12 +133,12 @@ class SlotAttentionClassifier(nn.Module):
 
     Call: `images` [B, H, W, 3] in [-1, 1]; the rest as in `SlotAttention`.
 
-    Returns (call): those of `SlotAttention`, N being the encoder's grid row by row;
+    Returns (call): those of `SlotAttention`, where N is the encoder's grid row by row;
     `predictions` [B, K, P] in [0, 1]. Float32.
 
     Raises:
-        ValueError: the image is not of `resolution`; the lists of layers differ in
-            length; see also `SlotAttention`.
+        ValueError: the image does not have the size `resolution`; the lists of layers
+            differ in length; see also `SlotAttention`.
 
     Source: paper sec. 2.3 and supplement; its code's set prediction model.
     """
@@ -174,7 +174,7 @@ class SlotAttentionClassifier(nn.Module):
         check_size(
             images,
             self.resolution,
-            f"the model is made for {height}x{width}",
+            f"the model expects {height}x{width}",
             "config.model.resolution",
         )
         encoder = nn.remat(Encoder) if self.remat else Encoder

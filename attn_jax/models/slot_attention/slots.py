@@ -19,15 +19,15 @@ class SlotAttention(nn.Module):
     """T iterations in which slots compete for inputs and are updated by what they win.
 
     Sows the weights of every iteration, [B, 1, K, N], as `attention`. Sums over inputs,
-    the norms, the softmax and the GRU are float32 for any `dtype`: in bfloat16 `epsilon`
-    vanishes, and so does a small addend in a sum over thousands of inputs.
+    the norms, the softmax and the GRU are float32 for any `dtype`: bfloat16 loses
+    `epsilon`, and small addends in sums over thousands of inputs.
 
     Attributes:
-        num_slots, iterations: defaults of the call's arguments.
+        num_slots, iterations: defaults for the call's arguments.
         width: D, of a slot; it may differ from the width of the inputs.
-        epsilon: added to every weight before the weights are normalised over inputs, so
-            that a slot without attention reads the mean of all inputs. (Added to the sum
-            instead, such a slot would read almost zero.)
+        epsilon: added to every weight before the weights are normalized over inputs. A slot
+            without attention then gets the mean of all inputs. (If it were added to the
+            sum of the weights instead, such a slot would get almost zero.)
 
     Call:
         inputs: [B, N, C].
@@ -37,13 +37,13 @@ class SlotAttention(nn.Module):
         every_iteration: also return the results of every iteration.
 
     Returns (call): `slots` [B, K, D]; `attention` [B, K, N] of the last iteration, the
-    softmax over slots before epsilon and renormalisation. With `every_iteration` also
+    softmax over slots before epsilon and renormalization. With `every_iteration` also
     `slots_per_iteration` [T + 1, B, K, D], starting with the initial slots, and
     `attention_per_iteration` [T, B, K, N]. Float32.
 
     Raises:
         ValueError: both or neither of `sample_keys` and `initial_slots` are given; the
-            number of slots or iterations is below 1 or disagrees with `initial_slots`.
+            number of slots or iterations is below 1; `initial_slots` has another shape.
 
     Source: paper sec. 2.1, algorithm 1. Where the paper and its code (google-research,
     slot_attention/model.py) differ we follow the code: epsilon 1e-3 in all norms, and the
@@ -89,7 +89,7 @@ class SlotAttention(nn.Module):
 
         x = layer_norm(NORM_EPSILON, "norm_inputs")(inputs).astype(self.dtype)
         key = dense(self.width, "key", use_bias=False)(x)
-        # Float32 because it is summed over all inputs.
+        # Float32, because values are summed over all inputs.
         value = dense(self.width, "value", use_bias=False)(x).astype(jnp.float32)
         key, value = (part[:, :, None] for part in (key, value))  # one head
 
@@ -132,14 +132,14 @@ class SlotAttention(nn.Module):
             raise ValueError(
                 f"{given} of sample_keys and initial_slots given; slots start from "
                 "exactly one of them. Pass sample_keys=jax.random.split(key, "
-                "batch_size), or initial_slots [B, K, D]."
+                "batch_size) or initial_slots [B, K, D]."
             )
         if initial_slots is not None:
             if initial_slots.shape != (*shape, self.width):
                 raise ValueError(
-                    f"initial_slots are {list(initial_slots.shape)}, but the call and "
-                    f"the module say [B, num_slots, width] = {[*shape, self.width]}; "
-                    "leave out num_slots, or give slots of that shape."
+                    f"initial_slots has the shape {list(initial_slots.shape)}, but [B, "
+                    f"num_slots, width] is {[*shape, self.width]}; leave out num_slots, "
+                    "or pass slots of that shape."
                 )
             return initial_slots.astype(jnp.float32)
         noise = jax.vmap(lambda key: jax.random.normal(key, (shape[1], self.width)))(
@@ -151,9 +151,9 @@ class SlotAttention(nn.Module):
 class GRU(nn.Module):
     """z * state + (1 - z) * tanh(x W + r * (state R + b)), in float32 throughout.
 
-    The gates z, r and the candidate share one matrix, as in Keras. The recurrent kernel is
-    therefore orthogonal as a whole, and smaller by sqrt(3) than the three orthogonal
-    kernels of Flax's own cell.
+    The gates z and r and the candidate share one matrix, as in Keras. The recurrent kernel
+    is therefore initialized orthogonal as a whole; its norm is smaller by sqrt(3) than that
+    of the three orthogonal kernels of Flax's cell.
     """
 
     width: Width

@@ -22,8 +22,8 @@ GELU: dict[str, Callable[[jax.Array], jax.Array]] = {
 class PatchEmbedding(nn.Module):
     """A convolution with kernel size and stride P: one linear map per patch (paper eq. 1).
 
-    Implemented as reshape and matrix product, twice as fast on a CPU as the convolution.
-    The kernel has the convolution's shape [P, P, channels, D].
+    Implemented as a reshape and a matrix product, which is twice as fast on a CPU. The
+    kernel has the shape of the convolution's, [P, P, channels, D].
     """
 
     patch_size: int | tuple[int, int]
@@ -53,7 +53,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Block(nn.Module):
-    """x + MSA(LN(x)), then x + MLP(LN(x)) (paper eq. 2 and 3): the norm comes first.
+    """Pre-norm: x + MSA(LN(x)), then x + MLP(LN(x)) (paper eq. 2 and 3).
 
     `layer_scale` multiplies a branch by a learned factor per channel; `drop_path` is the
     rate at which an example skips the branch (Huang et al., 2016).
@@ -125,7 +125,10 @@ class MLP(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """A learned probe attends to all tokens, then x + MLP(LN(x)) (big_vision MAPHead)."""
+    """Attention from a learned probe to all tokens, then x + MLP(LN(x)).
+
+    Source: big_vision, models/vit.py, MAPHead.
+    """
 
     num_heads: int
     mlp_width: int

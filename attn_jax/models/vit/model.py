@@ -1,4 +1,4 @@
-"""The Vision Transformer; see the folder's docstring.
+"""The Vision Transformer, with the options of the code bases that publish ViTs.
 
 Axes: B batch, H W image, P patches, T tokens, D width, C classes.
 """
@@ -29,8 +29,8 @@ class Dialect(NamedTuple):
 
     gelu: Literal["tanh", "erf"]
     norm_epsilon: float
-    position_on: Literal["all", "patches"]  # tokens with a learned position
-    norm_after_pool: bool  # only if pool="gap"
+    position_on: Literal["all", "patches"]  # which tokens have a learned position
+    norm_after_pool: bool  # has an effect only if pool="gap"
 
 
 DIALECTS = {
@@ -44,42 +44,44 @@ DIALECTS = {
 class ViT(nn.Module):
     """Patches -> tokens -> pre-norm encoder -> pooled representation -> logits.
 
-    Tokens are the class token, the registers, and the patches row by row. `pool`: "cls"
-    takes the class token, "gap" the mean of the patches, "map" attends from a learned
-    probe to the patches (Zhai et al., 2022). `num_classes=0` omits the head.
+    Tokens are the class token, the registers, and the patches row by row.
 
     Attributes:
+        num_classes: C; 0 omits the head.
+        pool: "cls" takes the class token, "gap" the mean of the patches; "map" attends from
+            a learned probe to the patches (Zhai et al., 2022).
         stem: a module from images to a feature grid, from which patches are taken.
         pooling: a module from all tokens to [B, D] that replaces `pool`.
-        class_token: None: only if `pool` is "cls".
+        class_token: whether there is one. None: only if `pool` is "cls".
         registers: number of extra learned tokens (Darcet et al., 2024).
         position: "sincos2d" is fixed and added to patches only (Beyer et al., 2022).
         representation_size: width of a tanh layer before the head. None: no such layer.
-        dialect: whose code is followed where code bases differ, see `DIALECTS`. `gelu`,
+        dialect: which code base is followed where they differ, see `DIALECTS`. `gelu`,
             `norm_epsilon`, `norm_after_pool` and `position_on` ("all" tokens or
             "patches" have a learned position) override its choices.
-        norm_after_pool: normalise the pooled mean instead of every token.
-        pre_norm: normalise before the first block; the patch embedding has no bias.
+        norm_after_pool: normalize the pooled mean instead of every token.
+        pre_norm: normalize before the first block; the patch embedding has no bias.
         layer_scale: initial factor per channel on each branch (Touvron et al., 2021).
             None: no factor.
-        qk_norm: normalise queries and keys over the channels of a head.
+        qk_norm: normalize queries and keys over the channels of a head.
         stochastic_depth: rate of the last block; it rises linearly from 0 at the first.
         mask_token: declare a learned embedding for masked patches.
         patch_outputs: width of a linear head on every patch. 0: no such head.
 
     Call: `images` [B, H, W, c] in [-1, 1]. `patch_source` [B, P]: index of the patch whose
-    embedding is put at each position. `patch_mask` [B, P]: True replaces the embedding by
-    the mask token, after `patch_source`.
+    embedding each position gets. `patch_mask` [B, P]: where to replace the embedding by the
+    mask token, after `patch_source`.
 
     Returns (call): `tokens` [B, T, D] after the final norm (before it if
     `norm_after_pool`); `pooled` [B, D], the input of the head; `logits` [B, C];
     `patch_logits` [B, P, patch_outputs]. Float32.
 
     Raises:
-        ValueError: the patch does not divide the image; heads do not divide the width;
-            `pool` needs a class token, or `patch_mask` a mask token, that is not there.
+        ValueError: the image is not divisible by `patch_size`, or the width by
+            `num_heads`; `pool` needs a class token, or `patch_mask` a mask token, that the
+            model does not have.
 
-    Source: paper sec. 3.1, eq. 1-4; initialisation as in the paper's code.
+    Source: paper sec. 3.1, eq. 1-4; initialization as in the paper's code.
     """
 
     num_classes: Classes
@@ -115,7 +117,7 @@ class ViT(nn.Module):
 
     @property
     def rules(self) -> Dialect:
-        """The dialect after overrides by fields."""
+        """The dialect with the overrides of this module's fields."""
         rules = DIALECTS[self.dialect]
         changed = {name: getattr(self, name) for name in Dialect._fields}
         rules = rules._replace(**{k: v for k, v in changed.items() if v is not None})
@@ -162,7 +164,7 @@ class ViT(nn.Module):
         if self.pre_norm:
             x = layer_norm(rules.norm_epsilon, "pre_norm")(x).astype(self.dtype)
 
-        # remat must not trace `train`, which is Python control flow.
+        # `train` must stay a Python bool inside remat.
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         for layer in range(self.depth):
             x = block(
@@ -262,8 +264,8 @@ def sincos2d(height: int, width: int, channels: int) -> Float[Any, "1 T D"]:
     Raises:
         ValueError: `channels` is not divisible by 4.
 
-    Source: Beyer et al. 2022; big_vision `posemb_sincos_2d` (MAE and scenic leave out the
-    last frequency).
+    Source: Beyer et al. 2022; big_vision `posemb_sincos_2d`. (MAE and scenic omit the last
+    frequency.)
     """
     if channels % 4:
         raise ValueError(
