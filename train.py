@@ -14,7 +14,7 @@ import jax
 from absl import app, flags
 
 from attn_jax import config as config_lib
-from attn_jax import metrics, paths, runtime, workdir
+from attn_jax import metrics, runtime, workdir
 from attn_jax.checkpoint import Checkpoints
 from attn_jax.initialize import initialize_from
 from attn_jax.logs import Log
@@ -37,9 +37,9 @@ def train(config: config_lib.Section, directory: str) -> TrainState:
         OSError: the final state could not be saved.
         runtime.Preempted: SIGTERM arrived; the state is saved (exit status 75).
     """
-    with workdir.lock(directory):
-        run, checkpoints, state, notes = begin(config, directory)
-        return take_steps(run, directory, checkpoints, state, notes)
+    with workdir.lock(directory) as folder:
+        run, checkpoints, state, notes = begin(config, folder)
+        return take_steps(run, folder, checkpoints, state, notes)
 
 
 def begin(
@@ -112,8 +112,7 @@ def take_steps(
             profile=config.profile,
         ) as log,
     ):
-        operations = f"operations: {flops:.3g} FLOP a step (forward x 3, counted)"
-        for line in [*run.describe(), operations, *notes]:
+        for line in [*run.describe(flops), *notes]:
             log.say(line)
         checkpoints.say = log.say
         batches = run.read_batches(first)
@@ -139,9 +138,7 @@ def take_steps(
                 for name, evaluation in run.evaluations.items():
                     if last or step % eval_every[name] == 0:
                         with log.pause(state):
-                            found = evaluation.run(
-                                averaged_params(state), watchdog.feed
-                            )
+                            found = evaluation.run(state.averaged_params, watchdog.feed)
                         log.write(step, found, training=False)
                         results |= found
                 if preemption.requested(step) and not last:
@@ -160,7 +157,7 @@ def take_steps(
             best=config.keep_best is not None,
             trust=config_lib.foreign_packages(config),
         )
-        log.say(f"evaluate: {command}")
+        log.say(f"evaluate: {command}" if config.evals else f"finished: {directory}")
     checkpoints.close()
     return state
 
@@ -185,16 +182,15 @@ def save_after_error(
         checkpoints.say(f"the state could not be saved: {failure}")
 
 
-def averaged_params(state: TrainState) -> Any:
-    """The parameters that evaluations use: the average of those that have one."""
-    return paths.replace_leaves(state.params, state.average or {})
-
-
 def main(arguments: list[str]) -> None:
     """Runs the command; `run_command` reports errors and sets the exit status."""
     options = flags.FLAGS
 
     def command() -> None:
+        if None in (options.config, options.workdir):
+            raise ValueError(
+                "--config=RECIPE and --workdir=DIR are needed; see --help."
+            )
         if len(arguments) > 1:
             raise ValueError(
                 f"{arguments[1]!r} is not a flag; settings are --config.key=value"
@@ -211,10 +207,8 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string(
-        "config", None, "Recipe: path/to/file.py[:variant].", required=True
-    )
-    flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    flags.DEFINE_string("config", None, "Recipe: path/to/file.py[:variant].")
+    flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_string("coordinator", None, "host:port of process 0, if not detected.")
     flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
     flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is.")

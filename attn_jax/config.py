@@ -8,7 +8,6 @@ every key that nothing would read.
 
 import importlib.util
 import json
-import pathlib
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 
 from attn_jax import migrations
 from attn_jax.bounds import to_steps
+from attn_jax.folder import expand_local
 from attn_jax.knobs import CHANGEABLE_KNOBS, FIXED_KNOBS, KNOBS
 from attn_jax.migrations import migrate
 from attn_jax.optim import OPTIMIZERS
@@ -74,7 +74,7 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
             type.
     """
     path, _, variant = recipe.partition(":")
-    file = pathlib.Path(path).expanduser()
+    file = expand_local(path)
     if not file.is_file():
         raise ValueError(
             f"--config={recipe}: there is no file {path}; name a recipe such as "
@@ -234,16 +234,25 @@ def evaluation_task(config: Section, name: str) -> dict:
 def differences(old: Section, new: Section) -> tuple[list[str], list[str]]:
     """(allowed, forbidden) changes when a run is resumed, as lines `key: old -> new`.
 
+    Where a section has another class or function, its other keys are left out.
+
     Args:
         old: a saved config, possibly of an older release. Keys that it lacks are set to
             what that release did.
         new: a resolved config.
     """
     before, after = flatten(complete_saved(old, new)), flatten(new)
+    replaced = tuple(
+        key.rpartition(".")[0] + "."
+        for key in before.keys() & after.keys()
+        if key.rpartition(".")[2] in ("cls", "name") and before[key] != after[key]
+    )
     allowed: list[str] = []
     forbidden: list[str] = []
     for key in sorted(before.keys() | after.keys()):
         was, now = before.get(key, "absent"), after.get(key, "absent")
+        if key.startswith(replaced) and key.rpartition(".")[2] not in ("cls", "name"):
+            continue
         if was != now:
             changeable = key.split(".")[0] in MAY_CHANGE
             lines = allowed if changeable else forbidden

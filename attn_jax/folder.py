@@ -1,38 +1,66 @@
-"""Resolves the path of a workdir: a local folder, perhaps with `~`, or a cloud URL."""
+"""Paths as users write them: local, perhaps with `~`, or the URL of a cloud."""
 
 import os
+import pathlib
 
 from etils import epath
 
 
-def resolve_folder(workdir: epath.PathLike) -> epath.Path:
-    """The absolute path or URL. `~` is expanded, and `file://` is local.
+def expand_path(path: epath.PathLike) -> epath.Path:
+    """The path with `~` expanded; `file://` is taken as local, other URLs stay.
 
     Raises:
-        ValueError: the path is empty, its `~user` does not exist, or its URL scheme is not
-            supported or needs a package that is not installed.
+        ValueError: it names no user's home, or a URL that needs a package which is not
+            installed.
     """
-    text = os.fspath(workdir)
+    text = os.fspath(path)
     local = text.removeprefix("file://")
-    if not local.strip():
-        raise ValueError(
-            f"workdir={text!r} is empty; name a folder such as runs/digits."
-        )
     if "://" not in local:
-        folder = epath.Path(local).expanduser()
-        if str(folder).startswith("~"):
-            raise ValueError(
-                f"{text}: this home directory is unknown; give the full path."
-            )
-        return folder.resolve()
+        return epath.Path(expand_local(local))
     scheme = local.partition("://")[0]
     try:
         folder = epath.Path(local)
         folder.exists()
     except KeyError:
         raise ValueError(
-            f"{text}: {scheme}:// is not supported; use a local folder, gs:// or s3://."
+            f"{text}: {scheme}:// is not supported; use a local path, gs:// or s3://."
         ) from None
     except ImportError as error:
         raise ValueError(f"{text} needs a package: {error}.") from None
-    return folder  # `resolve` would turn a URL into a local path
+    return folder
+
+
+def expand_local(path: epath.PathLike) -> pathlib.Path:
+    """The path with `~` expanded, of files that must be local.
+
+    Raises:
+        ValueError: it names no user's home, or is a URL other than `file://`.
+    """
+    text = os.fspath(path)
+    local = text.removeprefix("file://")
+    if "://" in local:
+        raise ValueError(
+            f"{text} is a URL, but is read from a local disk only; copy or mount it."
+        )
+    try:
+        return pathlib.Path(local).expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"{text}: there is no such user's home; write it in full."
+        ) from None
+
+
+def resolve_folder(workdir: epath.PathLike) -> epath.Path:
+    """The absolute path, or the URL, of a workdir.
+
+    Raises:
+        ValueError: the path is empty, or one that `expand_path` refuses.
+    """
+    text = os.fspath(workdir)
+    if not text.removeprefix("file://").strip():
+        raise ValueError(
+            f"workdir={text!r} is empty; name a folder such as runs/digits."
+        )
+    folder = expand_path(workdir)
+    # `resolve` would make a local path of a URL.
+    return folder if "://" in str(folder) else folder.resolve()

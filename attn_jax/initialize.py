@@ -36,10 +36,14 @@ def initialize_from(run: Run, params: Any) -> tuple[Any, list[str]]:
                 f"config.init_from: the model has no part {prefix!r}; "
                 f"{config_lib.suggest(prefix, params)}"
             )
-        module, theirs = read_checkpoint(run, path, shapes, skip)
-        part = find_submodule(run.model, prefix)
-        if misfit := explain_misfit(theirs, shapes, module, part):
-            raise ValueError(f"config.init_from: {path}: {misfit}")
+        try:
+            module, theirs = read_checkpoint(run, path, shapes, skip)
+            part = find_submodule(run.model, prefix)
+            if misfit := explain_misfit(theirs, shapes, module, part):
+                raise ValueError(f"{path}: {misfit}")
+        except ValueError as error:
+            text = str(error).removeprefix("config.init_from: ")
+            raise ValueError(f"config.init_from: {text}") from error
         found = {
             inside + name: jax.device_put(leaf, ours[inside + name].sharding)
             for name, leaf in theirs.items()
@@ -62,19 +66,26 @@ def read_checkpoint(
     """
     images = run.batch_shapes.get("images")
     size = None if images is None else (images.shape[1], images.shape[2])
-    module, leaves = convert.load_parameters(path, shapes, skip, image_size=size)
+    module, leaves = convert.load_parameters(
+        path,
+        shapes,
+        skip,
+        image_size=size,
+        # Code that this run's own config names runs anyway.
+        trust=config_lib.foreign_packages(run.config),
+    )
     if hasattr(run.task, "mean"):
         statistics = convert.pixel_statistics(path)
         if misfit := convert.explain_statistics(
             statistics, run.task.mean, run.task.std
         ):
-            raise ValueError(f"config.init_from: {path}: {misfit}")
+            raise ValueError(f"{path}: {misfit}")
     names = convert.label_names(path)
     if names and run.source.labels and any(n.startswith("head/") for n in leaves):
         try:
             leaves = convert.match_head(leaves, names, run.source.labels)
         except ValueError as error:
-            raise ValueError(f"config.init_from: {path}: {error}") from error
+            raise ValueError(f"{path}: {error}") from error
     return module, leaves
 
 

@@ -45,7 +45,6 @@ class Log:
         profile: first and last step to record with the JAX profiler, or empty.
 
     Raises:
-        ValueError: `profile` is not a range of steps of this run.
         OSError: the workdir cannot be written.
     """
 
@@ -61,13 +60,6 @@ class Log:
         lead: bool = True,
         profile: Sequence[int] = (),
     ):
-        if profile and not (
-            len(profile) == 2 and 1 <= profile[0] <= profile[1] <= total_steps
-        ):
-            raise ValueError(
-                f"config.profile={list(profile)} must be [] or [first, last], two steps "
-                f"from 1 to {total_steps}, the last step of this run."
-            )
         self.workdir = epath.Path(workdir)
         self.total_steps, self.batch_size = total_steps, batch_size
         self.flops_per_step, self.peak_flops = flops_per_step, peak_flops

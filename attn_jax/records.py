@@ -26,7 +26,7 @@ class MetricsFile:
     Attributes:
         seconds: training time up to the last kept record.
         damaged: number of lines that were dropped because they are not valid records.
-        lost: whether a resumed run has no record of the steps before.
+        lost: whether a resumed run has no record of its earlier steps.
 
     Raises:
         OSError: the file cannot be read or written.

@@ -154,8 +154,8 @@ class Run:
             "row": workdir.describe_row(self.batch_shapes),
         }
 
-    def describe(self) -> list[str]:
-        """The first log lines of a run: devices, parameters, data."""
+    def describe(self, flops: int) -> list[str]:
+        """The first log lines of a run: devices, parameters, data, FLOPs of a step."""
         axes = ", ".join(f"{axis}={size}" for axis, size in self.mesh.shape.items())
         lines = [
             f"devices: {self.mesh.size} x {jax.devices()[0].device_kind} of "
@@ -173,6 +173,7 @@ class Run:
             f"{self.total_steps:,} steps of {self.config.batch_size} "
             f"({self.config.duration})"
         )
+        lines.append(f"operations: {flops:.3g} FLOP a step (forward x 3, counted)")
         return lines
 
 
@@ -210,6 +211,7 @@ def prepare(
         epoch_rows=pipeline.rows_per_epoch(source),
     )
     total_steps = to_steps(config.duration)
+    check_profile(config.profile, total_steps)
 
     model = config_lib.build(config.model)
     key = jax.random.key(config.seed)
@@ -281,20 +283,34 @@ def open_evaluations(
         task = config_lib.build(config_lib.evaluation_task(config, name))
         if assets and hasattr(task, "bind"):
             task = task.bind(assets)
-        if section.every is None:
-            task.source(section.split)  # so that a missing split is an error now
-            continue
-        evaluations[name] = Evaluation(
-            name,
-            model,
-            task,
-            section.split,
-            mesh=mesh,
-            batch_size=section.batch_size or config.batch_size,
-            key=workdir.evaluation_key(config.seed),
-            reading=reading_options(config),
-        )
+        try:
+            if section.every is None:
+                task.source(section.split)  # so that a missing split is an error now
+                continue
+            evaluations[name] = Evaluation(
+                name,
+                model,
+                task,
+                section.split,
+                mesh=mesh,
+                batch_size=section.batch_size or config.batch_size,
+                key=workdir.evaluation_key(config.seed),
+                reading=reading_options(config),
+            )
+        except ValueError as error:
+            raise ValueError(f"config.evals.{name}: {error}") from error
     return evaluations
+
+
+def check_profile(profile: Sequence[int], total_steps: int) -> None:
+    """Raises ValueError if `profile` is no range of steps of this run."""
+    if profile and not (
+        len(profile) == 2 and 1 <= profile[0] <= profile[1] <= total_steps
+    ):
+        raise ValueError(
+            f"config.profile={list(profile)} must be [] or [first, last], two steps "
+            f"from 1 to {total_steps}, the last step of this run."
+        )
 
 
 def reading_options(config: ConfigDict) -> dict[str, int]:

@@ -259,7 +259,7 @@ def _end(
 
 
 def _print_our_warning(record: python_logging.LogRecord) -> bool:
-    """A filter of absl's logger, which orbax shares: a warning of ours becomes a line."""
+    """A filter of absl's logger, which orbax shares: prints our warnings, drops the rest."""
     if record.pathname.startswith(PACKAGE) and record.levelno >= python_logging.WARNING:
         line = record.getMessage().removeprefix("WARNING: ")
         with contextlib.suppress(OSError, ValueError):

@@ -32,9 +32,9 @@ def make_schedule(
     warmup, cooldown = to_steps(curve.warmup), to_steps(curve.cooldown)
     if warmup + cooldown > total_steps:
         parts = f"warmup={curve.warmup!r}"
-        parts += f" and cooldown={curve.cooldown!r}" if cooldown else ""
+        parts += f" and cooldown={curve.cooldown!r} take" if cooldown else " takes"
         raise ValueError(
-            f"config.schedule: {parts} last {warmup + cooldown} steps, but the run has "
+            f"config.schedule: {parts} {warmup + cooldown} steps, but the run has "
             f"{total_steps}; shorten the warm-up or raise config.duration."
         )
     run = RunLengths(warmup, total_steps, to_steps)

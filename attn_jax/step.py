@@ -29,6 +29,11 @@ class TrainState(flax.struct.PyTreeNode):
     skipped_in_a_row: Leaf
     average: Any = None  # exponential moving average of the parameters that train
 
+    @property
+    def averaged_params(self) -> Any:
+        """The parameters that evaluations use: averaged where an average is kept."""
+        return paths.replace_leaves(self.params, self.average or {})
+
 
 def init_params(model: Any, task: Any, batch: Batch, key: jax.Array) -> Any:
     """Initializes the model's parameters. Only the shapes of `batch` matter.

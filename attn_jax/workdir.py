@@ -11,7 +11,9 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
@@ -32,8 +34,10 @@ UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 @contextlib.contextmanager
-def lock(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterator[None]:
-    """Locks the folder for one run. Creates it, and removes it again if it stays empty.
+def lock(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterator[str]:
+    """Locks the folder for one run, and yields its absolute path or URL.
+
+    The folder is created, and removed again if it stays empty.
 
     The system releases the lock when the process ends, however it ends. A cloud path is
     not locked. A collective: process 0 holds the lock for all.
@@ -42,7 +46,8 @@ def lock(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterato
         say: called with a warning if the file system does not support locks.
 
     Raises:
-        ValueError: another run holds the lock; names its process and machine.
+        ValueError: another run holds the lock (the message names its process and machine),
+            or the path is a file.
         OSError: the folder cannot be made or written.
     """
     folder = resolve_folder(workdir)
@@ -52,6 +57,8 @@ def lock(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterato
     if jax.process_index() == 0 and "://" not in str(folder):
         try:
             local = pathlib.Path(folder)
+            if local.is_file():
+                raise ValueError(f"{local} is a file; --workdir must name a folder.")
             made = [path for path in (local, *local.parents) if not path.exists()]
             local.mkdir(parents=True, exist_ok=True)
             file = acquire_lock(local / LOCK, say)
@@ -61,7 +68,7 @@ def lock(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterato
             error = name_place(caught, folder)
     try:
         agreement.raise_together(error, f"process 0 cannot lock {folder}")
-        yield
+        yield str(folder)
     finally:
         if file is not None:
             pathlib.Path(file.name).unlink(missing_ok=True)
@@ -276,7 +283,10 @@ def format_evaluate_command(
         best: evaluates the best checkpoint instead of the newest.
         trust: other packages whose classes the config names.
     """
-    words = ["python", "-m", "attn_jax", "evaluate", f"--workdir={workdir}"]
+    # Where no environment is active, "python" is another one or none.
+    found = shutil.which("python") == sys.executable
+    python = "python" if found or not sys.executable else sys.executable
+    words = [python, "-m", "attn_jax", "evaluate", f"--workdir={workdir}"]
     words += ["--step=best"] if best else []
     return shlex.join([*words, *(f"--trust={package}" for package in trust)])
 

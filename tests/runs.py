@@ -1,7 +1,9 @@
 """Small runs that tests share: the digits recipe with a tiny ViT, or with a toy model."""
 
+import io
 import json
 import pathlib
+import zipfile
 
 import flax.linen as nn
 import jax
@@ -18,6 +20,12 @@ TINY = {
     "model.mlp_width": 8,
     "model.dropout": 0.0,
     "model.stochastic_depth": 0.0,
+}
+# A step that changes nothing, for what a run begins with.
+FROZEN = {"freeze": [".*"], "ema_decay": None, "duration": "1 steps"} | {
+    "schedule": {"name": "constant"},
+    "evals": {},
+    "keep_best": None,
 }
 
 
@@ -90,13 +98,98 @@ def write_npz(path, seed):
     np.savez(path, x_train=images, y_train=np.arange(32) % 10)
 
 
-def write_images(folder, damaged):
-    """Two classes of eight images; one file is cut in half."""
-    rng = np.random.default_rng(0)
+def write_images(folder, damaged=None, seed=0):
+    """Two classes of eight images, a pixel larger by seed; one may be cut in half."""
+    rng = np.random.default_rng(seed)
     for label in "ab":
         (folder / "train" / label).mkdir(parents=True)
         for number in range(8):
-            image = Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8))
+            image = Image.fromarray(rng.integers(0, 256, (8, 8 + seed), np.uint8))
             image.save(folder / "train" / label / f"{number}.png")
-    path = folder / "train" / damaged
-    path.write_bytes(path.read_bytes()[:60])
+    if damaged:
+        path = folder / "train" / damaged
+        path.write_bytes(path.read_bytes()[:60])
+
+
+COLOURS = {"ant": (230, 40, 40), "bee": (40, 220, 40), "cat": (40, 60, 230)}
+
+
+def encode(colour, size=6, seed=0):
+    """A PNG of one colour with some noise."""
+    noise = np.random.default_rng(seed).integers(-20, 20, (size, size, 3))
+    pixels = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_classes(path, names, splits):
+    """A .zip of SPLIT/CLASS/IMAGE, the images of each class in its own colour."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for split, number in splits.items():
+            for name in names:
+                for i in range(number):
+                    image = encode(COLOURS.get(name, (9, 9, 9)), seed=i)
+                    archive.writestr(f"{split}/{name}/{i}.png", image)
+    return str(path)
+
+
+def tell_colours(data, names=None, changes=()):
+    """A run that learns the three classes of `write_classes`, its head in this order."""
+    settings = {
+        "task.data": data,
+        "task.image_size": 6,
+        "task.channels": 3,
+        "task.holdout": 0,
+        "task.crop": "none",
+        "task.num_classes": 3,
+        "task.class_names": names,
+        "model.num_classes": 3,
+        "batch_size": 8,
+        "optimizer.learning_rate": 0.03,
+        "ema_decay": None,
+        "duration": "30 steps",
+        "checkpoint_every": "30 steps",
+        "evals": {"test": {"split": "test", "batch_size": 8}},
+    }
+    return toy({**settings, **dict(changes)})
+
+
+NOUNS = "market mountain letter doctor window captain pocket teacher forest".split()
+VERBS = "followed watched closed carried repaired".split()
+
+
+def write_text(path, swap=None, sentences=10):
+    """24 documents of sentences, the words of each sentence tied to each other."""
+    lines = []
+    for document in range(24):
+        for number in range(sentences):
+            i = 7 * document + number
+            noun, other = NOUNS[i % 9], NOUNS[(i + 3) % 9]
+            lines.append(f"The {noun} {VERBS[i % 5]} the {other} near the {noun} .")
+        lines.append("")
+    text = "\n".join(lines)
+    for old, new in (swap or {}).items():
+        text = text.replace(old, new)
+    path.write_text(text)
+    return str(path)
+
+
+def tiny_bert(data, changes=()):
+    settings = {
+        "task.data": data,
+        "task.vocab_size": 100,
+        "model.vocab_size": 100,
+        "model.depth": 1,
+        "model.dropout": 0.0,
+        "batch_size": 32,
+        "optimizer.learning_rate": 0.01,
+        "duration": "60 steps",
+        "checkpoint_every": "60 steps",
+        "evals.validation.every": "60 steps",
+        **dict(changes),
+    }
+    return config_lib.load(
+        f"{ROOT}/configs/bert/pretrain_stdlib.py:debug",
+        [f"{key}={json.dumps(value)}" for key, value in settings.items()],
+    )

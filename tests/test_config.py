@@ -301,6 +301,18 @@ def test_a_resumed_run_lists_what_changed_and_what_may_not():
     assert config_lib.differences(old, digits()) == ([], [])
 
 
+def test_of_a_section_of_another_class_only_the_class_is_listed():
+    old = config_lib.to_plain(digits())
+    bert = config_lib.load("configs/bert/pretrain_stdlib.py:debug")
+    new = bert.copy_and_resolve_references().unlock()
+    new.task, new.evals = digits().task, digits().evals
+    _, forbidden = config_lib.differences(old, new)
+    assert [line for line in forbidden if line.startswith(("model", "optimizer"))] == [
+        "model.cls: attn_jax.models.vit:ViT -> attn_jax.models.bert:Bert",
+        "optimizer.name: adamw -> bert_adamw",
+    ]
+
+
 def test_a_forbidden_change_says_how_to_train_on_with_it():
     message = config_lib.explain_forbidden(
         "runs/my digits", ["optimizer.learning_rate: 0.1 -> 0.2"]

@@ -3,7 +3,17 @@
 import jax
 import numpy as np
 import pytest
-from runs import ROOT, check_equal, differ, tiny
+from runs import (
+    COLOURS,
+    FROZEN,
+    ROOT,
+    check_equal,
+    differ,
+    records,
+    tell_colours,
+    tiny,
+    write_classes,
+)
 
 import attn_jax
 import train
@@ -12,13 +22,6 @@ from attn_jax.convert import load_pretrained
 from attn_jax.convert.vit.resize import resize_patch_kernel
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
-FROZEN = {"freeze": [".*"], "ema_decay": None, "duration": "1 steps"} | {
-    "schedule": {"name": "constant"},
-    "evals": {},
-    "keep_best": None,
-}
 
 
 def test_parameters_come_from_another_run_except_those_that_are_skipped(
@@ -61,10 +64,16 @@ def test_positions_and_filters_of_another_resolution_are_resized(tmp_path, capsy
 @pytest.mark.parametrize(
     ("source", "changes", "message"),
     [
-        (["nowhere", "", ""], {}, "nowhere does not exist; name a run's --workdir"),
+        (
+            ["nowhere", "", ""],
+            {},
+            "config.init_from: .*nowhere does not exist; name a run's --workdir",
+        ),
+        (["gs://bucket/x", "", ""], {}, "gs://bucket/x needs a package: .*gcsfs"),
+        (["", "", ""], {}, "must be a path or name such as .*, not empty"),
         (["{run}", "", "nothing"], {}, "config.init_from: the regex 'nothing' matches"),
         (["{run}", "inner", ""], {}, "the model has no part 'inner'; .*Known: "),
-        (["{run}", "", "head/("], {}, r"'head/\('\]\] must be a regular expression"),
+        (["{run}", "", "head/("], {}, r"'head/\('.* must be a regular expression"),
         (
             ["{run}", "", ""],
             {"model.qkv_bias": False, "sharding_rules": []},
@@ -81,9 +90,11 @@ def test_parameters_that_do_not_fit_are_refused(
     finished, tmp_path, source, changes, message
 ):
     source = [part.format(run=finished[1]) for part in source]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as refused:
         config = tiny({**FROZEN, "init_from": [source], **changes})
-        train.train(config, str(tmp_path))
+        train.train(config, str(tmp_path / "new"))
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_run_is_loaded_with_fields_changed_as_a_file_is(finished):
@@ -121,3 +132,32 @@ def test_a_class_token_that_the_model_lacks_can_be_left_out(tmp_path):
     source = [[str(path), "", "head/.*|cls|pos_embedding"]]
     config = tiny({**FROZEN, "init_from": source, **changes})
     train.train(config, str(tmp_path / "run"))
+
+
+# --- classes ----------------------------------------------------------------------------
+
+
+def test_a_head_is_taken_over_by_the_names_of_its_classes(tmp_path):
+    splits = {"train": 16, "test": 6}
+    data = write_classes(tmp_path / "data.zip", COLOURS, splits)
+    train.train(tell_colours(data, ["ant", "bee", "cat"]), str(tmp_path / "first"))
+    changes = FROZEN | {"init_from": [[str(tmp_path / "first"), "", ""]]}
+    changes["evals"] = {"test": {"split": "test", "batch_size": 8, "every": "1 steps"}}
+    # Trained, the head tells all classes apart; in another order it must as well.
+    train.train(
+        tell_colours(data, ["cat", "ant", "bee"], changes), str(tmp_path / "second")
+    )
+    first, second = (
+        attn_jax.restore(tmp_path / name, trust=["runs"])[1]["params"]
+        for name in ("first", "second")
+    )
+    np.testing.assert_array_equal(
+        second["head"]["kernel"], first["head"]["kernel"][:, [2, 0, 1]]
+    )
+    check_equal(second["hidden"], first["hidden"])
+    [line] = [r for r in records(tmp_path / "second") if "test/accuracy" in r]
+    assert line["test/accuracy"] == 1
+
+    other = write_classes(tmp_path / "other.zip", ["ant", "bee", "wasp"], splits)
+    with pytest.raises(ValueError, match="the data lacks 'cat'.* head lacks 'wasp'"):
+        train.train(tell_colours(other, None, changes), str(tmp_path / "third"))

@@ -46,6 +46,8 @@ def test_an_override_is_read_by_the_type_of_its_key(text, value):
 @pytest.mark.parametrize(
     "text, message",
     [
+        ("duration=100", "config.duration=100 must .* example: '500 steps', '10 epoch"),
+        ("batch_size=true", "config.batch_size=True must be of type int"),
         ("seed=1.5", "config.seed=1.5 must be of type int"),
         ("mesh.data=two", "config.mesh.data='two' must be of type int"),
         ("clip_norm=much", "config.clip_norm='much' must be of type float"),

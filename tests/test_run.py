@@ -47,7 +47,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
             {"task.num_classes": 5},
             "digits has labels from 0 to 9, but config.task.num_classes",
         ),
-        ({"schedule.warmup": "9 steps"}, "last 9 steps, but the run has 8; shorten"),
+        ({"schedule.warmup": "9 steps"}, "takes 9 steps, but the run has 8; shorten"),
         (
             {"freeze": ["nothing"]},
             "config.freeze: the regex 'nothing' matches no param",
@@ -60,17 +60,39 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
             {"keep_best": "max:test/accuracy"},
             "names the evaluation 'test', but those with a cadence are",
         ),
+        (
+            {"keep_best": "max:validation/acuracy"},
+            "'validation/acuracy' is no metric .* it has validation/accuracy",
+        ),
+        (
+            {"evals.extra": {"split": "held_out"}},  # `every` None: only by `evaluate`
+            "config.evals.extra: split='held_out' must be one of 'train', 'val",
+        ),
+        (
+            {"evals.extra": {"split": "held_out", "every": "1 epochs"}},
+            "config.evals.extra: split='held_out' must be one of 'train', 'val",
+        ),
+        (
+            {"evals.validation.task": {"data": "nowhere.npz"}},
+            "config.evals.validation: 'nowhere.npz' does not exist",
+        ),
+        ({"profile": [8, 9]}, r"config.profile=\[8, 9\] must .* from 1 to 8"),
+        ({"profile": [5, 3]}, r"config.profile=\[5, 3\] must .* from 1 to 8"),
+        ({"profile": [0, 3]}, r"config.profile=\[0, 3\] must .* from 1 to 8"),
+        ({"profile": [3]}, r"config.profile=\[3\] must be \[\] or \[first, last\]"),
         ({"keep_best": "validation/loss"}, "must read 'max:name/metric'"),
         ({"duration": "8 stops"}, "'8 stops' must be a number and a unit"),
     ],
 )
 def test_a_setting_that_cannot_be_honoured_is_refused_in_one_line(
-    tmp_path, changes, message
+    tmp_path, capsys, changes, message
 ):
     with pytest.raises(ValueError, match=message) as refused:
-        train.train(tiny(changes), str(tmp_path))  # some are refused by tiny() already
+        # Some are refused by tiny() already.
+        train.train(tiny(changes), str(tmp_path / "below/new"))
     assert "\n" not in str(refused.value)
-    assert not (tmp_path / "metrics.jsonl").exists()
+    assert capsys.readouterr().out == ""
+    assert not list(tmp_path.iterdir())  # no empty folder stays
 
 
 def test_an_empty_data_folder_is_refused(tmp_path):

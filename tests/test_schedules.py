@@ -111,8 +111,8 @@ def test_an_unknown_schedule_is_refused_with_the_known_ones():
 def test_a_warm_up_longer_than_the_run_is_refused():
     schedule("cosine", total_steps=12, warmup="12 steps")
     with pytest.raises(
-        ValueError, match="'2 epochs' last 20 steps, but the run has 12"
+        ValueError, match="'2 epochs' takes 20 steps, but the run has 12"
     ):
         schedule("cosine", total_steps=12, warmup="2 epochs")
-    with pytest.raises(ValueError, match="cooldown='9 steps' last 13 steps"):
+    with pytest.raises(ValueError, match="cooldown='9 steps' take 13 steps"):
         schedule("rsqrt", total_steps=12, warmup="4 steps", cooldown="9 steps")

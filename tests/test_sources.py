@@ -195,7 +195,7 @@ def test_data_that_does_not_exist_is_refused_and_a_relative_path_says_from_where
     [
         ("", "config.task.data is empty. Set config.task.data to 'digits'"),
         ("/no/such/path", "'/no/such/path' does not exist. Set config.task.data"),
-        ("~nobody-of-this-name/x", "does not exist. Set config.task.data"),
+        ("~nobody-of-this-name/x", "there is no such user's home; write it in full"),
     ],
 )
 def test_data_that_does_not_exist_is_refused(data, says):

@@ -2,14 +2,28 @@
 
 import hashlib
 import json
+import os
 import re
+import shutil
+import subprocess
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import processes
 import pytest
-from runs import check_equal, contents, differ, records, tiny, toy, write_images
+from runs import (
+    FROZEN,
+    ROOT,
+    TINY,
+    check_equal,
+    contents,
+    differ,
+    records,
+    tiny,
+    toy,
+    write_images,
+)
 
 import attn_jax
 import train
@@ -53,6 +67,38 @@ def test_assets_are_digested_and_a_changed_one_is_refused(copied):
     asset.write_text(asset.read_text().replace("9", "ninth"))
     with pytest.raises(ValueError, match=r"images\.json is missing or has changed"):
         attn_jax.evaluate(copied)
+
+
+@pytest.mark.parametrize("prefix", ["~", "file://{home}"])
+def test_every_path_may_begin_with_a_home_or_be_a_file_url(
+    prefix, finished, tmp_path, monkeypatch
+):
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copytree(finished[1], home / "first")
+    shutil.copy(ROOT / "configs/vit/digits.py", home / "recipe.py")
+    write_images(tmp_path / "data")
+    shutil.make_archive(str(home / "data"), "zip", tmp_path / "data")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(elsewhere)
+    prefix = prefix.format(home=home)
+    changes = TINY | FROZEN | {"batch_size": 8, "task.holdout": 0}
+    changes["schedule"] = {"name": "constant"}
+    changes["task.data"] = f"{prefix}/data.zip"
+    changes["task.class_names"] = list("abcdefghij")  # of which the data has two
+    changes["init_from"] = [[f"{prefix}/first", "", "head/.*"]]
+    config = config_lib.load(
+        "~/recipe.py:debug",
+        [f"{key}={json.dumps(value)}" for key, value in changes.items()],
+    )
+    train.train(config, f"{prefix}/run")
+    assert {"config.json", "metrics.jsonl", "curves.png", "tensorboard"} <= {
+        path.name for path in (home / "run").iterdir()
+    }
+    overrides = {"evals": {"train": {"split": "train"}}}
+    results = attn_jax.evaluate(f"{prefix}/run", overrides=overrides)
+    assert results["step"] == 1
+    assert not list(elsewhere.iterdir())
 
 
 # --- a run read back --------------------------------------------------------------------
@@ -254,8 +300,9 @@ def test_the_commands_train_and_evaluate_where_tensorflow_and_torch_cannot_be_im
 ):
     (tmp_path / "sitecustomize.py").write_text(UNFINDABLE)
     run = tmp_path / "run"
+    (tmp_path / "flags").write_text("--config.seed=3\n--config.batch_size=8\n")
     commands = [
-        processes.train(run),
+        processes.train(run, f"--flagfile={tmp_path}/flags"),
         ["-m", "attn_jax", "evaluate", f"--workdir={run}", "--step=best"],
     ]
     for command in commands:
@@ -265,18 +312,60 @@ def test_the_commands_train_and_evaluate_where_tensorflow_and_torch_cannot_be_im
     results = json.loads(out.splitlines()[-1])
     assert results["step"] in (4, 8)
     assert 0 <= results["test/accuracy"] <= 1
+    saved = json.loads((run / "config.json").read_text())
+    assert (saved["seed"], saved["batch_size"]) == (3, 8)
+
+
+def test_a_run_without_evaluations_promises_no_evaluation(tmp_path, capsys):
+    train.train(toy({"duration": "2 steps"}), str(tmp_path))
+    assert capsys.readouterr().out.splitlines()[-1] == f"finished: {tmp_path}"
+
+
+def test_the_last_line_of_a_run_works_where_it_is_pasted_into_a_shell(tmp_path, capsys):
+    """In a folder with spaces and quotes, with a model of another package."""
+    evals = {"test": {"split": "test", "every": "2 steps"}}
+    changes = {"evals": evals, "duration": "2 steps", "keep_best": "max:test/accuracy"}
+    folder = tmp_path / """a "great" run's folder $HOME"""
+    train.train(toy(changes), str(folder))
+    line = capsys.readouterr().out.splitlines()[-1]
+    shell = subprocess.run(
+        ["sh", "-c", line.removeprefix("evaluate: ")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},  # where `runs` is
+        timeout=200,
+        check=False,
+    )
+    assert shell.returncode == 0, shell.stderr
+    results = json.loads(shell.stdout.splitlines()[-1])
+    assert results["step"] == 2
+    assert results["test/accuracy"] == pytest.approx(
+        records(folder)[-1]["test/accuracy"],
+        abs=1 / 360,  # one image of rounding
+    )
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
         ("--config.batch_size=0", "error: config.batch_size=0 must be"),
-        ("--config.task.data=nowhere", "error: 'nowhere' does not exist."),
+        ("--config.task.data=nowhere", "error: 'nowhere' does not exist"),
+        ("--workdir=", "error: workdir='' is empty"),
+        ("--flagfile=nowhere", "error: Unable to open flagfile: "),
     ],
 )
 def test_the_command_says_one_line_and_fails_on_bad_input(tmp_path, setting, message):
-    command = processes.train(tmp_path, setting)
-    status, _, err = processes.finish(processes.start(*command))
+    command = processes.train(tmp_path / "run", setting)
+    status, out, err = processes.finish(processes.start(*command))
     assert status == 1
     [line] = err.splitlines()
     assert re.match(re.escape(message), line), line
+    assert not out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_command_without_its_flags_names_them():
+    status, out, err = processes.finish(processes.start("train.py"))
+    assert (status, out) == (1, "")
+    assert err == "error: --config=RECIPE and --workdir=DIR are needed; see --help.\n"

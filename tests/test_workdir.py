@@ -5,13 +5,14 @@ import fcntl
 import json
 import pathlib
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from attn_jax import folder, workdir
+from attn_jax import migrations, workdir
 from attn_jax.checkpoint_reader import CheckpointReader
 
 # --- one writer -----------------------------------------------------------------------
@@ -55,6 +56,16 @@ def test_a_lock_leaves_no_trace_in_an_empty_or_a_filled_folder(tmp_path):
     with pytest.raises(KeyError), workdir.lock(tmp_path / "d"):
         raise KeyError
     assert not (tmp_path / "d").exists()
+
+
+def test_a_workdir_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "run").write_text("")
+    with (
+        pytest.raises(ValueError, match=r"run is a file; --workdir must name a folder"),
+        workdir.lock(tmp_path / "run"),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_lock_is_held_once_within_a_process_too(tmp_path):
@@ -113,48 +124,17 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     assert "cannot be locked (No locks available)" in said[0]
 
 
-# --- paths ----------------------------------------------------------------------------
-
-
-def test_a_home_is_expanded_and_a_relative_path_made_absolute(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    for text in ("~/run", "run", f"file://{tmp_path}/run"):
-        assert str(folder.resolve_folder(text)) == str(tmp_path / "run")
-    workdir.save_config("~/run", {"task": {}})
-    assert workdir.load_config(tmp_path / "run") == {"format": 1, "task": {}}
-    assert CheckpointReader("~/run").directory == folder.resolve_folder(
-        tmp_path / "run/checkpoints"
-    )
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("", "workdir='' is empty; name a folder"),
-        ("  ", "workdir='  ' is empty"),
-        ("~nobody-of-this-name/run", "home directory is unknown"),
-        ("gs://bucket/run", "gs://bucket/run needs a package: .*gcsfs"),
-        ("s3://bucket/run", "s3://bucket/run needs a package: .*s3fs"),
-        ("abc://bucket/run", "abc:// is not supported; use a local folder, gs://"),
-    ],
-)
-def test_a_path_that_cannot_be_used_is_one_line(path, message, monkeypatch):
-    for package in ("gcsfs", "s3fs"):
-        monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ValueError, match=message) as error:
-        folder.resolve_folder(path)
-    assert "\n" not in str(error.value)
-
-
-def test_the_printed_command_is_split_by_a_shell_as_it_was_meant():
+def test_the_printed_command_is_split_by_a_shell_as_it_was_meant(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/my venv/bin/python")
     command = workdir.format_evaluate_command(
         "runs/it's a run", best=True, trust=["mine"]
     )
     assert shlex.split(command) == [
-        *("python", "-m", "attn_jax", "evaluate"),
+        *("/my venv/bin/python", "-m", "attn_jax", "evaluate"),
         *("--workdir=runs/it's a run", "--step=best", "--trust=mine"),
     ]
+    # With the environment active, its name is enough.
+    monkeypatch.setattr(shutil, "which", lambda name: "/my venv/bin/python")
     assert workdir.format_evaluate_command("runs/a") == (
         "python -m attn_jax evaluate --workdir=runs/a"
     )
@@ -163,7 +143,9 @@ def test_the_printed_command_is_split_by_a_shell_as_it_was_meant():
 # --- config ---------------------------------------------------------------------------
 
 
-CONFIG = {"format": 1, "task": {"cls": "attn_jax.tasks.classify:Classify"}, "seed": 3}
+CONFIG = migrations.migrate(
+    {"task": {"cls": "attn_jax.tasks.classify:Classify"}, "seed": 3}
+)
 
 
 class Checkpoints(CheckpointReader):

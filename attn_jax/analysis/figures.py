@@ -24,6 +24,7 @@ import numpy as np
 from attn_jax import workdir
 from attn_jax.data import pipeline
 from attn_jax.data.files import SUFFIXES, FolderImages
+from attn_jax.folder import expand_local, resolve_folder
 from attn_jax.restore import load_settings, restore
 
 
@@ -74,7 +75,7 @@ def analyze(
         task.inputs(batch),
         batch=batch,
         assets=workdir.load_assets(directory),
-        folder=pathlib.Path(out or pathlib.Path(directory) / "analysis"),
+        folder=expand_local(out or resolve_folder(directory) / "analysis"),
     )
 
 
@@ -106,7 +107,7 @@ def open_image_files(given: Sequence[str], count: int) -> FolderImages:
     """
     paths: list[str] = []
     for name in given:
-        path = pathlib.Path(name).expanduser()
+        path = expand_local(name)
         if not path.exists():
             raise ValueError(
                 f"--images={name} does not exist; give image files or a folder of them."

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import jax
 
-from attn_jax import commands
-from attn_jax.convert import export, load_pretrained
+from attn_jax import commands, restore
+from attn_jax.convert import export, label_names, load_pretrained, pixel_statistics
+from attn_jax.convert.formats import detect_format
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -39,21 +40,41 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run(options: argparse.Namespace) -> list[str]:
-    if options.trust:
+    sides = options.image_size
+    if sides is not None and len(sides) > 2:
+        raise ValueError(f"--image_size takes one or two numbers, not {len(sides)}.")
+    size = sides if sides is None or len(sides) == 2 else sides[0]
+    if detect_format(options.source).kind == "run":
+        module, variables, task = restore(options.source, trust=options.trust)
+        size = size or getattr(task, "image_size", None)
+    elif options.trust:
         raise ValueError(
-            f"--trust={options.trust[0]} has no effect here: only classes of attn_jax can "
-            "be exported."
+            f"--trust={options.trust[0]} is for a run's folder, which {options.source} is "
+            "not; leave it out."
         )
-    size = options.image_size
-    if size is not None and len(size) > 2:
-        raise ValueError(f"--image_size takes one or two numbers, not {len(size)}.")
-    module, variables = load_pretrained(options.source)
+    else:
+        module, variables = load_pretrained(options.source)
+    mean, std = pixel_statistics(options.source) or (None, None)
     if jax.process_index() == 0:
         export(
             module,
             variables,
             options.to,
             options.format,
-            image_size=size[0] if size and len(size) == 1 else size and tuple(size),
+            image_size=tuple(size) if isinstance(size, list) else size,
+            labels=name_classes(options.source, getattr(module, "num_classes", 0)),
+            mean=mean,
+            std=std,
         )
     return [options.to]
+
+
+def name_classes(source: str, number: int) -> list[str] | None:
+    """The class names of a checkpoint; outputs beyond them are called LABEL_i.
+
+    None: the checkpoint has no names, or its model no head.
+    """
+    names = label_names(source)
+    if not names or not number:
+        return None
+    return [*names, *(f"LABEL_{i}" for i in range(len(names), number))]

@@ -1,6 +1,5 @@
 """Converts foreign checkpoints to our modules and parameter trees, and back."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from attn_jax.convert.vit.fit import (
     grid_of_table,
     token_stride,
 )
+from attn_jax.folder import expand_local
 from attn_jax.models.vit import ViT
 
 __all__ = [
@@ -44,6 +44,7 @@ def load_pretrained(
     *,
     image_size: Size | None = None,
     trained_size: Size | None = None,
+    trust: Sequence[str] = (),
     **model_fields: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Loads (module, variables) of a checkpoint, whose format is detected.
@@ -59,6 +60,7 @@ def load_pretrained(
         trained_size: of the training images of a ViT's .npz, in pixels, which the file does
             not contain. None: square, as for all published files. Runs and the other formats
             contain it.
+        trust: other packages whose classes the config of a run may name.
         model_fields: top-level fields of the module to change, such as `dtype`. For a ViT,
             another `patch_size` resizes the patch filters; `num_classes=0` and
             `representation_size=None` leave out the head and the layer before it.
@@ -69,12 +71,15 @@ def load_pretrained(
             for a head of another number of classes.
     """
     sizes = {"image_size": image_size, "trained_size": trained_size}
-    module, params, _ = open_checkpoint(path, sizes, model_fields)
+    module, params, _ = open_checkpoint(path, sizes, model_fields, trust)
     return module, {"params": params} if params else {}
 
 
 def open_checkpoint(
-    path: epath.PathLike, sizes: Mapping[str, Size | None], fields: Mapping[str, Any]
+    path: epath.PathLike,
+    sizes: Mapping[str, Size | None],
+    fields: Mapping[str, Any],
+    trust: Sequence[str] = (),
 ) -> Checkpoint:
     """Like `load_pretrained`, but also returns the grid of a ViT's positions."""
     found = detect_format(str(path))
@@ -91,7 +96,8 @@ def open_checkpoint(
             f"{path}: its configuration has the size of its training images; leave out "
             "trained_size."
         )
-    return found.read(**given, **fields)
+    options = {"trust": trust} if found.kind == "run" else {}
+    return found.read(**options, **given, **fields)
 
 
 def check_size(name: str, size: Any) -> None:
@@ -107,6 +113,7 @@ def load_parameters(
     skip: str = "",
     *,
     image_size: Size | None = None,
+    trust: Sequence[str] = (),
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Loads (module, parameters by name) of a checkpoint, to initialize another model.
 
@@ -116,12 +123,13 @@ def load_parameters(
         skip: regex of the parameters to leave out.
         image_size: of the other model's images in pixels, for which a ViT's positions are
             resized. None: they are square.
+        trust: as for `load_pretrained`.
 
     Raises:
         ValueError: as `load_pretrained`; the regex matches nothing; the other model's
             positions are not for images of `image_size`.
     """
-    loaded = open_checkpoint(path, {}, {})
+    loaded = open_checkpoint(path, {}, {}, trust)
     leaves = paths.named_leaves(loaded.params)
     for name in paths.match_names([skip] if skip else [], leaves, key="init_from"):
         del leaves[name]
@@ -164,7 +172,7 @@ def export(
         raise ValueError(f"{format=} must be 'hf' or 'timm'.")
     if "params" not in variables:
         raise ValueError("variables have no 'params'; pass {'params': params}.")
-    path = pathlib.Path(path)
+    path = expand_local(path)
     if format == "timm" and path.suffix != ".safetensors":
         raise ValueError(f"{path} must be FILE.safetensors; FILE.json lies beside it.")
     if format == "hf" and path.exists() and not path.is_dir():

@@ -1,7 +1,6 @@
 """Detects the format of a checkpoint, and the function that reads it."""
 
 import functools
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -14,6 +13,7 @@ from attn_jax.convert.description import Description, check_regular, shorten
 from attn_jax.convert.files import find_weights, list_arrays
 from attn_jax.convert.vit import read_hf, read_npz, read_timm
 from attn_jax.convert.vit.fit import Checkpoint
+from attn_jax.folder import expand_path
 from attn_jax.models.bert import Bert
 from attn_jax.models.vit import ViT
 
@@ -58,10 +58,10 @@ def detect_format(path: str) -> Format:
         ValueError: the path does not exist, or is in no known format.
     """
     file, _, subtree = path.partition(".npz:")
-    path = os.path.expanduser(f"{file}.npz" if subtree else path)
-    if not path:
+    if not path.strip():
         raise ValueError("the path of the checkpoint is empty.")
-    place, local = epath.Path(path), pathlib.Path(path)
+    place = expand_path(f"{file}.npz" if subtree else path)
+    path, local = str(place), pathlib.Path(place)
     if not place.exists():
         raise ValueError(
             f"{path} does not exist; name a run's --workdir, a folder of Hugging Face, or a "

@@ -1,5 +1,6 @@
 """Reads checkpoints of this project, from a run's folder."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import attn_jax
@@ -14,10 +15,10 @@ from attn_jax.convert.vit.fit import (
 from attn_jax.models.vit import ViT
 
 
-def read_run(path: str, **fields: Any) -> Checkpoint:
+def read_run(path: str, *, trust: Sequence[str] = (), **fields: Any) -> Checkpoint:
     """Reads a run's model, with fields that do not change its parameters."""
     overrides = {f"model.{name}": value for name, value in fields.items()}
-    module, variables, _ = attn_jax.restore(path, overrides=overrides)
+    module, variables, _ = attn_jax.restore(path, overrides=overrides, trust=trust)
     return Checkpoint(module, variables["params"], None)
 
 
@@ -26,6 +27,7 @@ def read_vit_run(
     *,
     image_size: Size | None = None,
     trained_size: Size | None = None,
+    trust: Sequence[str] = (),
     **fields: Any,
 ) -> Checkpoint:
     """Reads a run's ViT; the fields may resize it and leave out its heads, as for a file.
@@ -33,7 +35,7 @@ def read_vit_run(
     Args:
         trained_size: of the run's images in pixels; None: the task's `image_size`.
     """
-    module, variables, task = attn_jax.restore(path)
+    module, variables, task = attn_jax.restore(path, trust=trust)
     assert isinstance(module, ViT), "as its config says"
     check_classes(fields, module.num_classes, path)
     heads = {

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from etils import epath
 
 from attn_jax.data import bounded, prose, stdlib
+from attn_jax.folder import expand_local
 
 HELD_OUT = 0.1  # share of the documents
 MAX_LINE = 1_000_000  # bytes: a line is held in memory and tokenized as a whole
@@ -57,7 +58,7 @@ def read_documents(data: str, version: int = 2) -> Documents:
             byte); the text is too large for this machine's memory; there are fewer than
             four different documents; this Python has no docstrings.
     """
-    path = pathlib.Path(data).expanduser()
+    path = expand_local(data)
     left_out: tuple[str, ...] = ()
     if data == "stdlib":
         documents = [

@@ -2,12 +2,12 @@
 
 import functools
 import json
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from attn_jax.data import bounded
+from attn_jax.folder import expand_local
 
 
 @functools.lru_cache
@@ -24,7 +24,7 @@ def read(path: str, num_classes: int) -> list[list[int]]:
         "it must hold a JSON list with a list of labels, which may be empty, for each "
         "validation image. Use real.json of google-research/reassessed-imagenet."
     )
-    file = pathlib.Path(path).expanduser()
+    file = expand_local(path)
     if not file.is_file():
         raise ValueError(f"real_labels={path!r} is no file; {rule}")
     try:

@@ -15,6 +15,7 @@ from jaxtyping import Integer
 
 from attn_jax.data import arrays, bounded, catalogue, decoding, files, zips
 from attn_jax.data.views import Subset, read_labels
+from attn_jax.folder import expand_local
 
 SPLITS = ("train", "validation", "test")
 
@@ -193,14 +194,14 @@ def _find(data: str) -> pathlib.Path:
     )
     if not data:
         raise ValueError(f"config.task.data is empty. {remedy}")
+    path = expand_local(data)
     try:
-        path = pathlib.Path(data).expanduser()
         path.stat()
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: ~nobody
+    except (OSError, ValueError) as error:
         if isinstance(error, PermissionError):
             raise
         where = ""
-        if not data.startswith(("/", "~")):
+        if not path.is_absolute():
             where = (
                 f" (relative to {pathlib.Path.cwd()}; an absolute path works from any "
                 "folder)"

@@ -2,7 +2,6 @@
 
 import collections
 import json
-import os
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from etils import epath
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from attn_jax.data import corpora
+from attn_jax.folder import expand_path
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LEAST_COUNT = 2  # occurrences of a character or merged piece in the training text
@@ -75,8 +75,9 @@ def read_vocabulary(path: epath.PathLike) -> dict[str, str] | None:
         ValueError: a file is no text, too large, or no vocabulary.
     """
     # pathlib where possible: epath's `is_file` is true for a FIFO, whose reading blocks.
-    kind = epath.Path if "://" in os.fspath(path) else pathlib.Path
-    path = kind(path).expanduser()
+    path = expand_path(path)
+    if "://" not in str(path):
+        path = pathlib.Path(path)
     if path.is_dir():
         run = path / "assets" / "vocab.txt"
         file = run if run.exists() else path / "vocab.txt"

@@ -212,8 +212,8 @@ def find_activation(gelu: str, names: Mapping[str, str]) -> str:
 def check_representable(whose: str, parts: Mapping[str, bool]) -> None:
     if present := [name for name, has in parts.items() if has]:
         raise ValueError(
-            f"{whose} has no place for this model's {', '.join(present)}; try the other "
-            "format, or keep the model as a checkpoint of this project."
+            f"{whose} has no place for this model's {', '.join(present)}. Try the other "
+            "format (hf, timm); what neither can hold stays a checkpoint of this project."
         )
 
 

@@ -1,0 +1,81 @@
+"""The commands: what they take from a run's folder, and what they print."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from runs import FROZEN, tiny, write_classes
+
+import attn_jax
+import train
+from attn_jax.commands import export
+from attn_jax.convert import label_names, load_pretrained, pixel_statistics
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+
+@pytest.fixture(scope="module")
+def insects(tmp_path_factory):
+    """A run on images of three named classes, not square, with ImageNet's statistics."""
+    folder = tmp_path_factory.mktemp("insects")
+    changes = FROZEN | {
+        "task.data": write_classes(
+            folder / "abc.zip", ["ant", "bee", "cat"], {"train": 8}
+        ),
+        "task.num_classes": 3,
+        "task.class_names": ["cat", "ant", "bee"],
+        "task.channels": 3,
+        "task.image_size": [8, 24],
+        "task.holdout": 0,
+        "task.mean": IMAGENET["mean"],
+        "task.std": IMAGENET["std"],
+        "model.num_classes": 3,
+        "model.pool": "cls",
+        "model.position": "learned",
+        "batch_size": 8,
+    }
+    train.train(tiny(changes), str(folder / "run"))
+    return str(folder / "run")
+
+
+def test_an_exported_run_keeps_its_class_names_size_and_statistics(
+    insects, tmp_path, capsys
+):
+    folder = tmp_path / "hf"
+    export.main([f"--from={insects}", f"--to={folder}", "--format=hf"])
+    assert capsys.readouterr().out.splitlines()[-1] == str(folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["id2label"] == {"0": "cat", "1": "ant", "2": "bee"}
+    assert config["image_size"] == [8, 24]
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    assert processor["image_mean"] == IMAGENET["mean"]
+    assert processor["image_std"] == IMAGENET["std"]
+    assert processor["size"] == {"height": 8, "width": 24}
+
+    images = jax.random.normal(jax.random.key(0), (2, 8, 24, 3))
+    module, variables, _ = attn_jax.restore(insects)
+    again, params = load_pretrained(folder)
+    ours, theirs = (
+        jax.jit(m.apply)(v, images)["logits"]
+        for m, v in ((module, variables), (again, params))
+    )
+    # Written and read in float32 without arithmetic; only the order of sums may differ.
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_converted_checkpoint_keeps_what_the_first_one_said(insects, tmp_path):
+    folder, file = tmp_path / "hf", tmp_path / "vit.safetensors"
+    export.main([f"--from={insects}", f"--to={folder}", "--format=hf"])
+    size = ["--image_size", "8", "24"]
+    export.main([f"--from={folder}", f"--to={file}", "--format=timm", *size])
+    assert label_names(file) == ("cat", "ant", "bee")
+    assert pixel_statistics(file) == pixel_statistics(insects)
+
+
+def test_outputs_without_a_name_are_numbered(finished):
+    names = export.name_classes(str(finished[1]), 12)
+    assert names[8:] == ["8", "9", "LABEL_10", "LABEL_11"]
+    assert export.name_classes(str(finished[1]), 0) is None
