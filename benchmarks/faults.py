@@ -176,11 +176,12 @@ def main() -> None:
         ", ".join(f"{outcome} {total[outcome]}" for outcome in part)
         for part in (OUTCOMES[:5], BAD)
     )
+    first = f" --first={options.first}" if options.first else ""
     lines = [
         f"### Faults, {options.kind}: {len(records)} trials; actions: {good}; {bad}",
         "",
-        f"`python benchmarks/faults.py --kind={options.kind} --count={options.count} "
-        f"--seed={options.seed}` ({minutes:.0f} minutes; trials at {commits}; table at "
+        f"`python benchmarks/faults.py --kind={options.kind}{first} "
+        f"--count={options.count} --seed={options.seed}` ({minutes:.0f} minutes; trials at {commits}; table at "
         f"{report.provenance()})",
         "",
         *make_table(records),

@@ -105,7 +105,7 @@ def test_a_full_disk_is_named_by_the_folder_that_cannot_be_locked(
     def fail(path, say):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(workdir, "acquire", fail)
+    monkeypatch.setattr(workdir, "acquire_lock", fail)
     with (
         pytest.raises(OSError, match=f"{tmp_path} cannot be written: No space left"),
         workdir.lock(tmp_path),
