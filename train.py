@@ -213,7 +213,10 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
     flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is.")
     flags.DEFINE_bool("traceback", False, "Show the traceback of an error.")
-    words = flags.FLAGS.read_flags_from_files(sys.argv)  # expands --flagfile=FILE
+    try:
+        words = flags.FLAGS.read_flags_from_files(sys.argv)  # expands --flagfile=FILE
+    except flags.Error as error:
+        sys.exit(f"error: {str(error).removeprefix('ERROR:: ')}")
     # attn_jax.config parses these once it knows the model's fields.
     overrides = [text for text in words[1:] if text.startswith("--config.")]
     app.run(main, [text for text in words if text not in overrides])

@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 from attn_jax import config as config_lib
-from attn_jax import migrations
+from attn_jax import migrations, resume
 from attn_jax.migrations import Migration, migrate
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -39,7 +39,11 @@ def test_a_run_of_an_older_format_differs_in_nothing_from_its_own_recipe(first):
     new = config_lib.load(
         f"{ROOT}/configs/vit/digits.py:debug", [*settings, 'log_every="1 steps"']
     )
-    assert config_lib.differences(first, new) == ([], [])
+    _, different = config_lib.differences(first, new)
+    assert different == ["task.exif_rotation: False -> True"]  # as it was, and is now
+    adopted, notes = resume.adopt_saved_fields(new, migrate(first))
+    assert notes == ["task.exif_rotation=False, as when the run began"]
+    assert config_lib.differences(first, adopted) == ([], [])
 
 
 def test_migrating_twice_changes_nothing(first):

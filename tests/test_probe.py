@@ -1,6 +1,5 @@
 """Probes of frozen features as an evaluation task."""
 
-import functools
 import json
 import math
 import pathlib
@@ -194,8 +193,11 @@ def test_features_that_are_not_finite_have_no_accuracy():
 def test_a_run_can_be_probed_while_it_trains_and_afterwards(
     few_digits, tmp_path, monkeypatch
 ):
-    one_device = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", one_device)  # less to compile
+    make_mesh = sharding.make_mesh
+    one_device = jax.devices()[:1]  # less to compile
+    monkeypatch.setattr(
+        sharding, "make_mesh", lambda sizes, *_: make_mesh(sizes, one_device)
+    )
     task = {
         "cls": "attn_jax.tasks.probe:Probe",
         "data": few_digits,

@@ -125,7 +125,7 @@ def test_a_relative_path_read_from_elsewhere_says_where_it_was_looked_for(
     monkeypatch.chdir(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=f"{tmp_path}/elsewhere") as refused:
         attn_jax.evaluate(tmp_path / "run", overrides=overrides, trust=["runs"])
-    assert f"{name!r} does not exist (a relative path" in str(refused.value)
+    assert f"{name!r} does not exist (relative to" in str(refused.value)
 
 
 # --- a run of an earlier release --------------------------------------------------------

@@ -62,7 +62,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
         ),
         (
             {"keep_best": "max:validation/acuracy"},
-            "'validation/acuracy' is no metric .* it has validation/accuracy",
+            "'validation/acuracy' is not a metric .* it has validation/accuracy",
         ),
         (
             {"evals.extra": {"split": "held_out"}},  # `every` None: only by `evaluate`
