@@ -188,9 +188,7 @@ def main(arguments: list[str]) -> None:
 
     def command() -> None:
         if None in (options.config, options.workdir):
-            raise ValueError(
-                "--config=RECIPE and --workdir=DIR are needed; see --help."
-            )
+            raise ValueError("--config and --workdir are needed; see --help.")
         if len(arguments) > 1:
             raise ValueError(
                 f"{arguments[1]!r} is not a flag; settings are --config.key=value"
