@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from attn_jax import metrics, sharding, step
 from attn_jax.data import pipeline
@@ -100,6 +101,33 @@ class Evaluation:
         sums, _ = jax.eval_shape(self._eval_step, params, batch, self.key)
         names = {*sums, *(["loss"] if self.task.coefficients else [])}
         return {f"{self.name}/{metric}" for metric in names}
+
+
+def open_evaluation(
+    config: ConfigDict,
+    name: str,
+    task: Any,
+    model: nn.Module,
+    mesh: Mesh,
+    reading: Mapping[str, int] | None = None,
+) -> Evaluation:
+    """The evaluation `config.evals[name]` of a task, with its data opened."""
+    section = config.evals[name]
+    return Evaluation(
+        name,
+        model,
+        task,
+        section.split,
+        mesh=mesh,
+        batch_size=section.batch_size or config.batch_size,
+        key=make_key(config.seed),
+        reading=reading,
+    )
+
+
+def make_key(seed: int) -> jax.Array:
+    """The key that evaluations draw from; different from every key of training."""
+    return jax.random.fold_in(jax.random.key(seed), 0xE7A1)
 
 
 def read_local_rows(arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:

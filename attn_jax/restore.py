@@ -85,15 +85,7 @@ def evaluate(
     results: dict[str, Any] = {"step": run.record["step"]}
     for name, section in settings.evals.items():
         task = build_task(config.evaluation_task(settings, name), run.assets, trust)
-        one = evaluation.Evaluation(
-            name,
-            run.module,
-            task,
-            section.split,
-            mesh=mesh,
-            batch_size=section.batch_size or settings.batch_size,
-            key=workdir_lib.evaluation_key(settings.seed),
-        )
+        one = evaluation.open_evaluation(settings, name, task, run.module, mesh)
         # A bound task uses the run's names for any data. Without `bind`, only an
         # evaluation with data of its own may have other names.
         own_data = {"cls", "data"} & set(section.task)

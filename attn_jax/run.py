@@ -25,7 +25,7 @@ from attn_jax import (
     workdir,
 )
 from attn_jax.data import pipeline, sources, vocabulary
-from attn_jax.evaluation import Evaluation
+from attn_jax.evaluation import Evaluation, open_evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,15 +287,8 @@ def open_evaluations(
             if section.every is None:
                 task.source(section.split)  # so that a missing split is an error now
                 continue
-            evaluations[name] = Evaluation(
-                name,
-                model,
-                task,
-                section.split,
-                mesh=mesh,
-                batch_size=section.batch_size or config.batch_size,
-                key=workdir.evaluation_key(config.seed),
-                reading=reading_options(config),
+            evaluations[name] = open_evaluation(
+                config, name, task, model, mesh, reading_options(config)
             )
         except ValueError as error:
             raise ValueError(f"config.evals.{name}: {error}") from error

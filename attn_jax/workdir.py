@@ -264,11 +264,6 @@ def is_same_asset(old: str, new: str) -> bool:
 # --- what a run and its evaluation share ----------------------------------------------
 
 
-def evaluation_key(seed: int) -> jax.Array:
-    """The random key of evaluations; it differs from every key of training."""
-    return jax.random.fold_in(jax.random.key(seed), 0xE7A1)
-
-
 def describe_row(batch: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, list]:
     """{name: [shape without the batch dimension, dtype]}, as JSON values."""
     return {name: [list(s.shape[1:]), str(s.dtype)] for name, s in batch.items()}

@@ -24,6 +24,7 @@ import numpy as np
 from attn_jax import workdir
 from attn_jax.data import pipeline
 from attn_jax.data.files import SUFFIXES, FolderImages
+from attn_jax.evaluation import make_key
 from attn_jax.folder import expand_local, resolve_folder
 from attn_jax.restore import load_settings, restore
 
@@ -141,5 +142,5 @@ def make_batch(task: Any, source: Any, count: int) -> dict[str, Any]:
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     batch = jax.device_put(stacked)
     if hasattr(task, "prepare"):
-        return task.prepare(batch, workdir.evaluation_key(0), train=False)
+        return task.prepare(batch, make_key(0), train=False)
     return batch
