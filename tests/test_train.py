@@ -369,4 +369,4 @@ def test_the_command_says_one_line_and_fails_on_bad_input(tmp_path, setting, mes
 def test_a_command_without_its_flags_names_them():
     status, out, err = processes.finish(processes.start("train.py"))
     assert (status, out) == (1, "")
-    assert err == "error: --config=RECIPE and --workdir=DIR are needed; see --help.\n"
+    assert err == "error: --config and --workdir are needed; see --help.\n"
