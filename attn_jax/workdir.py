@@ -261,7 +261,7 @@ def is_same_asset(old: str, new: str) -> bool:
     return first == second
 
 
-# --- what a run and its evaluation share ----------------------------------------------
+# --- what else a run tells of itself --------------------------------------------------
 
 
 def describe_row(batch: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, list]:

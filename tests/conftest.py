@@ -6,6 +6,7 @@ import shutil
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # also for the processes that tests start
 
+import invented
 import jax
 import pytest
 import runs
@@ -58,3 +59,18 @@ def finished(tmp_path_factory):
 def copied(finished, tmp_path):
     """The run's folder at another place, with nothing beside it."""
     return pathlib.Path(shutil.copytree(finished[1], tmp_path / "copy"))
+
+
+@pytest.fixture(scope="module")
+def corpus_file(tmp_path_factory):
+    return invented.write(
+        tmp_path_factory.mktemp("corpus") / "corpus.txt", invented.documents()
+    )
+
+
+@pytest.fixture
+def cache(tmp_path_factory, monkeypatch):
+    """A folder of the test run's own, instead of the user's cache."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder

@@ -2,23 +2,12 @@
 
 import numpy as np
 import pytest
-from invented import MASK, S, V, check_equal, documents, write
+from invented import MASK, S, V, check_equal, write
 
 from attn_jax.data import pairs, text
 from attn_jax.tasks.masked_lm import MaskedLM
 
-
-@pytest.fixture(scope="module")
-def corpus_file(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("corpus") / "corpus.txt", documents())
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    """A folder of the test run's own, instead of the user's cache."""
-    folder = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

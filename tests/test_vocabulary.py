@@ -5,23 +5,12 @@ import subprocess
 import sys
 
 import pytest
-from invented import S, V, documents, write
+from invented import S, V
 
 from attn_jax.data import corpora, text, vocabulary
 from attn_jax.tasks.masked_lm import MaskedLM
 
-
-@pytest.fixture(scope="module")
-def corpus_file(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("corpus") / "corpus.txt", documents())
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    """A folder of the test run's own, instead of the user's cache."""
-    folder = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    return folder
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
