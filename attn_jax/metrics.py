@@ -7,7 +7,7 @@ batches and micro-batches. Operations are counted in the traced program, because
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,6 +51,24 @@ def add(left: Sums, right: Sums) -> dict[str, tuple[Any, Any]]:
         name: (left[name][0] + right[name][0], left[name][1] + right[name][1])
         for name in left
     }
+
+
+def rank_classes(
+    probabilities: Float[np.ndarray, " C"], names: Sequence[str] | None, top: int
+) -> list[dict[str, Any]]:
+    """The `top` most probable classes, as {"label": name or number, "probability": p}.
+
+    Classes beyond the names are called by their number. Of equal ones the lower is first.
+    """
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    known = len(names or ())
+    return [
+        {
+            "label": names[i] if names and i < known else str(i),
+            "probability": float(probabilities[i]),
+        }
+        for i in map(int, order)
+    ]
 
 
 def compute_means(sums: Sums) -> dict[str, float]:

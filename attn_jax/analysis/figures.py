@@ -23,7 +23,7 @@ import numpy as np
 
 from attn_jax import workdir
 from attn_jax.data import pipeline
-from attn_jax.data.files import SUFFIXES, FolderImages
+from attn_jax.data.files import FolderImages, list_images
 from attn_jax.evaluation import make_key
 from attn_jax.folder import expand_local, resolve_folder
 from attn_jax.restore import load_settings, restore
@@ -116,18 +116,10 @@ def open_image_files(given: Sequence[str], count: int) -> FolderImages:
         if not path.is_dir():
             paths.append(str(path))
             continue
-        inside = sorted(
-            str(file)
-            for file in path.iterdir()
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-        )
-        if not inside:
-            raise ValueError(
-                f"--images={name} is a folder without an image "
-                f"({' '.join(sorted(SUFFIXES))}); subfolders are not searched. Give a "
-                "folder that holds some, or files."
-            )
-        paths += inside[:count]
+        try:
+            paths += list_images(path)[:count]
+        except ValueError as error:
+            raise ValueError(f"--images: {error}") from error
     return FolderImages(pathlib.Path(), paths, np.zeros(len(paths), np.int64), ())
 
 

@@ -16,6 +16,7 @@ from attn_jax.convert.sidecars import (
     label_names,
     pixel_statistics,
 )
+from attn_jax.convert.tasks import describe_task
 from attn_jax.convert.vit import write
 from attn_jax.convert.vit.fit import (
     Checkpoint,
@@ -31,9 +32,11 @@ __all__ = [
     "explain_mismatch",
     "explain_statistics",
     "export",
+    "is_run",
     "label_names",
     "load_parameters",
     "load_pretrained",
+    "load_with_task",
     "match_head",
     "pixel_statistics",
 ]
@@ -73,6 +76,29 @@ def load_pretrained(
     sizes = {"image_size": image_size, "trained_size": trained_size}
     module, params, _ = open_checkpoint(path, sizes, model_fields, trust)
     return module, {"params": params} if params else {}
+
+
+def is_run(path: epath.PathLike) -> bool:
+    """Whether a checkpoint is a run's folder; errors are those of `load_pretrained`."""
+    return detect_format(str(path)).kind == "run"
+
+
+def load_with_task(
+    path: epath.PathLike,
+) -> tuple[nn.Module, dict[str, Any], Any]:
+    """Loads (module, variables, task) of a foreign checkpoint, as `restore` does of a run.
+
+    The task reads inputs as the files beside the checkpoint say: image size, pixel statistics
+    and class names, or vocabulary. It has no data.
+
+    Raises:
+        ValueError: as `load_pretrained`; the files do not say how inputs are read.
+    """
+    loaded = open_checkpoint(path, {}, {})
+    section = describe_task(str(path), loaded)
+    assets = section.pop("assets", {})
+    task = config.build(section)
+    return loaded.module, {"params": loaded.params}, task.bind(assets)
 
 
 def open_checkpoint(

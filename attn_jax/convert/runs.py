@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import attn_jax
 from attn_jax.convert.vit.fit import (
     Checkpoint,
     Size,
@@ -13,12 +12,13 @@ from attn_jax.convert.vit.fit import (
     grid_of_table,
 )
 from attn_jax.models.vit import ViT
+from attn_jax.restore import restore
 
 
 def read_run(path: str, *, trust: Sequence[str] = (), **fields: Any) -> Checkpoint:
     """Reads a run's model, with fields that do not change its parameters."""
     overrides = {f"model.{name}": value for name, value in fields.items()}
-    module, variables, _ = attn_jax.restore(path, overrides=overrides, trust=trust)
+    module, variables, _ = restore(path, overrides=overrides, trust=trust)
     return Checkpoint(module, variables["params"], None)
 
 
@@ -35,7 +35,7 @@ def read_vit_run(
     Args:
         trained_size: of the run's images in pixels; None: the task's `image_size`.
     """
-    module, variables, task = attn_jax.restore(path, trust=trust)
+    module, variables, task = restore(path, trust=trust)
     assert isinstance(module, ViT), "as its config says"
     check_classes(fields, module.num_classes, path)
     heads = {

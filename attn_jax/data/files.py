@@ -117,6 +117,26 @@ def open_folder(root: pathlib.Path) -> Mapping[str, Callable[[], FolderImages]]:
     return {split: functools.partial(open_split, split) for split in splits}
 
 
+def list_images(folder: pathlib.Path) -> list[str]:
+    """Lists the paths of the images that lie directly in a folder, sorted by name.
+
+    Raises:
+        ValueError: it holds none; subfolders are not searched.
+    """
+    inside = sorted(
+        str(file)
+        for file in folder.iterdir()
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+    )
+    if not inside:
+        raise ValueError(
+            f"{bounded.printable(folder)} is a folder without an image "
+            f"({' '.join(sorted(SUFFIXES))}); subfolders are not searched. Give a folder that "
+            "holds some, or files."
+        )
+    return inside
+
+
 def list_files(root: pathlib.Path) -> list[str]:
     """Lists the paths below `root`, relative to it; folders end in "/".
 

@@ -6,6 +6,7 @@ An image task inherits one of these two classes, and adds its objective.
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,7 +14,16 @@ import numpy as np
 from jaxtyping import Array, Float32, Integer, UInt8
 
 from attn_jax.bounds import NonNegativeInt, Path, Pixels, PositiveInt, Width
-from attn_jax.data import decoding, framing, images, sources, survey
+from attn_jax.data import (
+    bounded,
+    decoding,
+    files,
+    framing,
+    images,
+    sources,
+    survey,
+)
+from attn_jax.folder import expand_local
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,6 +125,34 @@ class ImageReading:
         """Decodes the image of a record and fits it to `size`; `rng` None: evaluation."""
         del rng  # nothing random
         return framing.resize_and_crop(self.decode(record), self.size, self.resize)
+
+    def expand_input(self, given: Any) -> list[Any]:
+        """The images that an input of `predict` stands for: the files of a folder, or itself."""
+        if (
+            isinstance(given, str | os.PathLike)
+            and (path := expand_local(given)).is_dir()
+        ):
+            return files.list_images(path)
+        return [given]
+
+    def read_input(self, given: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Reads an image without a label: the path of a file, or an array [H, W(, C)].
+
+        Raises:
+            ValueError: it does not exist or is no image.
+        """
+        if isinstance(given, np.ndarray):
+            return {}, [{"images": self.read({"image": given}, None)}]
+        if not isinstance(given, str | os.PathLike):
+            raise ValueError(
+                f"{given!r:.80} is no image; give the path of a file or folder, or an array of "
+                "uint8 pixels [H, W, C]."
+            )
+        path = expand_local(given)
+        if not path.exists():
+            raise ValueError(f"{given} does not exist; give an image file or a folder.")
+        record = {"image": bounded.read_image_file(path), "name": str(path)}
+        return {"file": str(given)}, [{"images": self.read(record, None)}]
 
     def to_model_range(
         self, pixels: Integer[Array, "*axes C"]

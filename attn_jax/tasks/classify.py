@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -13,6 +13,7 @@ import optax
 from absl import logging
 from jaxtyping import Array, Float, Int
 
+from attn_jax import metrics
 from attn_jax.bounds import NonNegativeFloat, Probability, Width
 from attn_jax.data import augment, real_labels, sources
 from attn_jax.data.reading import CroppedImageReading
@@ -166,7 +167,10 @@ class Classify(CroppedImageReading):
 
         In training, mixup and cutmix are applied here, to the global batch, so that pairs
         and random draws do not depend on the number of processes. `labels` are not mixed.
+        Without labels, as in `predict`, there are no targets.
         """
+        if "labels" not in batch:
+            return {**batch, "images": self.to_model_range(batch["images"])}
         targets = jax.nn.one_hot(batch["labels"], self.num_classes)
         if train and self.label_smoothing:
             targets = optax.smooth_labels(targets, self.label_smoothing)
@@ -241,6 +245,24 @@ class Classify(CroppedImageReading):
             counted = valid * real.any(axis=-1)
             terms["real_accuracy"] = ((fits * counted).sum(), counted.sum())
         return terms
+
+    def describe_outputs(
+        self,
+        named: Mapping[str, Any],
+        rows: Sequence[Mapping[str, Any]],
+        outputs: Sequence[Mapping[str, np.ndarray]],
+        top: int,
+    ) -> dict[str, Any]:
+        """`predictions`: the `top` most probable classes, as {"label", "probability"}.
+
+        With the "sigmoid" loss the probabilities of the classes are independent.
+        """
+        del named, rows
+        to_probabilities = (
+            jax.nn.softmax if self.loss_kind == "softmax" else jax.nn.sigmoid
+        )
+        chances = np.asarray(to_probabilities(outputs[0]["logits"]))
+        return {"predictions": metrics.rank_classes(chances, self.class_names, top)}
 
 
 def compute_rank(

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from attn_jax import metrics
 from attn_jax.bounds import Path, Probability, Width
 from attn_jax.data import pairs, sources
 from attn_jax.data import text as text_lib
@@ -266,6 +267,79 @@ class MaskedLM:
             a, is_random = text.tokens(first, last), False
             b = a[:0]
         return *pairs.truncate(a, b, self.text_length, rng), is_random
+
+    def read_input(self, given: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Tokenizes a text in which words to fill in are written [MASK].
+
+        Raises:
+            ValueError: it is no text, or longer than a row.
+        """
+        if not isinstance(given, str):
+            raise ValueError(f"{given!r:.80} is no text; give a string with [MASK].")
+        pieces = self._pieces or ()
+        marks = vocabulary_lib.find_special_ids(pieces)
+        tokenizer = vocabulary_lib.make_tokenizer(pieces, lower_case=self.lower_case)
+        ids = [marks.cls]
+        for number, between in enumerate(given.split("[MASK]")):
+            ids += [marks.mask] * (number > 0)
+            ids += tokenizer.encode(between, add_special_tokens=False).ids
+        ids.append(marks.sep)
+        size, length = self.sequence_length, len(ids)
+        if length > size:
+            raise ValueError(
+                f"the text has {length} tokens with [CLS] and [SEP], but the model takes {size}; "
+                f"shorten it: {given:.60}"
+            )
+        token_ids = np.full(size, marks.pad, np.int32)
+        token_ids[:length] = ids
+        masked = np.flatnonzero(token_ids == marks.mask)
+        limit = self.predictions_per_row
+        parts = [masked[i : i + limit] for i in range(0, len(masked), limit)]
+        rows = []
+        for part in parts or [masked]:
+            positions = np.zeros(limit, np.int32)
+            positions[: len(part)] = part
+            rows.append(
+                {
+                    "token_ids": token_ids,
+                    "segment_ids": np.zeros(size, np.int32),
+                    "mask": np.arange(size) < length,
+                    "mlm_positions": positions,
+                    "mlm_valid": np.arange(limit) < len(part),
+                }
+            )
+        return {"text": given}, rows
+
+    def describe_outputs(
+        self,
+        named: Mapping[str, Any],
+        rows: Sequence[Mapping[str, Any]],
+        outputs: Sequence[Mapping[str, np.ndarray]],
+        top: int,
+    ) -> dict[str, Any]:
+        """`masks`: for each [MASK] the `top` most probable pieces; `filled`: the text with them.
+
+        Raises:
+            ValueError: the text has no [MASK], or the model no MLM head.
+        """
+        text = named["text"]
+        if "[MASK]" not in text:
+            raise ValueError(f"there is no [MASK] to fill in the text {text!r:.80}.")
+        masks: list[list[dict[str, Any]]] = []
+        for row, output in zip(rows, outputs, strict=True):
+            arrays = {name: jnp.asarray(array) for name, array in output.items()}
+            logits = self.check_head(arrays, "mlm", self.vocab_size)[row["mlm_valid"]]
+            masks += [
+                metrics.rank_classes(chances, self._pieces, top)
+                for chances in np.asarray(jax.nn.softmax(logits))
+            ]
+        filled = text
+        for best, *_ in masks:
+            piece = best["label"]
+            before, _, after = filled.partition("[MASK]")
+            joined = before.rstrip() if piece.startswith("##") else before
+            filled = joined + piece.removeprefix("##") + after
+        return {"masks": masks, "filled": filled}
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         names = ("token_ids", "segment_ids", "mask", "mlm_positions")

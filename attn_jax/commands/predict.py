@@ -1,0 +1,195 @@
+"""`python -m attn_jax predict`: predictions for images or texts."""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from rich import console, progress
+
+from attn_jax import commands
+from attn_jax.folder import expand_local
+from attn_jax.predict import open_predictor
+
+EXAMPLES = """examples:
+  %(prog)s --workdir=runs/digits photo.png folder/
+  %(prog)s --workdir=runs/bert "the cat sat on the [MASK] ."
+  %(prog)s --workdir=runs/squad --question="who wrote it?" --passage="It was ..."
+  %(prog)s --from=vit_b16 --json --file=list_of_images.txt
+  %(prog)s --from=bert_base --embed=mean --out=vectors.npz --file=-  < texts.txt
+"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Prints the result of each input; exit status 1 if one of them could not be read."""
+    parser = commands.make_parser("predict", "Predict for images or texts.")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="INPUT",
+        help="texts, or image files and folders of them",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", help="folder of a run")
+    source.add_argument(
+        "--from",
+        dest="checkpoint",
+        metavar="CHECKPOINT",
+        help="a file or folder of another library, as load_pretrained reads",
+    )
+    parser.add_argument("--step", default="latest", help="a number, latest or best")
+    parser.add_argument("--params", choices=("ema", "raw"), help="default: ema if kept")
+    parser.add_argument(
+        "--file",
+        action="append",
+        default=[],
+        help="read inputs from a file, one per line; in FILE.jsonl each line is JSON, such as "
+        'an object with the fields of the task; "-" is stdin; repeatable',
+    )
+    parser.add_argument("--question", help="with --passage: what to find in it")
+    parser.add_argument("--passage", help="text that contains the answer")
+    parser.add_argument("--json", action="store_true", help="one JSON line per input")
+    parser.add_argument(
+        "--top", type=int, default=5, help="classes or words to list; default 5"
+    )
+    parser.add_argument(
+        "--embed",
+        metavar="KIND",
+        help="write vectors instead: mean, cls or pooled; mean:L or cls:L of layer L",
+    )
+    parser.add_argument("--out", metavar="FILE.npz", help="of the vectors of --embed")
+    parser.add_argument("--batch_size", type=int, default=32, help="default 32")
+    commands.parse_and_run(parser, run, arguments)
+
+
+def run(options: argparse.Namespace) -> list[str]:
+    check_options(options)
+    inputs = list(list_inputs(options))
+    if not inputs:
+        raise ValueError("there is no input; give INPUT, --file or --question.")
+    predictor = open_predictor(
+        options.workdir or options.checkpoint,
+        step=options.step,
+        params=options.params,
+        embed=options.embed,
+        trust=options.trust,
+    )
+    inputs = list(predictor.expand(inputs))
+    results = predictor.run(inputs, top=options.top, batch_size=options.batch_size)
+    results = show_progress(results, len(inputs))
+    failed = 0
+    vectors: list[dict[str, Any]] = []
+    for result in results:
+        if "error" in result:
+            failed += 1
+            name = result.get("input") or result.get("file") or result.get("text")
+            print(f"error: {name}: {result['error']}", file=sys.stderr)
+        if options.embed is not None and "error" not in result:
+            vectors.append(result)
+        elif options.json:
+            print(json.dumps(result, ensure_ascii=False), flush=True)
+        elif "error" not in result:
+            print("\n".join(format_result(result)), flush=True)
+    if options.embed is not None and vectors:
+        print(save_vectors(vectors, expand_local(options.out)))
+    if failed:
+        sys.exit(f"error: {failed} of {len(inputs)} inputs gave no result; see above.")
+    return []
+
+
+def check_options(options: argparse.Namespace) -> None:
+    if (options.question is None) != (options.passage is None):
+        raise ValueError("--question and --passage belong together; give both.")
+    if (options.embed is None) != (options.out is None):
+        raise ValueError("--embed and --out=FILE.npz belong together; give both.")
+    for name in ("top", "batch_size"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name}={getattr(options, name)} must be 1 or more.")
+    if options.out is not None and not options.out.endswith(".npz"):
+        raise ValueError(f"--out={options.out} must be FILE.npz.")
+
+
+def list_inputs(options: argparse.Namespace) -> Iterator[Any]:
+    """Yields the inputs of the command line, then those of the files."""
+    yield from options.inputs
+    if options.question is not None:
+        yield {"question": options.question, "context": options.passage}
+    for name in options.file:
+        yield from read_lines(name)
+
+
+def read_lines(name: str) -> Iterator[Any]:
+    """Yields the lines of a file that are not empty; of FILE.jsonl, what each stands for.
+
+    Raises:
+        ValueError: the file does not exist or is no UTF-8 text; a line is no JSON.
+    """
+    if name == "-":
+        lines: Iterable[str] = sys.stdin
+    else:
+        path = expand_local(name)
+        if not path.is_file():
+            raise ValueError(
+                f"--file={name} is no file; give a text file, or - for stdin."
+            )
+        try:
+            lines = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"--file={name}: byte {error.start} is not UTF-8. Convert the file, for example "
+                "with iconv -t utf-8."
+            ) from error
+    for number, line in enumerate(lines, 1):
+        line = line.rstrip("\r\n")
+        if not line.strip():
+            continue
+        if not name.endswith(".jsonl"):
+            yield line
+            continue
+        try:
+            yield json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"--file={name}, line {number} is no JSON: {error}"
+            ) from error
+
+
+def show_progress(
+    results: Iterator[dict[str, Any]], total: int
+) -> Iterator[dict[str, Any]]:
+    """Yields the results, with a bar on stderr if both it and the work are worth it."""
+    screen = console.Console(stderr=True)
+    hidden = not screen.is_terminal or sys.stdout.isatty() or total < 100
+    yield from progress.track(results, "", total, console=screen, disable=hidden)
+
+
+def save_vectors(vectors: Sequence[dict[str, Any]], path: pathlib.Path) -> str:
+    """Writes `embedding` [N, D], float32, and `inputs` [N], their names; returns the path."""
+    names = [vector.get("file") or vector.get("text") for vector in vectors]
+    matrix = np.stack([vector["embedding"] for vector in vectors])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, embedding=matrix, inputs=np.array(names))
+    return str(path)
+
+
+def format_result(result: dict[str, Any]) -> list[str]:
+    """Formats a result for people."""
+
+    def percent(ranked: Sequence[dict[str, Any]]) -> str:
+        return "   ".join(
+            f"{entry['label']} {100 * entry['probability']:.1f} %" for entry in ranked
+        )
+
+    if "masks" in result:
+        guesses = [f"    {percent(ranked)}" for ranked in result["masks"]]
+        return [result["filled"], *guesses]
+    name = result.get("file") or result.get("text") or ""
+    if "predictions" in result:
+        return [f"{name}: {percent(result['predictions'])}"]
+    rest = {key: value for key, value in result.items() if key not in ("file", "text")}
+    return [f"{name}: {json.dumps(rest, ensure_ascii=False)}"]
