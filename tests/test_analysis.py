@@ -16,7 +16,10 @@ import train
 from attn_jax import config as config_lib
 from attn_jax.__main__ import main
 from attn_jax.analysis import attention_maps, figures
+from attn_jax.analysis import bert as bert_figures
+from attn_jax.data.vocabulary import SPECIALS
 from attn_jax.models import bags, bert, hopfield, resnet, slot_attention, vit
+from attn_jax.tasks.masked_lm import MaskedLM
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -172,6 +175,28 @@ def test_analyze_draws_the_figures_of_a_run(recipe, tmp_path, capsys):
         if file.suffix == ".png":
             pixels = np.asarray(Image.open(file).convert("L"))
             assert pixels.std() > 5, "an empty page"
+
+
+def test_bert_is_drawn_over_the_sentence_of_the_user(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(bert_figures, "draw_heads", lambda *given: drawn.append(given))
+    pieces = (*SPECIALS, "a", "list", ".")
+    task = MaskedLM(data="none", vocab_size=8, sequence_length=8, next_sentence=False)
+    vocabulary = {"vocab.txt": "".join(f"{piece}\n" for piece in pieces)}
+    batch = figures.make_text_batch(task.bind(vocabulary), "A [MASK] .")
+    module = bert.Bert(8, width=8, depth=1, mlp_width=8, num_heads=2, heads=())
+    inputs = {k: v for k, v in task.inputs(batch).items() if k != "mlm_positions"}
+    variables = module.init(jax.random.key(0), **inputs)
+    bert_figures.draw(
+        module, variables, inputs, batch=batch, assets=vocabulary, folder=tmp_path
+    )
+    ((_, tokens, _),) = drawn
+    assert tokens == ["[CLS]", "a", "[MASK]", ".", "[SEP]"]
+
+
+def test_a_sentence_for_images_is_refused(copied):
+    with pytest.raises(ValueError, match="the task Classify reads no text"):
+        main(["analyze", f"--workdir={copied}", "--text=a list ."])
 
 
 def test_analyze_of_a_folder_without_a_run_is_one_line(tmp_path):

@@ -75,6 +75,7 @@ def draw_masks(
     words: int = 5,
 ) -> pathlib.Path:
     ids = np.asarray(row["token_ids"][0])
+    ids = ids[: int(row["mask"].sum())] if "mask" in row else ids
     masked = np.flatnonzero(ids == list(vocabulary).index("[MASK]"))
     positions = jnp.asarray(masked, jnp.int32)[None]
     outputs: Any = module.apply(variables, **{**row, "mlm_positions": positions})

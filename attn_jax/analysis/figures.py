@@ -27,6 +27,7 @@ from attn_jax.data.files import FolderImages, list_images
 from attn_jax.evaluation import make_key
 from attn_jax.folder import expand_local, resolve_folder
 from attn_jax.restore import load_settings, restore
+from attn_jax.step import prepare_batch
 
 
 def analyze(
@@ -36,6 +37,7 @@ def analyze(
     *,
     examples: int = 4,
     images: Sequence[str] = (),
+    text: str | None = None,
     out: str | None = None,
     trust: Sequence[str] = (),
 ) -> list[pathlib.Path]:
@@ -46,6 +48,7 @@ def analyze(
             text, the shortest of them is drawn. For a folder of `images`, its first files.
         images: image files or folders to draw instead, preprocessed as in an evaluation.
             The run's data is then not read.
+        text: a sentence to draw instead, in which [MASK] stands for words to fill in.
         out: folder of the figures. None: DIR/analysis.
 
     Raises:
@@ -55,6 +58,8 @@ def analyze(
     """
     if examples < 1:
         raise ValueError(f"--examples={examples} must be 1 or more.")
+    if images and text is not None:
+        raise ValueError("--images and --text exclude each other; give one of them.")
     settings, _ = load_settings(directory, {}, trust)
     module, variables, task = restore(directory, step, params, trust=trust)
     drawing = find_drawing(module)
@@ -67,6 +72,8 @@ def analyze(
             )
         files = open_image_files(images, examples)
         batch = make_batch(task, files, len(files))
+    elif text is not None:
+        batch = make_text_batch(task, text)
     else:
         splits = [section.split for section in settings.evals.values()] or ["train"]
         batch = make_batch(task, task.source(splits[-1]), examples)
@@ -123,6 +130,22 @@ def open_image_files(given: Sequence[str], count: int) -> FolderImages:
     return FolderImages(pathlib.Path(), paths, np.zeros(len(paths), np.int64), ())
 
 
+def make_text_batch(task: Any, text: str) -> dict[str, Any]:
+    """The first row of a text that the user gave, as a batch.
+
+    Raises:
+        ValueError: the task reads no text, or not this one.
+    """
+    read = getattr(task, "read_input", None)
+    if read is None or hasattr(task, "expand_input"):
+        raise ValueError(
+            f"--text: the task {type(task).__name__} reads no text; leave out --text."
+        )
+    _, rows = read(text)
+    batch = jax.device_put({name: array[None] for name, array in rows[0].items()})
+    return prepare_batch(task, batch, make_key(0), train=False)
+
+
 def make_batch(task: Any, source: Any, count: int) -> dict[str, Any]:
     """The first rows of a source as one batch, preprocessed as in an evaluation."""
     plan = source.rows(0, 0) if hasattr(source, "rows") else None
@@ -133,6 +156,4 @@ def make_batch(task: Any, source: Any, count: int) -> dict[str, Any]:
     ]
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     batch = jax.device_put(stacked)
-    if hasattr(task, "prepare"):
-        return task.prepare(batch, make_key(0), train=False)
-    return batch
+    return prepare_batch(task, batch, make_key(0), train=False)

@@ -22,6 +22,9 @@ def main(arguments: Sequence[str]) -> None:
         metavar="FILE",
         help="image files or folders to look at, instead of examples of the run's data",
     )
+    parser.add_argument(
+        "--text", help="a sentence to look at, instead of examples of the run's data"
+    )
     parser.add_argument("--out", help="folder of the figures; default WORKDIR/analysis")
     # argparse takes only one word after "=", but --images=A B C should mean three files.
     words: list[str] = []
@@ -38,6 +41,7 @@ def run(options: argparse.Namespace) -> list[str]:
         options.params,
         examples=options.examples,
         images=options.images,
+        text=options.text,
         out=options.out,
         trust=options.trust,
     )
