@@ -179,7 +179,9 @@ def test_analyze_draws_the_figures_of_a_run(recipe, tmp_path, capsys):
 
 def test_bert_is_drawn_over_the_sentence_of_the_user(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(bert_figures, "draw_heads", lambda *given: drawn.append(given))
+    monkeypatch.setattr(
+        bert_figures, "draw_heads", lambda *given: drawn.append(given) or given[2]
+    )
     pieces = (*SPECIALS, "a", "list", ".")
     task = MaskedLM(data="none", vocab_size=8, sequence_length=8, next_sentence=False)
     vocabulary = {"vocab.txt": "".join(f"{piece}\n" for piece in pieces)}

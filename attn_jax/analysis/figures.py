@@ -143,7 +143,7 @@ def make_text_batch(task: Any, text: str) -> dict[str, Any]:
         )
     _, rows = read(text)
     batch = jax.device_put({name: array[None] for name, array in rows[0].items()})
-    return prepare_batch(task, batch, make_key(0), train=False)
+    return dict(prepare_batch(task, batch, make_key(0), train=False))
 
 
 def make_batch(task: Any, source: Any, count: int) -> dict[str, Any]:
@@ -156,4 +156,4 @@ def make_batch(task: Any, source: Any, count: int) -> dict[str, Any]:
     ]
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     batch = jax.device_put(stacked)
-    return prepare_batch(task, batch, make_key(0), train=False)
+    return dict(prepare_batch(task, batch, make_key(0), train=False))
