@@ -140,7 +140,22 @@ class Run:
         )
 
     def count_flops(self) -> int:
-        """Model FLOPs of a step: three times those of the forward pass."""
+        """Model FLOPs of a step, without what `remat` computes again.
+
+        Three times those of the forward pass; with frozen parameters, those of the traced
+        step, as parts of the backward pass are then left out.
+        """
+        if self.config.freeze:
+            update = functools.partial(
+                step.train_step,
+                model=turn_off_remat(self.model),
+                task=self.task,
+                optimizer=self.optimizer,
+                trained=self.trained,
+                ema_decay=self.config.ema_decay,
+            )
+            traced = jax.make_jaxpr(update)(self.state_shapes, self.batch_shapes)
+            return metrics.count_flops(traced)
         forward = functools.partial(step.eval_step, model=self.model, task=self.task)
         key = jax.random.key(self.config.seed)
         traced = jax.make_jaxpr(forward)(self.param_shapes, self.batch_shapes, key)
@@ -173,7 +188,8 @@ class Run:
             f"{self.total_steps:,} steps of {self.config.batch_size} "
             f"({self.config.duration})"
         )
-        lines.append(f"operations: {flops:.3g} FLOP a step (forward x 3, counted)")
+        how = "trained part only" if self.config.freeze else "forward x 3"
+        lines.append(f"operations: {flops:.3g} FLOP a step ({how}, counted)")
         return lines
 
 
@@ -317,3 +333,15 @@ def reading_options(config: ConfigDict) -> dict[str, int]:
 
 def count_elements(tree: Any) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def turn_off_remat(module: nn.Module) -> nn.Module:
+    """The module and its submodules with `remat` False."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(module):
+        value = getattr(module, field.name)
+        if field.name == "remat":
+            changes["remat"] = False
+        elif isinstance(value, nn.Module) and field.name != "parent":
+            changes[field.name] = turn_off_remat(value)
+    return module.clone(**changes)

@@ -4,6 +4,7 @@ import pytest
 from runs import tiny, toy
 
 import train
+from attn_jax import run
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -111,3 +112,19 @@ def test_an_unknown_optimizer_names_the_known_ones(tmp_path):
 def test_batch_norm_is_refused_with_an_alternative(tmp_path):
     with pytest.raises(ValueError, match="Toy creates .*'batch_stats'.*GroupNorm"):
         train.train(toy({"model.batch_norm": True}), str(tmp_path))
+
+
+# --- operations -------------------------------------------------------------------------
+
+
+def test_frozen_parameters_cost_no_operations_backward():
+    def count(**changes):
+        return run.prepare(tiny(changes)).count_flops()
+
+    everything = count()
+    head = 2 * 16 * 8 * 10  # batch, width, classes; two per multiply-add
+    only_head = {"freeze": ["(?!head/).*"]}
+    assert count(**only_head) == everything // 3 + head
+    assert count(**only_head, **{"model.remat": True}) == everything // 3 + head
+    # Of the trained model, only the gradient by the images is left out.
+    assert everything * 0.9 < count(freeze=["head/bias"]) <= everything
