@@ -1,11 +1,16 @@
 """Sizes and sharding of BERT, shared by its recipes.
 
 Source: Devlin et al. 2019, sec. 3 (base, large); Turc et al. 2019 (arXiv:1908.08962),
-the README of google-research/bert (tiny to medium). Heads are 64 wide in all of them.
+the README of google-research/bert (the 24 small ones; tiny to medium are four of them). Heads
+are 64 wide in all of them.
 """
 
+# name: width, depth, MLP width, heads. "4x256" is a model of 4 blocks, 256 wide.
 SIZES = {
-    # name: width, depth, MLP width, heads
+    f"{depth}x{width}": (width, depth, 4 * width, width // 64)
+    for depth in (2, 4, 6, 8, 10, 12)
+    for width in (128, 256, 512, 768)
+} | {
     "tiny": (128, 2, 512, 2),
     "mini": (256, 4, 1024, 4),
     "small": (512, 4, 2048, 8),
