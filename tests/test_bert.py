@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from attn_jax.convert import bert as convert
 from attn_jax.convert import load_pretrained
+from attn_jax.convert.bert import read_hf as convert
 from attn_jax.models.bert import Bert
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

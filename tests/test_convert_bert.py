@@ -16,7 +16,7 @@ from test_bert import GOLDEN, expected, inputs_of, run
 from attn_jax import paths
 from attn_jax.convert import load_pretrained
 from attn_jax.convert.arrays import write_arrays
-from attn_jax.convert.bert import bert_entries
+from attn_jax.convert.bert.names import bert_entries
 from attn_jax.convert.files import write_safetensors
 from attn_jax.models.bert import Bert
 

@@ -20,10 +20,19 @@ from attn_jax.data import bounded
 
 # How an array is laid out in the file. "same": as ours. "squeezed": as ours, except for axes of
 # length 1. "flat": all axes in one. "dense", "heads": a matrix [out, in]; our side has one output
-# axis for "dense", two for "heads". "conv": [out, in, h, w]. "conv1x1": a matrix kept as
+# axis for "dense", two for "heads". "in_out", "in_out_heads": the same, but [in, out]. "conv": [out, in, h, w]. "conv1x1": a matrix kept as
 # [out, in, 1, 1]. "sequence_first": [T, 1, D] for our [1, T, D].
 Layout = Literal[
-    "same", "squeezed", "flat", "dense", "heads", "conv", "conv1x1", "sequence_first"
+    "same",
+    "squeezed",
+    "flat",
+    "dense",
+    "heads",
+    "in_out",
+    "in_out_heads",
+    "conv",
+    "conv1x1",
+    "sequence_first",
 ]
 
 
@@ -219,6 +228,9 @@ def decode_layout(
     elif layout in ("dense", "heads"):
         split = len(shape) - (1 if layout == "dense" else 2)
         expected = (math.prod(shape[split:]), math.prod(shape[:split]))
+    elif layout in ("in_out", "in_out_heads"):
+        split = len(shape) - (1 if layout == "in_out" else 2)
+        expected = (math.prod(shape[:split]), math.prod(shape[split:]))
     elif layout == "conv" and len(shape) == 4:
         expected = (shape[3], shape[2], shape[0], shape[1])
     elif layout == "conv1x1":
@@ -250,6 +262,10 @@ def encode_layout(array: np.ndarray, layout: Layout) -> np.ndarray:
         return array.reshape(-1, array.shape[-1]).T
     if layout == "heads":
         return array.reshape(-1, array.shape[-2] * array.shape[-1]).T
+    if layout == "in_out":
+        return array.reshape(-1, array.shape[-1])
+    if layout == "in_out_heads":
+        return array.reshape(-1, array.shape[-2] * array.shape[-1])
     if layout == "conv":
         return array.transpose(3, 2, 0, 1)
     if layout == "conv1x1":

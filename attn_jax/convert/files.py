@@ -25,37 +25,69 @@ DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I8", "U8", "BOOL")
 def read_hugging_face(
     folder: pathlib.Path,
 ) -> tuple[pathlib.Path, Description, dict[str, np.ndarray]]:
-    """Reads (path of the arrays, config.json, arrays) of a folder of transformers.
+    """Reads (path of the arrays or their index, config.json, arrays) of transformers' folder.
 
     Raises:
-        ValueError: a file is missing, damaged or split in parts.
+        ValueError: a file is missing or damaged.
     """
     path = find_weights(folder)
-    return path, Description(folder / "config.json"), read_safetensors(path)
+    config = Description(folder / "config.json")
+    if path.suffix != ".json":
+        return path, config, read_safetensors(path)
+    arrays: dict[str, np.ndarray] = {}
+    for part, names in read_index(path).items():
+        found = read_safetensors(folder / part)
+        if different := sorted(found.keys() ^ names):
+            raise ValueError(
+                f"{folder / part} does not hold the arrays that {path.name} lists for it, such as "
+                f"{shorten(different[0])}. Fetch the folder again."
+            )
+        arrays |= found
+    return path, config, arrays
 
 
 def find_weights(folder: pathlib.Path) -> pathlib.Path:
-    """Returns the path of a folder's arrays.
+    """Returns the path of a folder's arrays, or of the index of those in several files.
 
     Raises:
-        ValueError: the folder has no arrays, or has them in several files.
+        ValueError: the folder has no arrays.
     """
     path = folder / "model.safetensors"
-    if (folder / "model.safetensors.index.json").exists():
-        raise ValueError(
-            f"{folder} has its arrays in several files; save the model again with "
-            "save_pretrained(max_shard_size='1TB')."
-        )
-    if not path.exists():
-        raise ValueError(
-            f"{folder} has no model.safetensors; a pickled pytorch_model.bin cannot be "
-            "read safely. Save the model with safe_serialization=True."
-        )
-    return path
+    index = folder / "model.safetensors.index.json"
+    if path.exists():
+        return path
+    if index.exists():
+        return index
+    raise ValueError(
+        f"{folder} has no model.safetensors; a pickled pytorch_model.bin cannot be "
+        "read safely. Save the model with safe_serialization=True."
+    )
+
+
+def read_index(path: pathlib.Path) -> dict[str, set[str]]:
+    """Reads {file: names of its arrays} of a model.safetensors.index.json.
+
+    Raises:
+        ValueError: it is damaged, or names a file outside its folder.
+    """
+    parts: dict[str, set[str]] = {}
+    for name, part in Description(path).section("weight_map").items():
+        plain = isinstance(part, str) and part.endswith(".safetensors")
+        if not plain or pathlib.PurePath(part).name != part:
+            raise ValueError(
+                f"{path}: {shorten(part)} must be the name of a .safetensors file in the same "
+                "folder. Fetch it again."
+            )
+        parts.setdefault(part, set()).add(name)
+    if not parts:
+        raise ValueError(f"{path} lists no arrays in weight_map. Fetch it again.")
+    return parts
 
 
 def list_arrays(path: pathlib.Path) -> list[str]:
-    """Lists the names of the arrays of a .safetensors file."""
+    """Lists the names of the arrays of a .safetensors file or of an index."""
+    if path.suffix == ".json":
+        return sorted(name for names in read_index(path).values() for name in names)
     with open_safetensors(path) as file:
         return list(file.keys())
 

@@ -8,7 +8,9 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 from etils import epath
 
-from attn_jax.convert import bert, runs
+from attn_jax.convert import runs
+from attn_jax.convert.bert import read_hf as read_bert_hf
+from attn_jax.convert.bert import read_tf1
 from attn_jax.convert.description import Description, check_regular, shorten
 from attn_jax.convert.files import find_weights, list_arrays
 from attn_jax.convert.vit import read_hf, read_npz, read_timm
@@ -36,7 +38,7 @@ class Format(NamedTuple):
         description: the JSON that describes it, if it has one.
     """
 
-    kind: Literal["npz", "timm", "hf", "run"]
+    kind: Literal["npz", "timm", "hf", "tf1", "run"]
     place: epath.Path
     read: Callable[..., Checkpoint]
     family: type[nn.Module] | None
@@ -62,10 +64,15 @@ def detect_format(path: str) -> Format:
         raise ValueError("the path of the checkpoint is empty.")
     place = expand_path(f"{file}.npz" if subtree else path)
     path, local = str(place), pathlib.Path(place)
+    if "://" not in path and (prefix := read_tf1.find_prefix(local)) is not None:
+        config = prefix.with_name(read_tf1.CONFIG)
+        described = Description(config) if config.exists() else None
+        read = functools.partial(read_bert, read_tf1.from_tf1, prefix)
+        return Format("tf1", epath.Path(prefix), read, Bert, described)
     if not place.exists():
         raise ValueError(
-            f"{path} does not exist; name a run's --workdir, a folder of Hugging Face, or a "
-            "ViT's .npz or .safetensors."
+            f"{path} does not exist; name a run's --workdir, a folder of Hugging Face, a "
+            "ViT's .npz or .safetensors, or a bert_model.ckpt."
         )
     if not place.is_dir():
         check_regular(path)
@@ -113,7 +120,7 @@ def describe_hugging_face(folder: pathlib.Path, description: Description) -> For
         read = functools.partial(read_hf.from_hf, folder)
         return Format("hf", place, read, ViT, description)
     if family == "bert":
-        read = functools.partial(read_bert, folder)
+        read = functools.partial(read_bert, read_bert_hf.from_hf, folder)
         return Format("hf", place, read, Bert, description)
     raise ValueError(
         f"{folder} is neither a run's folder (there is no checkpoints/) nor a checkpoint of a "
@@ -131,6 +138,8 @@ def detect_family(path: pathlib.Path) -> str | None:
     return None
 
 
-def read_bert(folder: pathlib.Path, **fields: Any) -> Checkpoint:
-    module, variables = bert.from_hf(folder, **fields)
+def read_bert(
+    read: Callable[..., tuple[Bert, dict[str, Any]]], path: pathlib.Path, **fields: Any
+) -> Checkpoint:
+    module, variables = read(path, **fields)
     return Checkpoint(module, variables["params"], None)
