@@ -8,7 +8,7 @@ from attn_jax import runtime
 COMMANDS = {
     "analyze": "draw what a run's model attends to",
     "evaluate": "evaluate a run from its folder",
-    "export": "write a ViT for Hugging Face or timm",
+    "export": "write a ViT or a BERT for Hugging Face or timm",
     "predict": "predict for images or texts, with a run or another checkpoint",
 }
 

@@ -6,19 +6,22 @@ That a loaded model gives the numbers of transformers is tested in test_bert.py.
 import json
 import shutil
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from test_bert import GOLDEN, expected, inputs_of, run
+import tokenizers
+from test_bert import GOLDEN, expected, inputs_of, run, tiny
 
 from attn_jax import paths
-from attn_jax.convert import load_pretrained
+from attn_jax.convert import export, label_names, load_pretrained
 from attn_jax.convert.arrays import write_arrays
 from attn_jax.convert.bert.names import bert_entries
 from attn_jax.convert.files import write_safetensors
-from attn_jax.models.bert import Bert
+from attn_jax.data.vocabulary import SPECIALS, make_tokenizer, read_vocabulary
+from attn_jax.models.bert import Bert, ChoiceHead, ClassHead, SpanHead, TagHead
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -112,6 +115,201 @@ def test_the_table_of_names_writes_what_it_reads(tmp_path):
     module, loaded = load_pretrained(tmp_path)
     assert module == model.clone(gelu="erf")
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_the_prefix_of_a_wrapper_is_left_out(prefix, tmp_path):
+    def rename(arrays):
+        for name in list(arrays):
+            arrays[prefix + name] = arrays.pop(name)
+
+    _, wrapped = load_pretrained(rewritten(tmp_path, rename))
+    _, variables = load_pretrained(GOLDEN / "pretraining")
+    jax.tree.map(np.testing.assert_array_equal, variables, wrapped)
+
+
+def sharded(folder):
+    """The pretraining checkpoint in two files with an index."""
+    rewritten(folder, lambda arrays: None)
+    arrays = safetensors.numpy.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names, weight_map = sorted(arrays), {}
+    for part, chosen in (("a.safetensors", names[:9]), ("b.safetensors", names[9:])):
+        safetensors.numpy.save_file({n: arrays[n] for n in chosen}, folder / part)
+        weight_map |= dict.fromkeys(chosen, part)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return index
+
+
+def test_arrays_in_several_files_are_read_by_their_index(tmp_path):
+    sharded(tmp_path)
+    _, parts = load_pretrained(tmp_path)
+    _, variables = load_pretrained(GOLDEN / "pretraining")
+    jax.tree.map(np.testing.assert_array_equal, variables, parts)
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(ValueError, match="b.safetensors cannot be read"):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("../a.safetensors", "must be the name of a .safetensors file in the same"),
+        ("b.safetensors", "does not hold the arrays that .* lists for it"),
+    ],
+)
+def test_an_index_that_lies_is_refused(part, message, tmp_path):
+    index = sharded(tmp_path)
+    listed = json.loads(index.read_text())
+    name = next(n for n, file in listed["weight_map"].items() if file[0] == "a")
+    listed["weight_map"][name] = part
+    index.write_text(json.dumps(listed))
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(tmp_path)
+
+
+def classifier(folder, outputs, **config):
+    """The pretraining encoder with a layer called `classifier`."""
+
+    def replace_heads(arrays):
+        for name in [n for n in arrays if n.startswith("cls.")]:
+            del arrays[name]
+        arrays["classifier.weight"] = np.ones((outputs, 32), np.float32)
+        arrays["classifier.bias"] = np.zeros(outputs, np.float32)
+
+    rewritten(folder, replace_heads)
+    saved = json.loads((folder / "config.json").read_text())
+    del saved["architectures"]
+    (folder / "config.json").write_text(json.dumps(saved | config))
+    return folder
+
+
+def test_a_classifier_without_a_name_is_told_by_its_outputs_or_by_the_caller(tmp_path):
+    module, _ = load_pretrained(classifier(tmp_path, 3, classifier_dropout=0.3))
+    assert module.head == ClassHead(3, dropout=0.3)
+    classifier(tmp_path, 1)
+    with pytest.raises(ValueError, match="does not say what classifier.weight with 1"):
+        load_pretrained(tmp_path)
+    module, variables = load_pretrained(tmp_path, head=ChoiceHead(), heads=())
+    assert module.head == ChoiceHead()
+    assert variables["params"]["head"]["logits"]["kernel"].shape == (32, 1)
+    module, _ = load_pretrained(tmp_path, head=None)
+    assert module.head is None
+    with pytest.raises(ValueError, match="no Dense, only ClassHead"):
+        load_pretrained(tmp_path, head=nn.Dense(1))
+
+
+# --- written for transformers -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"heads": ()}, "BertModel"),
+        ({"heads": ("mlm",), "gelu": "erf"}, "BertForMaskedLM"),
+        ({"heads": ("nsp",)}, "BertForNextSentencePrediction"),
+        ({"heads": ("mlm", "nsp"), "dialect": "hf"}, "BertForPreTraining"),
+        ({"heads": (), "head": ClassHead(3)}, "BertForSequenceClassification"),
+        ({"heads": (), "head": ClassHead(1)}, "BertForSequenceClassification"),
+        ({"heads": (), "head": TagHead(2)}, "BertForTokenClassification"),
+        ({"heads": (), "head": ChoiceHead()}, "BertForMultipleChoice"),
+        ({"heads": (), "head": SpanHead()}, "BertForQuestionAnswering"),
+    ],
+)
+def test_what_is_exported_loads_as_it_was(fields, name, tmp_path):
+    module = tiny(**fields)
+    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))
+    export(module, variables, tmp_path, "hf")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == [name]
+    loaded, read = load_pretrained(tmp_path)
+    assert loaded == module.clone(dialect="hf", gelu=module.gelu_kind)
+    jax.tree.map(np.testing.assert_array_equal, variables, read)
+
+
+PIECES = [*SPECIALS, *"abcdefgh", *(f"##{c}" for c in "abcdefgh"), *"ÉÄ.,()!?"]
+
+
+def test_vocabulary_and_labels_are_exported_too(tmp_path):
+    module = tiny(heads=(), head=TagHead(2))
+    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))
+    assets = {
+        "vocab.txt": "".join(f"{piece}\n" for piece in PIECES),
+        "text.json": json.dumps({"lower_case": False}),
+    }
+    export(
+        module, variables, tmp_path, "hf", vocabulary=assets, labels=["name", "place"]
+    )
+    assert label_names(tmp_path) == ("name", "place")
+    saved = read_vocabulary(tmp_path)
+    assert saved["vocab.txt"] == assets["vocab.txt"]
+    assert json.loads(saved["text.json"]) == {"lower_case": False}
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    ours = make_tokenizer(PIECES, lower_case=False)
+    text = "bad É (cab), fegÄ! " + "a" * 150
+    ids = ours.encode(text, add_special_tokens=False).ids
+    assert theirs.encode(text).ids == [2, *ids, 3]
+    assert theirs.encode("ab", "c").type_ids == [0, 0, 0, 0, 1, 1]
+    # Newer versions of transformers save tokenizer.json alone.
+    (tmp_path / "vocab.txt").unlink()
+    assert read_vocabulary(tmp_path) == saved
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "message"),
+    [
+        (
+            {"head": ClassHead(2)},
+            {},
+            "no model with the heads mlm, nsp and a ClassHead",
+        ),
+        ({"heads": (), "head": nn.Dense(2)}, {}, "have no Dense, only ClassHead"),
+        ({}, {"labels": ["a"]}, "labels are for a model with a head"),
+        (
+            {"heads": (), "head": ClassHead(2)},
+            {"labels": ["a"]},
+            "there are 1 different labels, but the head has 2 outputs",
+        ),
+        (
+            {"vocab_size": 30},
+            {"vocabulary": {"vocab.txt": "\n".join(PIECES)}},
+            "the vocabulary has 29 word pieces, but the model 30",
+        ),
+        ({}, {"format": "timm"}, "a BERT has the format 'hf'"),
+        ({}, {"mean": 0.5, "std": 0.5}, "neither image_size, mean nor std"),
+    ],
+)
+def test_a_bert_that_cannot_be_exported_is_refused(fields, options, message, tmp_path):
+    options = {"format": "hf", **options}
+    with pytest.raises(ValueError, match=message):
+        export(tiny(**fields), {"params": {}}, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["model"].update(type="BPE"), "its model is no WordPiece"),
+        (lambda d: d.update(normalizer=None), "its normalizer is not BertNormalizer"),
+        (
+            lambda d: d["normalizer"].update(strip_accents=False),
+            "strip_accents=False is not supported",
+        ),
+        (lambda d: d["model"]["vocab"].pop("a"), "its ids are not 0, 1, 2"),
+        (lambda d: d["model"].update(vocab=7), "its vocabulary is damaged"),
+    ],
+)
+def test_a_tokenizer_that_is_not_of_bert_is_refused(change, message, tmp_path):
+    make_tokenizer(PIECES).save(str(tmp_path / "tokenizer.json"))
+    described = json.loads((tmp_path / "tokenizer.json").read_text())
+    change(described)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=f"tokenizer.json: {message}"):
+        read_vocabulary(tmp_path)
+
+
+# --- files that lie ---------------------------------------------------------------------
 
 
 def rewritten(folder, change):

@@ -1,4 +1,4 @@
-"""Exported ViTs in the libraries they are for: transformers and timm give the same logits.
+"""Exported models in the libraries they are for: transformers and timm give the same logits.
 
 `make parity` runs this in an environment of its own; elsewhere it is skipped, since PyTorch is
 no dependency. What is exported here was read from files of all four code bases.
@@ -14,6 +14,8 @@ import pytest
 
 from attn_jax.convert import export, load_pretrained
 from attn_jax.convert.vit.read_timm import derive_timm_options
+from attn_jax.data.vocabulary import SPECIALS, make_tokenizer
+from attn_jax.models import bert
 from attn_jax.models.vit import ViT
 
 WHY = "`make parity` installs {} and runs this test"
@@ -173,3 +175,73 @@ def test_transformers_fills_masked_patches_as_we_do(tmp_path):
     )
     expected = expected.reshape(2, 4, 4, 3, 4, 4).transpose(0, 3, 1, 4, 2, 5)
     np.testing.assert_allclose(found, expected.reshape(2, 3, 16, 16), **CLOSE)
+
+
+# --- BERT -------------------------------------------------------------------------------
+
+# {class of transformers: (fields of ours, {our output: theirs})}
+BERTS = {
+    "BertModel": ({"heads": ()}, {"tokens": "last_hidden_state"}),
+    "BertForPreTraining": (
+        {},
+        {"mlm_logits": "prediction_logits", "nsp_logits": "seq_relationship_logits"},
+    ),
+    "BertForMaskedLM": ({"heads": ("mlm",), "gelu": "erf"}, {"mlm_logits": "logits"}),
+    "BertForNextSentencePrediction": ({"heads": ("nsp",)}, {"nsp_logits": "logits"}),
+    "BertForSequenceClassification": (
+        {"heads": (), "head": bert.ClassHead(3)},
+        {"class_logits": "logits"},
+    ),
+    "BertForTokenClassification": (
+        {"heads": (), "head": bert.TagHead(4)},
+        {"tag_logits": "logits"},
+    ),
+    "BertForQuestionAnswering": (
+        {"heads": (), "head": bert.SpanHead()},
+        {"start_logits": "start_logits", "end_logits": "end_logits"},
+    ),
+    "BertForMultipleChoice": (
+        {"heads": (), "head": bert.ChoiceHead()},
+        {"choice_logits": "logits"},
+    ),
+}
+PIECES = [*SPECIALS, *"abcdefgh", *(f"##{c}" for c in "abcdefgh"), *".,()!?"]
+
+
+@pytest.mark.parametrize("name", BERTS)
+def test_transformers_gives_the_logits_and_token_ids_of_our_bert(name, tmp_path):
+    fields, outputs_of = BERTS[name]
+    model = bert.Bert(
+        len(PIECES), width=24, depth=2, mlp_width=32, num_heads=3, max_positions=12,
+        **fields,
+    )  # fmt: skip
+    shape = (2, 3, 12) if name == "BertForMultipleChoice" else (2, 12)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, len(PIECES), shape)
+    segments, mask = (
+        rng.integers(0, 2, shape),
+        np.arange(12) < rng.integers(6, 13, (*shape[:-1], 1)),
+    )
+    variables = model.init(jax.random.key(0), jnp.asarray(ids))
+    variables = jax.tree.map(
+        lambda x: x + 0.2 * rng.standard_normal(x.shape).astype(np.float32), variables
+    )
+    assets = {"vocab.txt": "\n".join(PIECES), "text.json": '{"lower_case": true}'}
+    export(model, variables, tmp_path, "hf", vocabulary=assets)
+    theirs = getattr(transformers, name).from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        wanted = theirs(
+            input_ids=torch.from_numpy(ids),
+            token_type_ids=torch.from_numpy(segments),
+            attention_mask=torch.from_numpy(mask.astype(np.int64)),
+        )
+    found = jax.jit(model.apply)(variables, ids, segments, mask)
+    for output, attribute in outputs_of.items():
+        np.testing.assert_allclose(
+            found[output], getattr(wanted, attribute).numpy(), rtol=0, atol=2e-5
+        )
+    text = "Bad cab, (fed) " + "ab" * 60 + " éa !"
+    ours = make_tokenizer(PIECES).encode(text, add_special_tokens=False).ids
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer(text)["input_ids"] == [2, *ours, 3]
+    assert tokenizer("a", "b")["token_type_ids"] == [0, 0, 0, 1, 1]

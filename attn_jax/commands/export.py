@@ -1,19 +1,21 @@
-"""`python -m attn_jax export`: a ViT checkpoint for Hugging Face or timm."""
+"""`python -m attn_jax export`: a ViT or BERT checkpoint for Hugging Face or timm."""
 
 import argparse
 from collections.abc import Sequence
 
+import flax.linen as nn
 import jax
 
 from attn_jax import commands, restore
 from attn_jax.convert import export, label_names, load_pretrained, pixel_statistics
 from attn_jax.convert.formats import detect_format
+from attn_jax.data.vocabulary import read_vocabulary
 
 
 def main(arguments: Sequence[str]) -> None:
     """Prints the path that was written."""
     parser = commands.make_parser(
-        "export", "Write a ViT so that transformers or timm load it."
+        "export", "Write a ViT or a BERT so that transformers or timm load it."
     )
     parser.add_argument(
         "--from",
@@ -26,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
         "--to",
         required=True,
         metavar="PATH",
-        help="a folder for hf, FILE.safetensors for timm",
+        help="a folder for hf; FILE.safetensors for timm, which has no BERT",
     )
     parser.add_argument("--format", required=True, choices=("hf", "timm"))
     parser.add_argument(
@@ -55,6 +57,8 @@ def run(options: argparse.Namespace) -> list[str]:
     else:
         module, variables = load_pretrained(options.source)
     mean, std = pixel_statistics(options.source) or (None, None)
+    has_tokens = hasattr(module, "vocab_size")
+    vocabulary = read_vocabulary(options.source) if has_tokens else None
     if jax.process_index() == 0:
         export(
             module,
@@ -62,11 +66,25 @@ def run(options: argparse.Namespace) -> list[str]:
             options.to,
             options.format,
             image_size=tuple(size) if isinstance(size, list) else size,
-            labels=name_classes(options.source, getattr(module, "num_classes", 0)),
+            labels=name_classes(options.source, count_classes(module)),
             mean=mean,
             std=std,
+            vocabulary=vocabulary,
         )
     return [options.to]
+
+
+def count_classes(module: nn.Module) -> int:
+    """The outputs that can have names: classes or tags; 0 if there are none."""
+    head = getattr(module, "head", None)
+    for owner, field in (
+        (module, "num_classes"),
+        (head, "num_classes"),
+        (head, "num_tags"),
+    ):
+        if number := getattr(owner, field, 0):
+            return number
+    return 0
 
 
 def name_classes(source: str, number: int) -> list[str] | None:

@@ -138,9 +138,12 @@ def read_run_statistics(found: Format) -> Statistics | None:
 
 
 def open_run_assets(found: Format) -> Description | None:
-    """Opens the asset of a run that describes its images; None if it has none."""
-    file = found.place / "assets" / "images.json"
-    return Description(file) if file.exists() else None
+    """Opens the asset of a run that describes its inputs; None if it has none."""
+    for name in ("images.json", "text.json"):
+        file = found.place / "assets" / name
+        if file.exists():
+            return Description(file)
+    return None
 
 
 def as_statistics(mean: Any, std: Any, source: Any) -> Statistics:

@@ -3,7 +3,7 @@
 import collections
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tokenizers
@@ -63,8 +63,9 @@ def read_vocabulary(path: epath.PathLike) -> dict[str, str] | None:
     """Reads the vocabulary that a checkpoint was trained with, as assets of a run.
 
     Args:
-        path: a workdir (assets/vocab.txt), a Hugging Face folder (vocab.txt, and
-            tokenizer_config.json for `do_lower_case`), a file in one, or a vocab.txt.
+        path: a workdir (assets/vocab.txt), a folder of a checkpoint (vocab.txt, else
+            tokenizer.json; tokenizer_config.json for `do_lower_case`), a file in one, the
+            prefix of a TensorFlow checkpoint, or a vocab.txt.
 
     Returns:
         {"vocab.txt": pieces, "text.json": settings}, which `MaskedLM.bind` takes; without
@@ -83,18 +84,60 @@ def read_vocabulary(path: epath.PathLike) -> dict[str, str] | None:
         file = run if run.exists() else path / "vocab.txt"
     else:
         file = path if path.suffix == ".txt" else path.parent / "vocab.txt"
-    if not file.exists():
+    settings = _read_json(file.parent / "text.json")
+    described = file.parent / "tokenizer.json"
+    if file.exists():
+        text = corpora.read_text(file, MAX_BYTES)
+    elif described.exists():
+        try:
+            pieces, settings["lower_case"] = parse_tokenizer(_read_json(described))
+        except ValueError as error:
+            raise ValueError(f"{described}: {error}") from error
+        file, text = described, "".join(f"{piece}\n" for piece in pieces)
+    else:
         return None
-    text = corpora.read_text(file, MAX_BYTES)
     try:
         parse_vocabulary(text)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
-    settings = _read_json(file.parent / "text.json")
     foreign = _read_json(file.parent / "tokenizer_config.json")
     if "do_lower_case" in foreign:
         settings.setdefault("lower_case", foreign["do_lower_case"])
     return {"vocab.txt": text, "text.json": json.dumps(settings)}
+
+
+def parse_tokenizer(described: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """Parses (word pieces, whether text is lower-cased) of a tokenizer.json of BERT.
+
+    Raises:
+        ValueError: it is no WordPiece, or cleans text in another way than BERT; its ids are not
+            0, 1, 2, ...
+    """
+    model, normalizer = described.get("model"), described.get("normalizer")
+    if not isinstance(model, dict) or model.get("type") != "WordPiece":
+        raise ValueError("its model is no WordPiece, which BERT needs")
+    if not isinstance(normalizer, dict) or normalizer.get("type") != "BertNormalizer":
+        raise ValueError("its normalizer is not BertNormalizer, which BERT needs")
+    lower_case = normalizer.get("lowercase", True)
+    wanted = {
+        "clean_text": (True,),
+        "handle_chinese_chars": (True,),
+        "strip_accents": (None, lower_case),
+    }
+    for key, values in wanted.items():
+        if normalizer.get(key, values[0]) not in values:
+            raise ValueError(
+                f"{key}={normalizer[key]!r:.40} is not supported, only {values[-1]}"
+            )
+    try:
+        added = {t["content"]: t["id"] for t in described.get("added_tokens", [])}
+        numbers: dict[str, int] = {**model["vocab"], **added}
+        pieces = sorted(numbers, key=lambda piece: numbers[piece])
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"its vocabulary is damaged: {error!r:.80}") from error
+    if [numbers[piece] for piece in pieces] != list(range(len(pieces))):
+        raise ValueError("its ids are not 0, 1, 2, ...; save the tokenizer again")
+    return pieces, lower_case
 
 
 def parse_settings(text: str) -> dict[str, Any]:

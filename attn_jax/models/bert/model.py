@@ -161,8 +161,9 @@ class Bert(nn.Module):
         return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
 
     @property
-    def activation(self) -> Activation:
-        return GELU[self.gelu or DIALECTS[self.dialect][0]]
+    def gelu_kind(self) -> str:
+        """The GELU in use: "tanh" or "erf"."""
+        return self.gelu or DIALECTS[self.dialect][0]
 
     def add_embeddings(
         self,
@@ -197,7 +198,7 @@ class Bert(nn.Module):
             x = block(
                 num_heads=self.num_heads,
                 mlp_width=self.mlp_width,
-                activation=self.activation,
+                activation=GELU[self.gelu_kind],
                 kernel_init=DIALECTS[self.dialect][1],
                 dropout=self.dropout,
                 attention_dropout=self.attention_dropout,
@@ -211,7 +212,7 @@ class Bert(nn.Module):
         self, x: Float[Array, "B P D"], table: nn.Embed
     ) -> Float[Array, "B P V"]:
         """The logits of masked tokens; the token table is the decoder."""
-        hidden = self.activation(self.dense(self.width, "mlm_dense")(x))
+        hidden = GELU[self.gelu_kind](self.dense(self.width, "mlm_dense")(x))
         hidden = layer_norm(self.norm_epsilon, "mlm_norm")(hidden)
         decoder = table.embedding.astype(self.dtype)
         logits = jnp.einsum("bpd,vd->bpv", hidden.astype(self.dtype), decoder)
