@@ -160,6 +160,7 @@ def write_tokenizer(
     tokenizer.save(str(folder / "tokenizer.json"))
     settings: dict[str, Any] = {
         "do_lower_case": lower_case,
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
         "model_max_length": max_length,
         # Not BertTokenizer, which ignores tokenizer.json and its limit of 200 characters a word.
         "tokenizer_class": "PreTrainedTokenizerFast",
