@@ -30,6 +30,7 @@ ALLOWED = {
         "attn_jax.data",
         "attn_jax.metrics",
         "attn_jax.probes",
+        "attn_jax.scores",
         "optax",
         "jax",
     },

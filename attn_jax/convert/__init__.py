@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+from absl import logging
 from etils import epath
 
 from attn_jax import config, paths
+from attn_jax.convert.bert.names import HEAD_PARTS
 from attn_jax.convert.export import check_size, export
 from attn_jax.convert.formats import detect_format
 from attn_jax.convert.match import explain_mismatch, match_head
@@ -21,6 +23,7 @@ from attn_jax.convert.vit.fit import (
     Size,
     fit_leaves,
 )
+from attn_jax.models.bert import Bert
 from attn_jax.models.vit import ViT
 
 __all__ = [
@@ -131,6 +134,8 @@ def load_parameters(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Loads (module, parameters by name) of a checkpoint, to initialize another model.
 
+    Heads of a BERT that the other model lacks are left out, and a warning names them.
+
     Args:
         shapes: of the other model's parameters, to which a ViT's positions and patch filters
             are resized.
@@ -149,4 +154,23 @@ def load_parameters(
         del leaves[name]
     if isinstance(loaded.module, ViT):
         leaves = fit_leaves(loaded, leaves, shapes, image_size)
+    if isinstance(loaded.module, Bert):
+        leaves = leave_out_heads(leaves, shapes, path)
     return loaded.module, leaves
+
+
+def leave_out_heads(
+    leaves: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    path: epath.PathLike,
+) -> dict[str, Any]:
+    """A BERT's parameters without those of heads that the other model lacks; they are named."""
+    ours = {name.split("/")[0] for name in shapes}
+    left_out = {name.split("/")[0] for name in leaves} & (HEAD_PARTS - ours)
+    if left_out:
+        logging.warning(
+            "%s: its parameters %s are left out, since this model has no such head.",
+            path,
+            ", ".join(sorted(left_out)),
+        )
+    return {n: leaf for n, leaf in leaves.items() if n.split("/")[0] not in left_out}

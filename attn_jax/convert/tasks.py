@@ -7,7 +7,7 @@ from attn_jax.convert.formats import detect_format
 from attn_jax.convert.sidecars import label_names, pixel_statistics
 from attn_jax.convert.vit.fit import Checkpoint, grid_of_table, token_stride
 from attn_jax.data.vocabulary import read_vocabulary
-from attn_jax.models.bert import Bert
+from attn_jax.models.bert import Bert, ChoiceHead, ClassHead, SpanHead, TagHead
 from attn_jax.models.vit import ViT
 
 NO_DATA = "none"  # of a task that only predicts
@@ -87,11 +87,29 @@ def describe_text(path: str, module: Bert) -> dict[str, Any]:
             f"{path} has no vocab.txt, so text cannot be tokenized; put the vocabulary of the "
             "model there."
         )
-    return {
-        "cls": "attn_jax.tasks.masked_lm:MaskedLM",
+    common = {
         "data": NO_DATA,
         "vocab_size": module.vocab_size,
         "sequence_length": module.max_positions,
-        "next_sentence": False,
         "assets": assets,
+    }
+    names = label_names(path)
+    if isinstance(module.head, ClassHead):
+        return {
+            "cls": "attn_jax.tasks.text_classify:TextClassify",
+            "num_classes": module.head.num_classes,
+            "class_names": names if module.head.num_classes > 1 else None,
+            **common,
+        }
+    if isinstance(module.head, TagHead):
+        tags = names or tuple(f"LABEL_{i}" for i in range(module.head.num_tags))
+        return {"cls": "attn_jax.tasks.tag:Tag", "tags": tags, **common}
+    if isinstance(module.head, SpanHead):
+        return {"cls": "attn_jax.tasks.span:Span", **common}
+    if isinstance(module.head, ChoiceHead):
+        return {"cls": "attn_jax.tasks.choice:Choice", **common}
+    return {
+        "cls": "attn_jax.tasks.masked_lm:MaskedLM",
+        "next_sentence": False,
+        **common,
     }

@@ -5,6 +5,8 @@ the README of google-research/bert (the 24 small ones; tiny to medium are four o
 are 64 wide in all of them.
 """
 
+from ml_collections import ConfigDict
+
 # name: width, depth, MLP width, heads. "4x256" is a model of 4 blocks, 256 wide.
 SIZES = {
     f"{depth}x{width}": (width, depth, 4 * width, width // 64)
@@ -40,3 +42,33 @@ SHARDING = [
     [".*/mlp/dense_1/bias", ["tensor"]],
     [".*/mlp/dense_2/kernel", ["tensor", "fsdp"]],
 ]
+
+
+def choose(name: str, debug: bool = False, vocab_size: int = 30_522) -> dict[str, int]:
+    """Returns the model fields of a size with its vocabulary, or those of a debug run."""
+    if debug:
+        tiny = {"width": 16, "depth": 2, "mlp_width": 32, "num_heads": 2}
+        return {"vocab_size": 600, **tiny, "max_positions": 64}
+    if name not in SIZES:
+        raise ValueError(f"{name!r} is no size; choose one of {', '.join(SIZES)}.")
+    return {"vocab_size": vocab_size, **size(name), "max_positions": 512}
+
+
+def set_fine_tuning(
+    c: ConfigDict, debug: bool, *, learning_rate: float, epochs: int, batch_size: int
+) -> None:
+    """Sets optimizer, schedule and duration as in the paper's fine-tuning."""
+    c.batch_size = 8 if debug else batch_size
+    c.duration = "8 steps" if debug else f"{epochs} epochs"
+    c.optimizer = {
+        "name": "bert_adamw",
+        "learning_rate": 1e-3 if debug else learning_rate,
+        "weight_decay": 0.01,
+    }
+    c.weight_decay_on = WEIGHT_DECAY_ON
+    warmup = "2 steps" if debug else f"{epochs / 10:g} epochs"
+    c.schedule = {"name": "bert_linear", "warmup": warmup}
+    c.clip_norm = 1.0
+    c.sharding_rules = SHARDING
+    c.checkpoint_every = "4 steps" if debug else "1 epochs"
+    c.log_every = "1 steps" if debug else "20 steps"

@@ -22,6 +22,9 @@ DECODER, TOKEN_TABLE = (
 # cls.predictions.bias.
 REDUNDANT = ("embeddings.position_ids", "cls.predictions.decoder.bias")
 
+# Our parameters of all heads, by the first part of their names.
+HEAD_PARTS = frozenset({"mlm_dense", "mlm_norm", "mlm_bias", "nsp", "head"})
+
 # {class of `Bert.head`: (class of transformers, its name of the layer)}
 HEADS: Mapping[type, tuple[str, str]] = {
     ClassHead: ("BertForSequenceClassification", "classifier"),
