@@ -188,6 +188,20 @@ def format_result(result: dict[str, Any]) -> list[str]:
     if "masks" in result:
         guesses = [f"    {percent(ranked)}" for ranked in result["masks"]]
         return [result["filled"], *guesses]
+    if "candidates" in result:
+        lines = [result["answer"] or "(no answer)"]
+        for entry in result["candidates"]:
+            where = (
+                "" if entry["start"] is None else f", from character {entry['start']}"
+            )
+            shown = entry["answer"] or "(no answer)"
+            lines.append(f"    {100 * entry['probability']:.1f} %  {shown}{where}")
+        return lines
+    if "entities" in result:
+        found = [
+            f"    {entry['type']}: {entry['text']}" for entry in result["entities"]
+        ]
+        return [result["text"], *(found or ["    no entities"])]
     name = result.get("file") or result.get("text") or ""
     if "predictions" in result:
         return [f"{name}: {percent(result['predictions'])}"]

@@ -22,6 +22,7 @@ class Tokenizer:
     def __init__(self, pieces: Sequence[str], *, lower_case: bool):
         self.pieces, self.lower_case = tuple(pieces), lower_case
         self.special = vocabulary_lib.find_special_ids(self.pieces)
+        self._numbers = {piece: number for number, piece in enumerate(self.pieces)}
         self._tokenizer = vocabulary_lib.make_tokenizer(
             self.pieces, lower_case=lower_case
         )
@@ -33,6 +34,10 @@ class Tokenizer:
     def split(self, text: str) -> list[str]:
         """The word pieces of a text; unknown words are [UNK]."""
         return self._tokenizer.encode(text, add_special_tokens=False).tokens
+
+    def number(self, pieces: Iterable[str]) -> list[int]:
+        """The ids of word pieces."""
+        return [self._numbers[piece] for piece in pieces]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -44,11 +44,13 @@ SHARDING = [
 ]
 
 
-def choose(name: str, debug: bool = False, vocab_size: int = 30_522) -> dict[str, int]:
+def choose(
+    name: str, debug: bool, *, vocab_size: int = 30_522, debug_pieces: int = 600
+) -> dict[str, int]:
     """Returns the model fields of a size with its vocabulary, or those of a debug run."""
     if debug:
         tiny = {"width": 16, "depth": 2, "mlp_width": 32, "num_heads": 2}
-        return {"vocab_size": 600, **tiny, "max_positions": 64}
+        return {"vocab_size": debug_pieces, **tiny, "max_positions": 64}
     if name not in SIZES:
         raise ValueError(f"{name!r} is no size; choose one of {', '.join(SIZES)}.")
     return {"vocab_size": vocab_size, **size(name), "max_positions": 512}
