@@ -4,9 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from attn_jax.data.conll import read_conll
 from attn_jax.data.vocabulary import SPECIALS
 from attn_jax.tasks.choice import Choice
-from attn_jax.tasks.tag import Tag, read_conll
+from attn_jax.tasks.tag import Tag
 
 PIECES = [
     *SPECIALS,

@@ -5,6 +5,7 @@ Source: google-research/bert run_squad.py, `read_squad_examples` and
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 from attn_jax.data import bounded
 from attn_jax.data.tokenizing import Tokenizer
+from attn_jax.folder import expand_local
 
 MAX_BYTES = 2**30  # of a file; SQuAD 2.0's has 42 MB
 NARROW_SPACE = "\u202f"  # counts as white space here
@@ -70,6 +72,45 @@ class Window(NamedTuple):
     @property
     def pieces(self) -> list[str]:
         return ["[CLS]", *self.query, "[SEP]", *self.part, "[SEP]"]
+
+
+def read_split(data: str, split: str, version: str, holdout: int) -> list[Question]:
+    """Reads the questions of a split.
+
+    Args:
+        data: SQuAD's folder (train-v1.1.json, dev-v1.1.json), or one file of its form.
+        holdout: number of articles of a single file that are the validation split; chosen by
+            the digests of their titles.
+
+    Raises:
+        ValueError: the data is missing or damaged, or has no such split.
+    """
+    path = expand_local(data)
+    if path.is_dir():
+        name = {"train": "train", "validation": "dev"}.get(split)
+        if name is None:
+            raise ValueError(
+                f"SQuAD has the splits 'train' and 'validation', not {split!r}."
+            )
+        return read_questions(path / f"{name}-v{version}.json")
+    questions = read_questions(path)
+    if split not in ("train", "validation") or (split == "validation" and not holdout):
+        raise ValueError(
+            f"{data!r} is one file, so it has no split {split!r}; set "
+            "config.task.holdout to a number of articles, or "
+            "config.evals.NAME.task.data to another file and its split to 'train'."
+        )
+    titles = sorted(
+        {question.title for question in questions},
+        key=lambda title: hashlib.sha256(title.encode()).digest(),
+    )
+    if holdout >= len(titles):
+        raise ValueError(
+            f"config.task.holdout={holdout} leaves no article to train on; {data!r} has "
+            f"{len(titles)}."
+        )
+    held = set(titles[:holdout])
+    return [q for q in questions if (q.title in held) == (split == "validation")]
 
 
 def read_questions(path: pathlib.Path) -> list[Question]:

@@ -17,7 +17,6 @@ from attn_jax.bounds import NonNegativeInt, Path, PositiveInt
 from attn_jax.data import invented, squad, squad_scores
 from attn_jax.data.span_decoding import Decoded, decode_answer
 from attn_jax.data.tokenizing import Tokenizer, Tokenizing
-from attn_jax.folder import expand_local
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,34 +98,7 @@ class Span(Tokenizing):
     def read_questions(self, split: str) -> list[squad.Question]:
         if self.data == "generated":
             return invented.make_questions(split)
-        path = expand_local(self.data)
-        if path.is_dir():
-            name = {"train": "train", "validation": "dev"}.get(split)
-            if name is None:
-                raise ValueError(
-                    f"SQuAD has the splits 'train' and 'validation', not {split!r}."
-                )
-            return squad.read_questions(path / f"{name}-v{self.version}.json")
-        questions = squad.read_questions(path)
-        if split not in ("train", "validation") or (
-            split == "validation" and not self.holdout
-        ):
-            raise ValueError(
-                f"{self.data!r} is one file, so it has no split {split!r}; set "
-                "config.task.holdout to a number of articles, or "
-                "config.evals.NAME.task.data to another file and its split to 'train'."
-            )
-        titles = sorted(
-            {question.title for question in questions},
-            key=lambda title: hashlib.sha256(title.encode()).digest(),
-        )
-        if self.holdout >= len(titles):
-            raise ValueError(
-                f"config.task.holdout={self.holdout} leaves no article to train on; "
-                f"{self.data!r} has {len(titles)}."
-            )
-        held = set(titles[: self.holdout])
-        return [q for q in questions if (q.title in held) == (split == "validation")]
+        return squad.read_split(self.data, split, self.version, self.holdout)
 
     def cut(
         self, question: squad.Question, number: int, tokenizer: Tokenizer

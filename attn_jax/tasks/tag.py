@@ -3,9 +3,8 @@
 import dataclasses
 import hashlib
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +13,9 @@ import optax
 
 from attn_jax import scores
 from attn_jax.bounds import NonNegativeInt, Path
-from attn_jax.data import bounded, corpora, invented
+from attn_jax.data import conll, invented
+from attn_jax.data.conll import Tagged
 from attn_jax.data.tokenizing import Tokenizer, Tokenizing
-from attn_jax.folder import expand_local
-
-FILES = {
-    "train": ("train.txt", "eng.train"),
-    "validation": ("valid.txt", "dev.txt", "eng.testa"),
-    "test": ("test.txt", "eng.testb"),
-}
-
-
-class Tagged(NamedTuple):
-    words: tuple[str, ...]
-    tags: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,15 +91,7 @@ class Tag(Tokenizing):
         if self.data == "generated":
             made = invented.make_tagged(split)
             return [Tagged(tuple(words), tuple(tags)) for words, tags in made]
-        folder = expand_local(self.data)
-        names = FILES.get(split, ())
-        for name in names:
-            if (folder / name).exists():
-                return read_conll(folder / name)
-        raise ValueError(
-            f"{self.data!r} has no split {split!r}; it must be a folder with "
-            f"{' or '.join(names) or 'train.txt, valid.txt and test.txt'}."
-        )
+        return conll.read_split(self.data, split)
 
     def cut(self, sentence: Tagged, tokenizer: Tokenizer) -> list[Tagged]:
         """The sentence in parts whose pieces fit a row; a longer word is a part and is cut."""
@@ -280,34 +260,6 @@ class Sentences:
         for part in self.parts:
             digest.update(repr(part).encode())
         return digest.hexdigest()[:16]
-
-
-def read_conll(path: pathlib.Path) -> list[Tagged]:
-    """Reads the sentences of a file of CoNLL; lines "-DOCSTART-" are left out.
-
-    Raises:
-        ValueError: the file is no UTF-8 text; a line has no tag.
-    """
-    sentences: list[Tagged] = []
-    words: list[str] = []
-    tags: list[str] = []
-    for number, line in enumerate([*corpora.read_text(path).split("\n"), ""], 1):
-        cells = line.split()
-        if not cells or cells[0] == "-DOCSTART-":
-            if words:
-                sentences.append(Tagged(tuple(words), tuple(tags)))
-            words, tags = [], []
-        elif len(cells) < 2 or (cells[-1] != "O" and cells[-1][:2] not in ("B-", "I-")):
-            raise ValueError(
-                f"{bounded.printable(path)}, line {number}: {line!r:.50} does not end in a tag "
-                "(O, B-TYPE or I-TYPE)."
-            )
-        else:
-            words.append(cells[0])
-            tags.append(cells[-1])
-    if not sentences:
-        raise ValueError(f"{bounded.printable(path)} holds no sentences.")
-    return sentences
 
 
 def read_logits(outputs: Mapping[str, jax.Array]) -> jax.Array:
