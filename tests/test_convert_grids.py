@@ -51,7 +51,7 @@ def wide_run(tmp_path, monkeypatch):
     config = {"model": {"cls": "attn_jax.models.vit:ViT"}, "task": {}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     restored = model, variables, Task()
-    monkeypatch.setattr(runs.attn_jax, "restore", lambda path, trust=(): restored)
+    monkeypatch.setattr(runs, "restore", lambda path, trust=(): restored)
     return tmp_path, variables
 
 
