@@ -76,7 +76,9 @@ def test_hidden_places_ascend_are_no_special_tokens_and_as_many_as_the_rule_says
 
 
 def test_fewer_predictions_are_kept_where_fewer_are_asked_for(corpus_file):
-    task = MaskedLM(corpus_file, V, S, max_predictions=2)
+    task = MaskedLM(
+        data=corpus_file, vocab_size=V, sequence_length=S, max_predictions=2
+    )
     counts = {int(row["mlm_valid"].sum()) for row in examples(task, 100)}
     assert counts <= {1, 2}
 
@@ -90,14 +92,21 @@ def test_masking_leaves_the_corpus_as_it_was(task):
 
 def test_a_tenth_of_the_rows_is_short(corpus_file):
     def lengths(probability):
-        task = MaskedLM(corpus_file, V, S, short_sequence_probability=probability)
+        task = MaskedLM(
+            data=corpus_file,
+            vocab_size=V,
+            sequence_length=S,
+            short_sequence_probability=probability,
+        )
         return np.array([row["mask"].sum() for row in examples(task, 1000)])
 
     assert lengths(1.0).mean() < lengths(0.1).mean() - 2 < lengths(0.0).mean() - 2
 
 
 def test_without_next_sentence_a_row_is_one_segment(corpus_file):
-    task = MaskedLM(corpus_file, V, S, next_sentence=False)
+    task = MaskedLM(
+        data=corpus_file, vocab_size=V, sequence_length=S, next_sentence=False
+    )
     assert set(task.coefficients) == {"mlm_loss"}
     longest = 0
     for row in examples(task, 200):
@@ -253,9 +262,11 @@ def test_a_bound_task_reads_other_text_with_the_vocabulary_of_the_run(task, tmp_
 
 
 def test_a_bound_task_lower_cases_as_the_run_did(corpus_file, caplog):
-    cased = MaskedLM(corpus_file, V, S, lower_case=False)
+    cased = MaskedLM(
+        data=corpus_file, vocab_size=V, sequence_length=S, lower_case=False
+    )
     assets = cased.assets(cased.source("train"))
-    bound = MaskedLM(corpus_file, V, S).bind(assets)
+    bound = MaskedLM(data=corpus_file, vocab_size=V, sequence_length=S).bind(assets)
     assert "lower_case=False" in caplog.text
     assert bound.lower_case is False
     ours, theirs = bound.source("train"), cased.source("train")
@@ -278,7 +289,7 @@ def test_assets_without_a_vocabulary_leave_the_task_as_it_is(task):
 
 def test_a_vocabulary_of_another_size_is_refused(task, corpus_file):
     assets = task.assets(task.source("train"))
-    other = MaskedLM(corpus_file, V + 1, S)
+    other = MaskedLM(data=corpus_file, vocab_size=V + 1, sequence_length=S)
     with pytest.raises(
         ValueError,
         match="has 120 word pieces, .*vocab_size=121; .*model.vocab_size to 120",
@@ -344,14 +355,20 @@ def test_a_corpus_of_single_sentences_is_refused_for_pairs_only(tmp_path):
     lines = [[line] for document in documents() for line in document]
     path = write(tmp_path / "corpus.txt", lines)
     with pytest.raises(ValueError, match="corpus.txt.*every document is one sentence"):
-        MaskedLM(path, V, S).source("train")
-    assert len(MaskedLM(path, V, S, next_sentence=False).source("train"))
+        MaskedLM(data=path, vocab_size=V, sequence_length=S).source("train")
+    assert len(
+        MaskedLM(
+            data=path, vocab_size=V, sequence_length=S, next_sentence=False
+        ).source("train")
+    )
 
 
 def test_files_left_out_are_listed_by_the_source(tmp_path):
     for i, document in enumerate(documents()):
         (tmp_path / f"{i}.txt").write_text("\n\n".join(f"{s} x y z" for s in document))
     (tmp_path / "readme.md").write_text("Not read.")
-    source = MaskedLM(str(tmp_path), V, S).source("train")
+    source = MaskedLM(data=str(tmp_path), vocab_size=V, sequence_length=S).source(
+        "train"
+    )
     assert source.left_out == ("readme.md",)
     assert pickle.loads(pickle.dumps(source)).left_out == ("readme.md",)

@@ -1,5 +1,7 @@
 """Sentence pairs, truncation and masks."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from invented import MASK, S, V, check_equal, write
@@ -31,10 +33,15 @@ def test_runs_cover_every_sentence_once_in_order_and_stay_in_their_document(task
 
 def test_duplicates_repeat_the_runs_of_an_evaluation_but_not_its_rows(corpus_file):
     once, thrice = (
-        MaskedLM(corpus_file, V, S, duplicates=n).source("validation") for n in (1, 3)
+        MaskedLM(
+            data=corpus_file, vocab_size=V, sequence_length=S, duplicates=n
+        ).source("validation")
+        for n in (1, 3)
     )
-    task = MaskedLM(corpus_file, V, S, duplicates=3)
-    assert len(task.source("train")) == len(MaskedLM(corpus_file, V, S).source("train"))
+    task = MaskedLM(data=corpus_file, vocab_size=V, sequence_length=S, duplicates=3)
+    assert len(task.source("train")) == len(
+        MaskedLM(data=corpus_file, vocab_size=V, sequence_length=S).source("train")
+    )
     assert len(thrice) == 3 * len(once)
     assert thrice.fingerprint() != once.fingerprint()
     rows = [task.example(thrice[i], None) for i in range(len(thrice))]
@@ -200,3 +207,44 @@ def invent(number, lines):
         ]
         for i in range(number)
     ]
+
+
+def test_whole_words_are_hidden_with_all_their_pieces():
+    continues = np.array([0, 0, 1, 1, 0, 1, 0, 0, 1, 0], bool)
+    words = [{1, 2, 3}, {4, 5}, {7, 8}]  # 0, 6 and 9 are special tokens
+    candidates = np.array([1, 2, 3, 4, 5, 7, 8])
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(200):
+        chosen = pairs.choose_words(candidates, continues, 4, rng)
+        assert (np.diff(chosen) > 0).all()
+        hidden = [word for word in words if word & set(chosen.tolist())]
+        assert set().union(*hidden) == set(chosen.tolist())
+        seen.add(tuple(chosen.tolist()))
+    # Two short words fit together; beside the long one none does.
+    assert seen == {(1, 2, 3), (4, 5, 7, 8)}
+
+
+def test_no_word_is_hidden_if_none_fits():
+    continues = np.array([0, 1, 1], bool)
+    rng = np.random.default_rng(0)
+    assert not len(pairs.choose_words(np.arange(3), continues, 2, rng))
+
+
+def test_a_task_with_whole_words_hides_no_part_of_a_word(task):
+    whole = dataclasses.replace(task, whole_words=True)
+    source = whole.source("train")
+    continues = source.continues
+    parts = 0
+    for i in range(100):
+        row = whole.example(source[i % len(source)], np.random.default_rng(i))
+        places = row["mlm_positions"][row["mlm_valid"]]
+        original = row["token_ids"].copy()
+        original[places] = row["mlm_labels"][row["mlm_valid"]]
+        hidden = set(places.tolist())
+        for place in np.flatnonzero(continues[original]):
+            # The piece before it belongs to the same word, unless it is a [SEP].
+            if original[place - 1] > 4:
+                assert (int(place) in hidden) == (int(place) - 1 in hidden)
+                parts += int(place) in hidden
+    assert parts

@@ -29,6 +29,7 @@ class PairSource:
         number: the index of the record. With `duplicates`, run r of R is also the
             records r + R, r + 2 R, ...; only their numbers differ.
         special_ids: the special tokens of the vocabulary.
+        continues: bool [V], of each piece whether it continues a word ("##").
     """
 
     labels = None
@@ -47,6 +48,7 @@ class PairSource:
         self.text = corpus.splits[split]
         self.runs = find_runs(self.text, target)
         self.special_ids = vocabulary.find_special_ids(corpus.vocabulary)
+        self.continues = vocabulary.find_continuing(corpus.vocabulary)
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -72,6 +74,7 @@ class PairSource:
             "last": last,
             "number": int(index),
             "special_ids": self.special_ids,
+            "continues": self.continues,
         }
 
     def fingerprint(self) -> str:
@@ -230,16 +233,25 @@ def mask_tokens(
     mask_id: int,
     vocab_size: int,
     rng: np.random.Generator,
+    continues: Bool[np.ndarray, " L"] | None = None,
 ) -> Masked:
     """Chooses round(L * probability) of the L tokens for prediction, and corrupts them.
 
     Chooses at least 1 and at most `limit`, only from `maskable` ones. 80 % of them become
     `mask_id`, 10 % stay, and 10 % become a random piece of the vocabulary, special tokens
     included.
+
+    Args:
+        continues: None, or which tokens continue a word: then whole words are chosen, and
+            none if every word has more pieces than may be masked.
     """
     candidates = np.flatnonzero(maskable)
     number = min(limit, max(1, round(len(token_ids) * probability)), len(candidates))
-    positions = np.sort(rng.permutation(candidates)[:number])
+    if continues is None:
+        positions = np.sort(rng.permutation(candidates)[:number])
+    else:
+        positions = choose_words(candidates, continues, number, rng)
+        number = len(positions)
     labels = token_ids[positions]
     fate = rng.random(number)
     anything = rng.integers(vocab_size, size=number, dtype=np.int32)
@@ -248,3 +260,26 @@ def mask_tokens(
     seen = token_ids.copy()
     seen[positions] = shown
     return Masked(seen, positions, labels)
+
+
+def choose_words(
+    candidates: Int[np.ndarray, " C"],
+    continues: Bool[np.ndarray, " L"],
+    number: int,
+    rng: np.random.Generator,
+) -> Int[np.ndarray, " K"]:
+    """Chooses whole words of at most `number` tokens together; returns sorted positions.
+
+    Words are taken in random order; one that no longer fits is passed over. As in the
+    original, a piece that continues the last word before a [SEP] belongs to that word.
+    """
+    begins = ~continues[candidates]
+    begins[:1] = True
+    words = np.split(candidates, np.flatnonzero(begins)[1:])
+    chosen: list[int] = []
+    for word in rng.permutation(len(words)):
+        if len(chosen) >= number:
+            break
+        if len(chosen) + len(words[word]) <= number:
+            chosen += words[word].tolist()
+    return np.array(sorted(chosen), np.int64)

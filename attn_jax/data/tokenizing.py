@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tokenizers
 from absl import logging
 
 from attn_jax.bounds import Width
@@ -29,11 +30,15 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without special tokens."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._encode(text).ids
 
     def split(self, text: str) -> list[str]:
         """The word pieces of a text; unknown words are [UNK]."""
-        return self._tokenizer.encode(text, add_special_tokens=False).tokens
+        return self._encode(text).tokens
+
+    def _encode(self, text: str) -> tokenizers.Encoding:
+        text = vocabulary_lib.adapt_text(text)
+        return self._tokenizer.encode(text, add_special_tokens=False)
 
     def number(self, pieces: Iterable[str]) -> list[int]:
         """The ids of word pieces."""

@@ -3,11 +3,14 @@
 import collections
 import json
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tokenizers
 from etils import epath
+from jaxtyping import Bool
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from attn_jax.data import corpora
@@ -15,6 +18,9 @@ from attn_jax.folder import expand_path
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LEAST_COUNT = 2  # occurrences of a character or merged piece in the training text
+EXTENSION_E = {chr(code) for code in range(0x2B820, 0x2B920)}
+LINEAR_B = "\U00010087"
+RARE = re.compile("[\U0002b820-\U0002b91f\ue000-\uf8ff\U000f0000-\U0010ffff]")
 MAX_BYTES = 64_000_000  # of a vocabulary; the largest released ones have 1 to 5 MB
 
 
@@ -36,6 +42,11 @@ def find_special_ids(vocabulary: Sequence[str]) -> SpecialIds:
             "BERT (vocab.txt, one piece per line)."
         )
     return SpecialIds(*map(vocabulary.index, SPECIALS))
+
+
+def find_continuing(vocabulary: Sequence[str]) -> Bool[np.ndarray, " V"]:
+    """Finds the pieces that continue a word ("##")."""
+    return np.array([piece.startswith("##") for piece in vocabulary])
 
 
 def parse_vocabulary(text: str) -> tuple[str, ...]:
@@ -218,13 +229,27 @@ def train_vocabulary(
     return tuple(sorted(numbers, key=lambda piece: numbers[piece]))
 
 
+def adapt_text(text: str) -> str:
+    """Rewrites the characters that `tokenizers` reads in another way than the original.
+
+    It drops private-use characters, which the original keeps, so that their word is [UNK]: they
+    become a letter that no vocabulary of BERT has. It does not split off the ideographs U+2B820
+    to U+2B91F, which the original does: they get spaces around them.
+    """
+    if RARE.search(text) is None:
+        return text
+    return RARE.sub(
+        lambda found: f" {found[0]} " if found[0] in EXTENSION_E else LINEAR_B, text
+    )
+
+
 def make_tokenizer(
     vocabulary: Sequence[str] | None, *, lower_case: bool = True
 ) -> tokenizers.Tokenizer:
     """Makes BERT's tokenizer: cleans, splits off punctuation, takes longest pieces first.
 
     As in google-research/bert, no text becomes a special token: a literal "[MASK]" becomes
-    three ordinary pieces.
+    three ordinary pieces. Equal to the original on text that `adapt_text` has rewritten.
     """
     known = {piece: number for number, piece in enumerate(vocabulary or SPECIALS)}
     tokenizer = tokenizers.Tokenizer(

@@ -11,35 +11,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Int, Int32
 
 from attn_jax import metrics
-from attn_jax.bounds import Path, Probability, Width
-from attn_jax.data import pairs, sources
+from attn_jax.bounds import Path, Probability
+from attn_jax.data import pairs, sources, static_rows, tokenizing
 from attn_jax.data import text as text_lib
 from attn_jax.data import vocabulary as vocabulary_lib
 
 
-@dataclasses.dataclass(frozen=True)
-class MaskedLM:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedLM(tokenizing.Tokenizing):
     """Masked tokens and sentence pairs of a text corpus, sampled whenever a row is read.
 
     Attributes:
         data: "stdlib" (the documentation that comes with Python) or a path, see
             `attn_jax.data.corpora.read_documents`. A tenth of its documents is the
             split "validation".
-        vocab_size: number of word pieces, in the vocabulary and in the model.
-        vocabulary: a vocab.txt, or a Hugging Face folder or workdir, whose `lower_case` is
-            then used too. None: that of the run or of the checkpoint in `init_from`, see
-            `bind`; otherwise it is trained on the train split.
-        sequence_length: S, of every row, with [CLS] and [SEP].
         max_predictions: P, the maximum number of masked tokens in a row; None: 15 % of S.
         mask_probability: share of a row's tokens that are masked.
+        whole_words: the pieces of a word are masked together.
         short_sequence_probability: how often a row is cut to a random length below S.
         next_sentence: rows are sentence pairs, and `nsp_loss` is a term of the loss.
             False: rows are single segments.
         duplicates: rows per span of sentences in an evaluation, each with other masks and
             pairs (`dupe_factor` of the original). Training draws new ones every epoch.
-        lower_case: lower-case and strip accents ("uncased").
+        static_seed: None, or the seed with which all rows are drawn once, before the first
+            step, as the original does, with `duplicates` in training too; see
+            `attn_jax.data.static_rows`.
         corpus_version: version of the rules for reading files, see
             `attn_jax.data.corpora.read_documents`.
 
@@ -48,20 +47,14 @@ class MaskedLM:
     """
 
     data: Path
-    vocab_size: Width
-    sequence_length: Width
     max_predictions: int | None = None
     mask_probability: Probability = 0.15
+    whole_words: bool = False
     short_sequence_probability: Probability = 0.1
     next_sentence: bool = True
     duplicates: int = 1
-    lower_case: bool = True
-    vocabulary: str | None = None
+    static_seed: int | None = None
     corpus_version: int = 2
-    # The word pieces from `bind`; not a key of a config.
-    _pieces: tuple[str, ...] | None = dataclasses.field(
-        default=None, init=False, repr=False
-    )
 
     def __post_init__(self) -> None:
         if self.text_length < 2:
@@ -80,6 +73,12 @@ class MaskedLM:
             raise ValueError(
                 f"max_predictions={self.predictions_per_row} and "
                 f"duplicates={self.duplicates} must be 1 or more."
+            )
+        if self.static_seed is not None and not self.next_sentence:
+            raise ValueError(
+                f"static_seed={self.static_seed} draws rows as the original does, which "
+                "are always sentence pairs; set config.task.next_sentence to True, or "
+                "config.task.static_seed to None."
             )
         if self.corpus_version not in (1, 2):
             raise ValueError(
@@ -104,44 +103,9 @@ class MaskedLM:
         return self.max_predictions
 
     def bind(self, assets: Mapping[str, str]) -> "MaskedLM":
-        """This task with the vocabulary and `lower_case` of a run or checkpoint.
-
-        Args:
-            assets: {file name: text}, as in a run's assets/ or as returned by
-                `attn_jax.data.vocabulary.read_vocabulary`. Without a "vocab.txt" the task
-                is returned unchanged.
-
-        Raises:
-            ValueError: the vocabulary is damaged, its size is not `vocab_size`, or the task
-                already has another one.
-        """
-        if "vocab.txt" not in assets:
-            return self
-        pieces = vocabulary_lib.parse_vocabulary(assets["vocab.txt"])
-        if len(pieces) != self.vocab_size:
-            raise ValueError(
-                f"the vocabulary has {len(pieces):,} word pieces, but "
-                f"config.task.vocab_size={self.vocab_size}; set config.task.vocab_size "
-                f"and config.model.vocab_size to {len(pieces)}."
-            )
-        own = self.vocabulary and vocabulary_lib.read_vocabulary(self.vocabulary)
-        named = vocabulary_lib.parse_vocabulary(own["vocab.txt"]) if own else None
-        if {self._pieces, named} - {None, pieces}:
-            raise ValueError(
-                "two different vocabularies for one task; start from a single text "
-                "checkpoint, and leave config.task.vocabulary at None."
-            )
+        """As `Tokenizing.bind`; warns if "stdlib" is another Python's than that of the run."""
+        bound = super().bind(assets)
         settings = vocabulary_lib.parse_settings(assets.get("text.json", "{}"))
-        lower_case = settings.get("lower_case", self.lower_case)
-        if not isinstance(lower_case, bool):
-            raise ValueError(f"{lower_case=} in text.json must be true or false.")
-        if lower_case != self.lower_case:
-            logging.warning(
-                "the text is tokenized with lower_case=%s, as the vocabulary was "
-                "trained, instead of config.task.lower_case=%s.",
-                lower_case,
-                self.lower_case,
-            )
         python = settings.get("python") or platform.python_version()
         if self.data == "stdlib" and python != platform.python_version():
             logging.warning(
@@ -150,8 +114,6 @@ class MaskedLM:
                 platform.python_version(),
                 python,
             )
-        bound = dataclasses.replace(self, lower_case=lower_case)
-        object.__setattr__(bound, "_pieces", pieces)
         return bound
 
     def source(self, split: str) -> sources.Source:
@@ -171,6 +133,8 @@ class MaskedLM:
             vocabulary=self._pieces,
             version=self.corpus_version,
         )
+        if self.static_seed is not None:
+            return self.draw_static_rows(corpus, split)
         duplicates = 1 if split == "train" else self.duplicates
         source = pairs.PairSource(
             corpus, split, target=self.text_length, duplicates=duplicates
@@ -182,7 +146,23 @@ class MaskedLM:
                 raise ValueError(f"{self.data!r}: {error}") from error
         return source
 
-    def assets(self, source: pairs.PairSource) -> dict[str, str]:
+    def draw_static_rows(
+        self, corpus: text_lib.Corpus, split: str
+    ) -> static_rows.StaticSource:
+        rules = static_rows.Rules(
+            sequence_length=self.sequence_length,
+            max_predictions=self.predictions_per_row,
+            mask_probability=self.mask_probability,
+            short_sequence_probability=self.short_sequence_probability,
+            duplicates=self.duplicates,
+            whole_words=self.whole_words,
+        )
+        assert self.static_seed is not None, "as `source` asks"
+        return static_rows.StaticSource(corpus, split, rules, self.static_seed)
+
+    def assets(
+        self, source: pairs.PairSource | static_rows.StaticSource
+    ) -> dict[str, str]:
         """The vocabulary, and entropies to compare the loss with.
 
         Independent of the path of the data.
@@ -214,16 +194,17 @@ class MaskedLM:
         bool `mask` [S]; int32 `mlm_positions`, `mlm_labels` and bool `mlm_valid` [P],
         positions ascending, then zeros; int32 `is_random_next` [].
         """
+        special = record["special_ids"]
+        if "static" in record:
+            return self.make_arrays(special, *record["static"])
         if rng is None:
             rng = np.random.default_rng(record["number"])
         a, b, is_random = self.draw_segments(record, rng)
-        special = record["special_ids"]
         cls, sep = [special.cls], [special.sep]
         parts: list[Any] = [cls, a, sep, *([b, sep] if self.next_sentence else [])]
         tokens = np.concatenate(parts).astype(np.int32)
-        length, second = len(tokens), 2 + len(a)
-        maskable = np.ones(length, bool)
-        maskable[[0, 1 + len(a), length - 1]] = False
+        maskable = np.ones(len(tokens), bool)
+        maskable[[0, 1 + len(a), len(tokens) - 1]] = False
         masked = pairs.mask_tokens(
             tokens,
             maskable,
@@ -232,20 +213,33 @@ class MaskedLM:
             mask_id=special.mask,
             vocab_size=self.vocab_size,
             rng=rng,
+            continues=record["continues"][tokens] if self.whole_words else None,
         )
-        size, chosen = self.sequence_length, len(masked.positions)
+        return self.make_arrays(special, *masked, 2 + len(a), is_random)
+
+    def make_arrays(
+        self,
+        special: vocabulary_lib.SpecialIds,
+        tokens: Int32[np.ndarray, " L"],
+        positions: Int[np.ndarray, " K"],
+        labels: Int[np.ndarray, " K"],
+        second: int,
+        is_random: bool,
+    ) -> dict[str, Any]:
+        """Pads a row, whose second segment begins at `second`, to the arrays of `example`."""
+        size, length, chosen = self.sequence_length, len(tokens), len(positions)
         places = np.arange(size)
         token_ids = np.full(size, special.pad, np.int32)
-        token_ids[:length] = masked.token_ids
-        positions = np.zeros(self.predictions_per_row, np.int32)
-        labels = np.zeros(self.predictions_per_row, np.int32)
-        positions[:chosen], labels[:chosen] = masked.positions, masked.labels
+        token_ids[:length] = tokens
+        mlm_positions = np.zeros(self.predictions_per_row, np.int32)
+        mlm_labels = np.zeros(self.predictions_per_row, np.int32)
+        mlm_positions[:chosen], mlm_labels[:chosen] = positions, labels
         return {
             "token_ids": token_ids,
             "segment_ids": ((places >= second) & (places < length)).astype(np.int32),
             "mask": places < length,
-            "mlm_positions": positions,
-            "mlm_labels": labels,
+            "mlm_positions": mlm_positions,
+            "mlm_labels": mlm_labels,
             "mlm_valid": np.arange(self.predictions_per_row) < chosen,
             "is_random_next": np.int32(is_random),
         }
@@ -276,13 +270,11 @@ class MaskedLM:
         """
         if not isinstance(given, str):
             raise ValueError(f"{given!r:.80} is no text; give a string with [MASK].")
-        pieces = self._pieces or ()
-        marks = vocabulary_lib.find_special_ids(pieces)
-        tokenizer = vocabulary_lib.make_tokenizer(pieces, lower_case=self.lower_case)
+        marks = self.tokenizer.special
         ids = [marks.cls]
         for number, between in enumerate(given.split("[MASK]")):
             ids += [marks.mask] * (number > 0)
-            ids += tokenizer.encode(between, add_special_tokens=False).ids
+            ids += self.tokenizer.encode(between)
         ids.append(marks.sep)
         size, length = self.sequence_length, len(ids)
         if length > size:
