@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from attn_jax.bounds import Cadence, Duration, Probability
+from attn_jax.bounds import Cadence, Duration, NonNegativeFloat, Probability
 
 Section: TypeAlias = Mapping[str, Any] | ConfigDict  # ConfigDict is not a Mapping
 
@@ -121,16 +121,19 @@ def exponential(
     return Curve(warmup, lambda step, run: 0.5 ** (step / run.to_steps(half_life)))
 
 
-def bert_linear(*, warmup: Duration = "0 steps") -> Curve:
-    """step / warmup, then 1 - step / total; the factor drops at the end of the warm-up.
+def bert_linear(
+    *, warmup: Duration = "0 steps", power: NonNegativeFloat = 1.0
+) -> Curve:
+    """step / warmup, then (1 - step / total) ** power; it drops at the end of the warm-up.
 
     The decay starts at step 0, unlike in `linear`. Source: google-research/bert,
-    optimization.py, create_optimizer.
+    optimization.py, create_optimizer; with power 0.5 NVIDIA's DeepLearningExamples,
+    schedulers.py, PolyWarmUpScheduler, whose steps count from 1.
     """
 
     def decay(step, run):
         left = jnp.maximum(run.total - step, 0) / max(run.total, 1)
-        return jnp.where(step < run.warmup, 1.0, left)
+        return jnp.where(step < run.warmup, 1.0, left**power)
 
     return Curve(warmup, decay)
 

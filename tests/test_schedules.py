@@ -1,6 +1,7 @@
 """The schedule against values of the original code, then its ends and errors."""
 
 import json
+import math
 import pathlib
 
 import jax.numpy as jnp
@@ -65,6 +66,27 @@ def test_bert_linear_gives_googles_values_and_jumps_after_the_warm_up():
         ours = factor(jnp.array(case["steps"]))
         golden = np.array(case["lr_float64"]) / case["init_lr"]
         np.testing.assert_allclose(ours, golden, rtol=2e-7, atol=1e-12)  # one rounding
+
+
+def test_bert_linear_with_a_power_gives_nvidias_values():
+    for case in json.loads((GOLDEN / "bert/optim/schedules.json").read_text())[
+        "nvidia_poly"
+    ]:
+        warmup = math.ceil(case["warmup_fraction"] * case["total_steps"])
+        factor = schedule(
+            "bert_linear",
+            total_steps=case["total_steps"],
+            warmup=f"{warmup} steps",
+            power=case["degree"],
+        )
+        ours = factor(jnp.array(case["steps"]))
+        golden = np.array(case["lr"]) / case["base_lr"]
+        # The original's warm-up is no whole number of steps: 2000.9 and 200.06 of them.
+        np.testing.assert_allclose(ours, golden, rtol=5e-3, atol=1e-12)
+        falling = np.array(case["steps"]) >= warmup
+        assert falling.sum() >= 3
+        # The root of a float32 near zero: half its relative rounding of 1e-7 / 1e-4.
+        np.testing.assert_allclose(ours[falling], golden[falling], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("task", ["object_discovery", "set_prediction"])
