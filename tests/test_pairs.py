@@ -20,7 +20,8 @@ def task(corpus_file):
 def test_runs_cover_every_sentence_once_in_order_and_stay_in_their_document(task):
     source = task.source("train")
     expected = 0
-    for document, first, last in source.runs.tolist():
+    for record in source:
+        document, first, last = (record[k] for k in ("document", "first", "last"))
         start, end = source.text.bounds(document)
         assert start <= first < last <= end
         assert first == expected

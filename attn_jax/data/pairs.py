@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, Int, Int32, Int64
+from jaxtyping import Bool, Int, Int32
 
 from attn_jax.data import text as text_lib
 from attn_jax.data import vocabulary
@@ -46,7 +46,7 @@ class PairSource:
         self.corpus, self.split = corpus, split
         self.target, self.duplicates = target, duplicates
         self.text = corpus.splits[split]
-        self.runs = find_runs(self.text, target)
+        self.runs = self.text.find_runs(target)
         self.special_ids = vocabulary.find_special_ids(corpus.vocabulary)
         self.continues = vocabulary.find_continuing(corpus.vocabulary)
 
@@ -61,17 +61,22 @@ class PairSource:
         return _make_source, arguments
 
     def __len__(self) -> int:
-        return len(self.runs) * self.duplicates
+        return self.num_runs * self.duplicates
+
+    @property
+    def num_runs(self) -> int:
+        return len(self.runs) - 1
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}.")
-        document, first, last = map(int, self.runs[index % len(self.runs)])
+        run = index % self.num_runs
+        bounds = self.runs[run : run + 2]
         return {
             "text": self.text,
-            "document": document,
-            "first": first,
-            "last": last,
+            "document": int(self.text.find_documents(bounds)[0]),
+            "first": int(bounds[0]),
+            "last": int(bounds[1]),
             "number": int(index),
             "special_ids": self.special_ids,
             "continues": self.continues,
@@ -82,8 +87,11 @@ class PairSource:
         digest = hashlib.sha256(
             repr((self.duplicates, self.corpus.vocabulary)).encode()
         )
-        for array in (self.text.token_ids, self.text.sentences, self.runs):
-            digest.update(np.ascontiguousarray(array).data)
+        for content in self.text.describe_content():
+            digest.update(content)
+        firsts, lasts = self.runs[:-1], self.runs[1:]
+        numbers = self.text.find_documents(firsts)
+        digest.update(np.stack([numbers, firsts, lasts], 1).tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -91,18 +99,6 @@ def _make_source(
     corpus: text_lib.Corpus, split: str, target: int, duplicates: int
 ) -> PairSource:
     return PairSource(corpus, split, target=target, duplicates=duplicates)
-
-
-def find_runs(text: text_lib.Text, target: int) -> Int64[np.ndarray, "R 3"]:
-    """Returns (document, first, last) of every run, whose sentences are [first, last)."""
-    ends, runs = text.sentences.tolist(), []
-    for document in range(len(text.documents) - 1):
-        first, end = text.bounds(document)
-        for sentence in range(first, end):
-            if ends[sentence + 1] - ends[first] >= target or sentence + 1 == end:
-                runs.append((document, first, sentence + 1))
-                first = sentence + 1
-    return np.array(runs, np.int64).reshape(-1, 3)
 
 
 def check_next_sentences(source: PairSource) -> None:
@@ -118,14 +114,16 @@ def check_next_sentences(source: PairSource) -> None:
         "set config.task.next_sentence to False and leave 'nsp' out of "
         "config.model.heads, or"
     )
-    if len(source.text.documents) < 3:
+    if source.text.num_documents < 2:
         raise ValueError(
             f"the split {source.split!r} has one document, so there is no sentence of "
             f"another one; {remedy} give more documents."
         )
-    several = int((source.runs[:, 2] - source.runs[:, 1] > 1).sum())
+    several = int((np.diff(source.runs) > 1).sum())
     if not several:
-        longest = int(np.diff(source.text.documents).max())
+        text = source.text
+        bounds = [text.bounds(document) for document in range(text.num_documents)]
+        longest = max(last - first for first, last in bounds)
         cause = (
             "every document is one sentence; " + remedy + " put a blank line between "
             "documents only."
@@ -137,7 +135,7 @@ def check_next_sentences(source: PairSource) -> None:
             f"next-sentence prediction is trivial on the split {source.split!r}: every "
             f"pair is a random one, since {cause}"
         )
-    random = 1 - several / len(source.runs) / 2
+    random = 1 - several / source.num_runs / 2
     if random > CONSTANT_GUESS:
         logging.warning(
             "%.0f %% of the pairs of split %r are random ones (few documents have two "
@@ -179,19 +177,12 @@ def draw_pair(
     if number > 1 and rng.random() >= 0.5:
         return Pair(a, text.tokens(middle, last), False, (document, middle, last))
     # One draw among the other documents; the original draws up to ten times from all.
-    other = int(rng.integers(len(text.documents) - 2))
+    other = int(rng.integers(text.num_documents - 1))
     other += other >= document
     start, end = text.bounds(other)
     start = int(rng.integers(start, end))
-    stop = find_run_end(text, start, end, target - len(a))
+    stop = text.find_end(start, end, target - len(a))
     return Pair(a, text.tokens(start, stop), True, (other, start, stop))
-
-
-def find_run_end(text: text_lib.Text, first: int, end: int, target: int) -> int:
-    """Returns the end of the shortest run from `first` with `target` tokens, or `end`."""
-    wanted = text.sentences[first] + max(target, 1)
-    ends = text.sentences[first + 1 : end + 1]
-    return min(first + 1 + int(np.searchsorted(ends, wanted)), end)
 
 
 def truncate(

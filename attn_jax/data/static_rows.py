@@ -66,7 +66,7 @@ class StaticSource:
         text = self.corpus.splits[self.split]
         documents = [
             [text.tokens(s, s + 1).tolist() for s in range(*text.bounds(number))]
-            for number in range(len(text.documents) - 1)
+            for number in range(text.num_documents)
         ]
         return draw_rows(
             documents, self.corpus.vocabulary, self.rules, random.Random(self.seed)

@@ -12,13 +12,13 @@ import pathlib
 import shutil
 import stat
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tokenizers
 from absl import logging
-from jaxtyping import Int32, Int64
+from jaxtyping import Int32, Int64, Integer
 
 from attn_jax.data import corpora
 from attn_jax.data.vocabulary import find_special_ids, make_tokenizer, train_vocabulary
@@ -35,22 +35,69 @@ class Text:
     """Tokenized documents, as flat arrays.
 
     Attributes:
-        token_ids: those of all sentences, concatenated.
+        token_ids: those of all sentences, concatenated; int32, on disk also uint16.
         sentences: sentence s is token_ids[sentences[s] : sentences[s + 1]], never empty.
         documents: document d has the sentences documents[d] to documents[d + 1] - 1.
     """
 
-    token_ids: Int32[np.ndarray, " N"]
+    token_ids: Integer[np.ndarray, " N"]
     sentences: Int64[np.ndarray, " S"]
     documents: Int64[np.ndarray, " D"]
 
-    def tokens(self, first: int, last: int) -> np.ndarray:
-        """Returns the int32 token ids of the sentences [first, last)."""
-        return self.token_ids[self.sentences[first] : self.sentences[last]]
+    @property
+    def num_documents(self) -> int:
+        return len(self.documents) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    def tokens(self, first: int, last: int) -> Int32[np.ndarray, " L"]:
+        """The token ids of the sentences [first, last)."""
+        found = self.token_ids[self.sentences[first] : self.sentences[last]]
+        return np.asarray(found, np.int32)
 
     def bounds(self, document: int) -> tuple[int, int]:
-        """Returns [first, last) of the sentences of a document."""
+        """[first, last) of the sentences of a document."""
         return int(self.documents[document]), int(self.documents[document + 1])
+
+    def find_documents(
+        self, sentences: Integer[np.ndarray, " R"]
+    ) -> Int64[np.ndarray, " R"]:
+        """The document of each sentence."""
+        return np.searchsorted(self.documents, sentences, side="right") - 1
+
+    def find_end(self, first: int, last: int, target: int) -> int:
+        """The end of the shortest run from `first` with `target` tokens, or `last`."""
+        wanted = int(self.sentences[first]) + max(target, 1)
+        ends = self.sentences[first + 1 : last + 1]
+        return min(first + 1 + int(np.searchsorted(ends, wanted)), last)
+
+    def find_runs(self, target: int) -> Int64[np.ndarray, " R"]:
+        """The first sentence of each run, and the number of sentences.
+
+        A document is cut into runs of whole sentences, each as short as `target` tokens allow;
+        its last run may have fewer.
+        """
+        ends = np.asarray(self.sentences[1:], np.int64)
+        starts = np.asarray(self.sentences[:-1], np.int64)
+        last = np.repeat(self.documents[1:], np.diff(self.documents))
+        following = np.minimum(np.searchsorted(ends, starts + target) + 1, last)
+        runs, sentence = [0], 0
+        steps = following.tolist()
+        while sentence < len(steps):
+            sentence = steps[sentence]
+            runs.append(sentence)
+        return np.array(runs, np.int64)
+
+    def count_tokens(self, vocab_size: int) -> Int64[np.ndarray, " V"]:
+        """How often each token occurs."""
+        return np.bincount(self.token_ids, minlength=vocab_size)
+
+    def describe_content(self) -> Iterator[Any]:
+        """Yields bytes that differ for other tokens or sentences."""
+        for array in (self.token_ids, self.sentences):
+            yield np.ascontiguousarray(array).data
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -181,17 +228,19 @@ def tokenize(
 
 
 def unigram_entropy(
-    train: Text, held_out: Text, vocab_size: int
+    train: Int64[np.ndarray, " V"], held_out: Int64[np.ndarray, " V"]
 ) -> tuple[float, float]:
     """Returns the unigram (entropy, cross-entropy) of held-out tokens, in nats per token.
 
     The entropy is the lowest loss that a guess without context can reach, given the
     held-out frequencies; the cross-entropy is the loss of the training frequencies with
     add-one smoothing. A masked language model that uses context must be below both.
+
+    Args:
+        train, held_out: how often each token occurs.
     """
-    counts = np.bincount(held_out.token_ids, minlength=vocab_size).astype(np.float64)
-    seen = np.bincount(train.token_ids, minlength=vocab_size) + 1.0
-    p = counts / counts.sum()
+    p = held_out / held_out.sum()
+    seen = train + 1.0
     own = -float(np.sum(p[p > 0] * np.log(p[p > 0])))
     return own, -float(np.sum(p * np.log(seen / seen.sum())))
 

@@ -168,14 +168,13 @@ class MaskedLM(tokenizing.Tokenizing):
         Independent of the path of the data.
         """
         splits = source.corpus.splits
-        own, cross = text_lib.unigram_entropy(
-            splits["train"], splits["validation"], self.vocab_size
-        )
+        counts = [text.count_tokens(self.vocab_size) for text in splits.values()]
+        own, cross = text_lib.unigram_entropy(*counts)
         known = {
             "python": platform.python_version() if self.data == "stdlib" else None,
             "lower_case": source.corpus.lower_case,
             "sequence_length": self.sequence_length,
-            "tokens": {name: len(text.token_ids) for name, text in splits.items()},
+            "tokens": {name: text.num_tokens for name, text in splits.items()},
             # Nats per token of a guess by frequency alone: on its own split, and held out.
             "unigram_entropy": round(own, 4),
             "unigram_cross_entropy": round(cross, 4),
@@ -252,7 +251,7 @@ class MaskedLM(tokenizing.Tokenizing):
         target = self.text_length
         if rng.random() < self.short_sequence_probability:
             target = int(rng.integers(2, target, endpoint=True))
-            last = pairs.find_run_end(text, first, last, target)
+            last = text.find_end(first, last, target)
         if self.next_sentence:
             a, b, is_random, _ = pairs.draw_pair(
                 text, record["document"], first, last, target, rng
