@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from invented import MASK, S, V, check_equal, write
 
-from attn_jax.data import pairs, text
+from attn_jax.data import pairs, text_cache
 from attn_jax.tasks.masked_lm import MaskedLM
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -169,7 +169,7 @@ def test_every_place_is_hidden_equally_often():
 
 
 def source_of(path, lines, target):
-    corpus = text.load_corpus(write(path, lines), 30)
+    corpus = text_cache.load_corpus(write(path, lines), 30)
     return pairs.PairSource(corpus, "train", target=target)
 
 

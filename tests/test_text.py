@@ -19,7 +19,7 @@ from invented import (
     write,
 )
 
-from attn_jax.data import corpora, text, vocabulary
+from attn_jax.data import corpora, text, text_cache, vocabulary
 from attn_jax.tasks.masked_lm import MaskedLM
 
 GREEK = str.maketrans("abcdefgh", "αβγδεζηθ")
@@ -41,11 +41,11 @@ def task(corpus_file):
 
 def test_what_the_cache_gives_equals_a_fresh_build(corpus_file, new_cache, monkeypatch):
     fresh = text.build_corpus(corpora.read_documents(corpus_file).documents, V, True)
-    first = text.load_corpus(corpus_file, V)
+    first = text_cache.load_corpus(corpus_file, V)
     monkeypatch.setattr(
         text, "build_corpus", lambda *arguments: pytest.fail("built again")
     )
-    check_same_corpus(text.load_corpus(corpus_file, V), fresh)
+    check_same_corpus(text_cache.load_corpus(corpus_file, V), fresh)
     check_same_corpus(first, fresh)
     assert [path.name for path in new_cache.iterdir()] == [first.folder.name]
 
@@ -54,17 +54,17 @@ def test_another_text_or_setting_is_another_entry(corpus_file, new_cache, tmp_pa
     other = tmp_path / "corpus.txt"
     other.write_text(pathlib.Path(corpus_file).read_text() + "a b.\n")
     found = {
-        text.load_corpus(corpus_file, V).folder,
-        text.load_corpus(corpus_file, V + 1).folder,
-        text.load_corpus(corpus_file, V, lower_case=False).folder,
-        text.load_corpus(str(other), V).folder,
+        text_cache.load_corpus(corpus_file, V).folder,
+        text_cache.load_corpus(corpus_file, V + 1).folder,
+        text_cache.load_corpus(corpus_file, V, lower_case=False).folder,
+        text_cache.load_corpus(str(other), V).folder,
     }
     assert len(found) == len(list(new_cache.iterdir())) == 4
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "digests"])
 def test_a_damaged_entry_is_built_again(corpus_file, new_cache, caplog, damage):
-    folder = text.load_corpus(corpus_file, V).folder
+    folder = text_cache.load_corpus(corpus_file, V).folder
     file = folder / ("digests.json" if damage == "digests" else "train-token_ids.npy")
     content = file.read_bytes()
     if damage == "flip":
@@ -73,7 +73,7 @@ def test_a_damaged_entry_is_built_again(corpus_file, new_cache, caplog, damage):
         file.unlink()
     else:
         file.write_bytes(content[: len(content) // 2])
-    again = text.load_corpus(corpus_file, V)
+    again = text_cache.load_corpus(corpus_file, V)
     assert "damaged" in caplog.text
     check_same_corpus(
         again, text.build_corpus(corpora.read_documents(corpus_file).documents, V, True)
@@ -87,7 +87,7 @@ def test_a_cache_that_cannot_be_written_costs_only_a_warning(
 ):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    corpus = text.load_corpus(corpus_file, V)
+    corpus = text_cache.load_corpus(corpus_file, V)
     assert "XDG_CACHE_HOME" in caplog.text
     assert corpus.folder is None
     check_same_corpus(
@@ -148,25 +148,29 @@ def test_unigram_entropy_is_that_of_a_known_distribution():
 
 def test_a_copy_under_another_name_has_the_same_splits(corpus_file, tmp_path):
     other = write(tmp_path / "another.txt", documents())
-    check_same_corpus(text.load_corpus(other, V), text.load_corpus(corpus_file, V))
+    check_same_corpus(
+        text_cache.load_corpus(other, V), text_cache.load_corpus(corpus_file, V)
+    )
 
 
 def test_a_given_vocabulary_is_used_instead_of_a_new_one(corpus_file, new_cache):
-    own = text.load_corpus(corpus_file, V)
+    own = text_cache.load_corpus(corpus_file, V)
     given = own.vocabulary[::-1]
-    corpus = text.load_corpus(corpus_file, V, vocabulary=given)
+    corpus = text_cache.load_corpus(corpus_file, V, vocabulary=given)
     assert corpus.vocabulary == given
     for split in text.SPLITS:
         theirs = V - 1 - own.splits[split].token_ids
         np.testing.assert_array_equal(corpus.splits[split].token_ids, theirs)
-    assert text.load_corpus(corpus_file, V).vocabulary == own.vocabulary
+    assert text_cache.load_corpus(corpus_file, V).vocabulary == own.vocabulary
 
 
 def test_a_vocabulary_of_another_script_is_refused(tmp_path, corpus_file):
     greek = [[line.translate(GREEK) for line in lines] for lines in documents()]
-    given = text.load_corpus(corpus_file, V).vocabulary
+    given = text_cache.load_corpus(corpus_file, V).vocabulary
     with pytest.raises(ValueError, match=r"does not know [0-9]+% of the train split"):
-        text.load_corpus(write(tmp_path / "greek.txt", greek), V, vocabulary=given)
+        text_cache.load_corpus(
+            write(tmp_path / "greek.txt", greek), V, vocabulary=given
+        )
 
 
 def make_hostile(folder, fault):
@@ -222,26 +226,26 @@ def digest(file):
 def test_an_entry_that_another_program_wrote_is_built_again(
     corpus_file, new_cache, caplog, fault
 ):
-    first = text.load_corpus(corpus_file, V)
+    first = text_cache.load_corpus(corpus_file, V)
     make_hostile(first.folder, fault)
-    again = text.load_corpus(corpus_file, V)
+    again = text_cache.load_corpus(corpus_file, V)
     assert "is built again" in caplog.text
     fresh = text.build_corpus(corpora.read_documents(corpus_file).documents, V, True)
     check_same_corpus(again, fresh)
     caplog.clear()
-    text.load_corpus(corpus_file, V)
+    text_cache.load_corpus(corpus_file, V)
     assert not caplog.text
 
 
 def test_an_entry_of_another_user_is_built_again(
     corpus_file, new_cache, caplog, monkeypatch
 ):
-    folder = text.load_corpus(corpus_file, V).folder
+    folder = text_cache.load_corpus(corpus_file, V).folder
     # As root, an entry is given away; as somebody else, we become another.
     if os.getuid() == 0:
         os.chown(folder / "vocab.txt", 12345, -1)
     else:
         monkeypatch.setattr(os, "getuid", lambda: 12345)
-    corpus = text.load_corpus(corpus_file, V)
+    corpus = text_cache.load_corpus(corpus_file, V)
     assert "belongs to another user" in caplog.text
     assert len(corpus.vocabulary) == V

@@ -7,7 +7,7 @@ import sys
 import pytest
 from invented import S, V
 
-from attn_jax.data import corpora, text, vocabulary
+from attn_jax.data import corpora, text, text_cache, vocabulary
 from attn_jax.tasks.masked_lm import MaskedLM
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -52,7 +52,7 @@ def test_a_vocabulary_starts_with_the_special_tokens_and_has_the_size_asked_for(
 )
 def test_a_vocabulary_of_an_impossible_size_is_refused(corpus_file, size, message):
     with pytest.raises(ValueError, match=message):
-        text.load_corpus(corpus_file, size)
+        text_cache.load_corpus(corpus_file, size)
 
 
 def test_tokens_are_those_of_bert():

@@ -6,7 +6,7 @@ A text task inherits `Tokenizing` and adds its objective.
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,14 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without special tokens."""
         return self._encode(text).ids
+
+    def encode_all(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """Yields the ids of each text, without special tokens; the fastest way."""
+        adapted = [vocabulary_lib.adapt_text(text) for text in texts]
+        for found in self._tokenizer.encode_batch_fast(
+            adapted, add_special_tokens=False
+        ):
+            yield found.ids
 
     def split(self, text: str) -> list[str]:
         """The word pieces of a text; unknown words are [UNK]."""

@@ -15,7 +15,7 @@ from jaxtyping import Int, Int32
 
 from attn_jax import metrics
 from attn_jax.bounds import Path, Probability
-from attn_jax.data import pairs, sources, static_rows, tokenizing
+from attn_jax.data import pairs, sources, static_rows, text_cache, tokenizing
 from attn_jax.data import text as text_lib
 from attn_jax.data import vocabulary as vocabulary_lib
 
@@ -54,7 +54,7 @@ class MaskedLM(tokenizing.Tokenizing):
     next_sentence: bool = True
     duplicates: int = 1
     static_seed: int | None = None
-    corpus_version: int = 2
+    corpus_version: int = 3
 
     def __post_init__(self) -> None:
         if self.text_length < 2:
@@ -80,9 +80,9 @@ class MaskedLM(tokenizing.Tokenizing):
                 "are always sentence pairs; set config.task.next_sentence to True, or "
                 "config.task.static_seed to None."
             )
-        if self.corpus_version not in (1, 2):
+        if self.corpus_version not in (1, 2, 3):
             raise ValueError(
-                f"corpus_version={self.corpus_version} must be 2, or 1 for a run of an "
+                f"corpus_version={self.corpus_version} must be 3, or 1 or 2 for a run of an "
                 "earlier release."
             )
 
@@ -126,7 +126,7 @@ class MaskedLM(tokenizing.Tokenizing):
                     "workdir, or to None to train one."
                 )
             return self.bind(assets).source(split)
-        corpus = text_lib.load_corpus(
+        corpus = text_cache.load_corpus(
             self.data,
             self.vocab_size,
             lower_case=self.lower_case,
