@@ -18,7 +18,7 @@ PAUSE = re.compile(
 )
 # Marks that end a sentence of a script without capitals, whatever follows: Chinese and
 # Japanese, Arabic and Urdu, Devanagari, Armenian, Ethiopic, Khmer, Burmese, Tibetan.
-MARK = re.compile(r"(?<=[。！？｡؟۔।॥։።፧។။།])[\"')\]»”’」』）】》]*\s*(?=\S)")
+MARK = re.compile(r"(?<=[。！？｡؟۔।॥։።፧។။།])[\"')\]»”’」』）】》]*+\s*+(?=\S)")
 WORD = re.compile(r"[^\W\d_]{2,}")
 LEAST_LETTERS = 4  # in place of three words, in scripts that do not separate them
 
