@@ -9,6 +9,7 @@ COMMANDS = {
     "analyze": "draw what a run's model attends to",
     "evaluate": "evaluate a run from its folder",
     "export": "write a ViT or a BERT for Hugging Face or timm",
+    "prepare-text": "tokenize text that is too large for memory",
     "predict": "predict for images or texts, with a run or another checkpoint",
 }
 
@@ -16,11 +17,13 @@ COMMANDS = {
 def main(arguments: list[str]) -> None:
     if arguments and arguments[0] in COMMANDS:
         # Imported by name, so that `evaluate` does not load matplotlib.
-        command = importlib.import_module(f"attn_jax.commands.{arguments[0]}")
+        command = importlib.import_module(
+            f"attn_jax.commands.{arguments[0].replace('-', '_')}"
+        )
         command.main(arguments[1:])
         return
     lines = ["usage: python -m attn_jax COMMAND --help"]
-    lines += [f"  {name:10}{purpose}" for name, purpose in COMMANDS.items()]
+    lines += [f"  {name:14}{purpose}" for name, purpose in COMMANDS.items()]
     if arguments in (["--help"], ["-h"]):
         print("\n".join(lines))
     elif arguments:

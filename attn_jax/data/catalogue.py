@@ -9,7 +9,7 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from attn_jax.data import bounded
@@ -18,14 +18,59 @@ NAME = re.compile(r"\w{1,100}(/[\w.-]{1,100})?(:[\w.*]{1,40})?")
 
 
 def open_prepared(address: str) -> Mapping[str, Callable[[], "CatalogueImages"]]:
-    """Returns {split: opener} of "NAME[/CONFIG][:VERSION][@DATA_DIR]".
+    """Returns {split: opener} of "NAME[/CONFIG][:VERSION][@DATA_DIR]", a set of images.
+
+    Raises:
+        ValueError: as `open_builder`.
+    """
+    builder = open_builder(address, ("image", "label"), "labeled images")
+    return {
+        {"val": "validation"}.get(split, split): functools.partial(
+            CatalogueImages, builder, split
+        )
+        for split in builder.info.splits
+    }
+
+
+def count_texts(address: str, key: str) -> list[tuple[str, int]]:
+    """Returns (split, number of records) of a set of texts, for all splits.
+
+    Args:
+        key: of the text in a record.
+
+    Raises:
+        ValueError: as `open_builder`.
+    """
+    builder = open_builder(address, (key,), "texts, or name the feature (--json_key)")
+    splits = builder.info.splits
+    return [(split, splits[split].num_examples) for split in sorted(splits)]
+
+
+def read_texts(
+    address: str, key: str, start: int, end: int
+) -> Iterator[tuple[int, str]]:
+    """Yields (number of the next record, text) of the records `start` to `end`.
+
+    Args:
+        address: as for `count_texts`, then "#" and the split.
+    """
+    name, _, split = address.rpartition("#")
+    builder = open_builder(name, (key,), "texts")
+    records = builder.as_data_source(split=split)
+    for number in range(start, end):
+        text = records[number][key]
+        yield number + 1, text.decode() if isinstance(text, bytes) else str(text)
+
+
+def open_builder(address: str, features: Sequence[str], content: str) -> Any:
+    """Opens a prepared set.
 
     DATA_DIR is $TFDS_DATA_DIR by default, or else the default of tensorflow-datasets
     (~/tensorflow_datasets).
 
     Raises:
         ValueError: the set is not prepared in a format with random access, or its records
-            have no image or no label.
+            lack one of the features.
     """
     name, _, data_dir = address.partition("@")
     if not NAME.fullmatch(name):
@@ -51,18 +96,13 @@ def open_prepared(address: str) -> Mapping[str, Callable[[], "CatalogueImages"]]
             f"no random access. Remove {builder.data_dir}. "
             + _describe_preparation(name, data_dir)
         )
-    for feature in ("image", "label"):
+    for feature in features:
         if feature not in builder.info.features:
             raise ValueError(
                 f"tfds:{name} has no feature {feature!r}; it has: "
-                f"{', '.join(builder.info.features)}. Use a set of labeled images."
+                f"{', '.join(builder.info.features)}. Use a set of {content}."
             )
-    return {
-        {"val": "validation"}.get(split, split): functools.partial(
-            CatalogueImages, builder, split
-        )
-        for split in builder.info.splits
-    }
+    return builder
 
 
 def _describe_preparation(name: str, data_dir: str) -> str:

@@ -139,7 +139,7 @@ def read_text(path: pathlib.Path | epath.Path, max_bytes: int | None = None) -> 
         ValueError: as `read_documents`; the file has more than `max_bytes`.
     """
     lines, end = [], 0
-    for end, line in read_lines(path):
+    for _, end, line in read_lines(path):
         lines.append(line)
         if max_bytes is not None and end > max_bytes:
             raise ValueError(f"{path} has more than {max_bytes:,} bytes.")
@@ -151,8 +151,10 @@ def read_text(path: pathlib.Path | epath.Path, max_bytes: int | None = None) -> 
 
 def read_lines(
     path: pathlib.Path | epath.Path, start: int = 0, max_line: int = MAX_LINE
-) -> Iterator[tuple[int, str]]:
-    """Yields (byte after it, line), which ends in "\n", of each line of a UTF-8 file.
+) -> Iterator[tuple[int, int, str]]:
+    """Yields (first byte, byte after it, line) of each line of a UTF-8 file.
+
+    Lines end in "\n", also where they end in "\r\n" in the file.
 
     Args:
         start: lines that begin before this byte are left out.
@@ -187,7 +189,7 @@ def read_lines(
                     f"{path}: byte {begin + nul} is NUL, so this is no UTF-8 text. "
                     "Convert the file, for example with iconv -t utf-8."
                 )
-            yield end, text.replace("\r\n", "\n")
+            yield begin, end, text.replace("\r\n", "\n")
 
 
 def check_text_file(path: pathlib.Path | epath.Path) -> None:

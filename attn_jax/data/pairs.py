@@ -14,8 +14,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool, Int, Int32
 
+from attn_jax.data import shards, vocabulary
 from attn_jax.data import text as text_lib
-from attn_jax.data import vocabulary
 
 CONSTANT_GUESS = 0.9  # share of random pairs above which a warning is logged
 
@@ -24,7 +24,7 @@ class PairSource:
     """Runs of consecutive sentences of a document, as short as `target` tokens allow.
 
     The last run of a document may have fewer tokens. A record holds:
-        text: the split's `Text`.
+        text: the split's `Text` or `Shards`.
         document, first, last: the run is the sentences [first, last) of the document.
         number: the index of the record. With `duplicates`, run r of R is also the
             records r + R, r + 2 R, ...; only their numbers differ.
@@ -74,7 +74,7 @@ class PairSource:
         bounds = self.runs[run : run + 2]
         return {
             "text": self.text,
-            "document": int(self.text.find_documents(bounds)[0]),
+            "document": int(self.text.find_documents(bounds[:1])[0]),
             "first": int(bounds[0]),
             "last": int(bounds[1]),
             "number": int(index),
@@ -157,7 +157,7 @@ class Pair(NamedTuple):
 
 
 def draw_pair(
-    text: text_lib.Text,
+    text: text_lib.Text | shards.Shards,
     document: int,
     first: int,
     last: int,

@@ -152,24 +152,39 @@ def check_known(share: float, text: str) -> None:
         )
 
 
-def tokenize(
-    documents: Iterable[corpora.Document], tokenizer: Tokenizer, dtype: Any = np.int32
-) -> Text:
-    """Tokenizes documents; sentences and documents without tokens are left out."""
-    token_ids = array.array(np.dtype(dtype).char)
-    sentences, bounds = array.array("q", [0]), array.array("q", [0])
-    for document in documents:
-        for ids in tokenizer.encode_all(document.sentences):
+class Builder:
+    """Collects the tokens of documents; sentences and documents without any are left out."""
+
+    def __init__(self, dtype: Any = np.int32):
+        self.dtype = np.dtype(dtype)
+        self.token_ids = array.array(self.dtype.char)
+        self.sentences = array.array("q", [0])
+        self.documents = array.array("q", [0])
+
+    def add(self, sentences: Iterable[Sequence[int]]) -> int:
+        """Adds a document, the token ids of its sentences; returns how many tokens it has."""
+        before = len(self.token_ids)
+        for ids in sentences:
             if ids:  # none for control characters alone
-                token_ids.extend(ids)
-                sentences.append(len(token_ids))
-        if len(sentences) - 1 > bounds[-1]:
-            bounds.append(len(sentences) - 1)
-    return Text(
-        np.array(token_ids, dtype),
-        np.array(sentences, np.int64),
-        np.array(bounds, np.int64),
-    )
+                self.token_ids.extend(ids)
+                self.sentences.append(len(self.token_ids))
+        if len(self.sentences) - 1 > self.documents[-1]:
+            self.documents.append(len(self.sentences) - 1)
+        return len(self.token_ids) - before
+
+    def build(self) -> Text:
+        return Text(
+            np.array(self.token_ids, self.dtype),
+            np.array(self.sentences, np.int64),
+            np.array(self.documents, np.int64),
+        )
+
+
+def tokenize(documents: Iterable[corpora.Document], tokenizer: Tokenizer) -> Text:
+    builder = Builder()
+    for document in documents:
+        builder.add(tokenizer.encode_all(document.sentences))
+    return builder.build()
 
 
 def unigram_entropy(

@@ -15,7 +15,7 @@ from jaxtyping import Int, Int32
 
 from attn_jax import metrics
 from attn_jax.bounds import Path, Probability
-from attn_jax.data import pairs, sources, static_rows, text_cache, tokenizing
+from attn_jax.data import pairs, shards, sources, static_rows, text_cache, tokenizing
 from attn_jax.data import text as text_lib
 from attn_jax.data import vocabulary as vocabulary_lib
 
@@ -25,9 +25,9 @@ class MaskedLM(tokenizing.Tokenizing):
     """Masked tokens and sentence pairs of a text corpus, sampled whenever a row is read.
 
     Attributes:
-        data: "stdlib" (the documentation that comes with Python) or a path, see
-            `attn_jax.data.corpora.read_documents`. A tenth of its documents is the
-            split "validation".
+        data: "stdlib" (the documentation that comes with Python), a path, see
+            `attn_jax.data.corpora.read_documents`, or a folder of `prepare-text`. A tenth of
+            its documents is the split "validation".
         max_predictions: P, the maximum number of masked tokens in a row; None: 15 % of S.
         mask_probability: share of a row's tokens that are masked.
         whole_words: the pieces of a word are masked together.
@@ -126,13 +126,7 @@ class MaskedLM(tokenizing.Tokenizing):
                     "workdir, or to None to train one."
                 )
             return self.bind(assets).source(split)
-        corpus = text_cache.load_corpus(
-            self.data,
-            self.vocab_size,
-            lower_case=self.lower_case,
-            vocabulary=self._pieces,
-            version=self.corpus_version,
-        )
+        corpus = self.open_corpus()
         if self.static_seed is not None:
             return self.draw_static_rows(corpus, split)
         duplicates = 1 if split == "train" else self.duplicates
@@ -145,6 +139,33 @@ class MaskedLM(tokenizing.Tokenizing):
             except ValueError as error:
                 raise ValueError(f"{self.data!r}: {error}") from error
         return source
+
+    def open_corpus(self) -> text_lib.Corpus:
+        """Opens a corpus of `prepare-text`, or tokenizes other text.
+
+        Raises:
+            ValueError: the corpus was prepared with another vocabulary than that of the task.
+        """
+        folder = shards.find_prepared(self.data)
+        if folder is None:
+            return text_cache.load_corpus(
+                self.data,
+                self.vocab_size,
+                lower_case=self.lower_case,
+                vocabulary=self._pieces,
+                version=self.corpus_version,
+            )
+        try:
+            bound = self.bind(shards.read_assets(folder))
+        except ValueError as error:
+            raise ValueError(f"config.task.data={self.data!r}: {error}") from error
+        if self._pieces is not None and bound.lower_case != self.lower_case:
+            raise ValueError(
+                f"config.task.data={self.data!r} was prepared with lower_case="
+                f"{bound.lower_case}, but the vocabulary of the run is used with "
+                f"{self.lower_case}; prepare the text with the run's vocabulary."
+            )
+        return shards.open_corpus(folder)
 
     def draw_static_rows(
         self, corpus: text_lib.Corpus, split: str
