@@ -1,7 +1,9 @@
 """The benchmarks run, and their verdicts can be negative."""
 
 import json
+import os
 import random
+import signal
 import sys
 
 import processes
@@ -127,6 +129,7 @@ def test_a_worker_ends_commands_as_processes_do(tmp_path):
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert err.startswith("error: ") and "/none holds no run" in err
     commands.timeout = 0
+    os.kill(worker.process.pid, signal.SIGSTOP)  # so that it cannot answer in time
     assert worker.run(*arguments).status is None
     worker.close()
 
