@@ -229,8 +229,8 @@ def test_an_evaluation_reads_every_record_once_in_order(batch_size, groups):
 
 
 def test_the_made_up_source_is_one():
-    assert isinstance(RAGGED, sources.RaggedSource)
-    assert not isinstance(Numbers(3), sources.RaggedSource)
+    assert isinstance(RAGGED, sources.PlannedSource)
+    assert not isinstance(Numbers(3), sources.PlannedSource)
 
 
 def test_rows_come_as_planned_epoch_after_epoch():

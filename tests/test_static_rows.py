@@ -126,7 +126,7 @@ def test_another_seed_or_another_number_of_duplicates_is_another_source(task):
 
 
 def test_static_rows_without_sentence_pairs_are_refused(corpus_file):
-    with pytest.raises(ValueError, match="static_seed=1 .* sentence pairs"):
+    with pytest.raises(ValueError, match="static_seed=1 .* a sentence pair"):
         MaskedLM(
             data=corpus_file,
             vocab_size=V,

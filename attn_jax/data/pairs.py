@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, Int, Int32
+from jaxtyping import Bool, Int, Int32, Int64
 
 from attn_jax.data import shards, vocabulary
 from attn_jax.data import text as text_lib
@@ -46,9 +46,12 @@ class PairSource:
         self.corpus, self.split = corpus, split
         self.target, self.duplicates = target, duplicates
         self.text = corpus.splits[split]
-        self.runs = self.text.find_runs(target)
+        self.runs = self.find_runs()
         self.special_ids = vocabulary.find_special_ids(corpus.vocabulary)
         self.continues = vocabulary.find_continuing(corpus.vocabulary)
+
+    def find_runs(self) -> Int64[np.ndarray, " R"]:
+        return self.text.find_runs(self.target)
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -84,6 +87,9 @@ class PairSource:
 
     def fingerprint(self) -> str:
         """A digest of the tokens, the vocabulary and the runs, but of no path."""
+        return self.digest()
+
+    def digest(self, settings: str = "") -> str:
         digest = hashlib.sha256(
             repr((self.duplicates, self.corpus.vocabulary)).encode()
         )
@@ -92,6 +98,7 @@ class PairSource:
         firsts, lasts = self.runs[:-1], self.runs[1:]
         numbers = self.text.find_documents(firsts)
         digest.update(np.stack([numbers, firsts, lasts], 1).tobytes())
+        digest.update(settings.encode())
         return digest.hexdigest()[:16]
 
 

@@ -2,8 +2,8 @@
 
 Batch k of a run is a pure function of (seed, k): rows k * B to (k + 1) * B - 1 of an endless
 stream of shuffled epochs, for any number of processes and workers. To resume, a run needs
-only its step. A row is a record, unless the source plans its own rows (several ragged
-records in one).
+only its step. A row is a record, unless the source plans its own rows (several records
+in one, or some records more often).
 """
 
 import functools

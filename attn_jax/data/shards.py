@@ -94,12 +94,22 @@ class Shards:
         text, offset = self.find_part(first)
         return text.find_end(first - offset, last - offset, target) + offset
 
-    def find_runs(self, target: int) -> Int64[np.ndarray, " R"]:
+    def find_runs(self, target: int, short: float = 0.0) -> Int64[np.ndarray, " R"]:
         runs = [
-            self._read_text(part).find_runs(target)[:-1] + self.first_sentences[part]
-            for part in range(len(self.parts))
+            self._read_text(part).find_runs(target, short)[:-1] + first
+            for part, first in enumerate(self.first_sentences[:-1])
         ]
         return np.concatenate([*runs, self.first_sentences[-1:]])
+
+    def measure_runs(self, runs: Int64[np.ndarray, " R"]) -> Int64[np.ndarray, " R-1"]:
+        cuts = np.searchsorted(runs, self.first_sentences)
+        lengths = [
+            self._read_text(part).measure_runs(runs[cut : end + 1] - first)
+            for part, (first, cut, end) in enumerate(
+                zip(self.first_sentences[:-1], cuts[:-1], cuts[1:], strict=True)
+            )
+        ]
+        return np.concatenate(lengths)
 
     def count_tokens(self, vocab_size: int) -> Int64[np.ndarray, " V"]:
         counts = np.zeros(vocab_size, np.int64)

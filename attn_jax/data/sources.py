@@ -11,7 +11,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from absl import logging
-from jaxtyping import Integer
 
 from attn_jax.data import arrays, bounded, catalogue, decoding, files, zips
 from attn_jax.data.views import Subset, read_labels
@@ -55,23 +54,22 @@ class Source(Protocol):
 
 
 @runtime_checkable
-class RaggedSource(Source, Protocol):
-    """A source whose records differ in length, so that several can share one row.
+class PlannedSource(Source, Protocol):
+    """A source that plans its rows: several records share one, or some come more often.
 
-    Of any other `Source` the pipeline shuffles the records, and each is a row. A ragged
+    Of any other `Source` the pipeline shuffles the records, and each is a row. A planned
     source plans the rows of each epoch itself: row i of the endless stream is row
     `i % rows_per_epoch` of epoch `i // rows_per_epoch`. An evaluation reads the rows of
     `rows(0, 0)` once.
     """
 
-    lengths: Integer[np.ndarray, " N"]  # the stored length of each record
     rows_per_epoch: int  # len(rows(seed, epoch)), for any seed and epoch
 
     def rows(self, seed: int, epoch: int) -> Sequence[Sequence[int]]:
         """The rows of an epoch in their final, shuffled order.
 
         Each is a tuple of record indices. A pure function of `seed`, `epoch` and the
-        stored lengths.
+        records.
         """
         ...
 

@@ -9,13 +9,13 @@ import functools
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
 
 from attn_jax.data import text as text_lib
 from attn_jax.data import vocabulary
+from attn_jax.data.rows import Row
 
 Tokens = Sequence[int]
 Sentences = Sequence[Tokens]
@@ -31,14 +31,6 @@ class Rules:
     short_sequence_probability: float
     duplicates: int
     whole_words: bool
-
-
-class Row(NamedTuple):
-    token_ids: Int32[np.ndarray, " L"]  # the model's input
-    positions: Int32[np.ndarray, " K"]  # of the masked tokens, ascending
-    labels: Int32[np.ndarray, " K"]  # the original tokens at these positions
-    second: int  # where the second segment begins
-    is_random_next: bool
 
 
 class StaticSource:

@@ -64,22 +64,35 @@ class Text:
         ends = self.sentences[first + 1 : last + 1]
         return min(first + 1 + int(np.searchsorted(ends, wanted)), last)
 
-    def find_runs(self, target: int) -> Int64[np.ndarray, " R"]:
+    def find_runs(self, target: int, short: float = 0.0) -> Int64[np.ndarray, " R"]:
         """The first sentence of each run, and the number of sentences.
 
         A document is cut into runs of whole sentences, each as short as `target` tokens allow;
         its last run may have fewer.
+
+        Args:
+            short: share of the runs for which `target` is a random number from 2 to `target`,
+                the same at every call.
         """
         ends = np.asarray(self.sentences[1:], np.int64)
         starts = np.asarray(self.sentences[:-1], np.int64)
         last = np.repeat(self.documents[1:], np.diff(self.documents))
-        following = np.minimum(np.searchsorted(ends, starts + target) + 1, last)
+        targets = np.full(len(starts), target)
+        if short:
+            rng = np.random.default_rng(0)
+            lower = rng.integers(2, target, size=len(starts), endpoint=True)
+            targets = np.where(rng.random(len(starts)) < short, lower, target)
+        following = np.minimum(np.searchsorted(ends, starts + targets) + 1, last)
         runs, sentence = [0], 0
         steps = following.tolist()
         while sentence < len(steps):
             sentence = steps[sentence]
             runs.append(sentence)
         return np.array(runs, np.int64)
+
+    def measure_runs(self, runs: Int64[np.ndarray, " R"]) -> Int64[np.ndarray, " R-1"]:
+        """The number of tokens of each run that `find_runs` returns."""
+        return np.diff(self.sentences[runs])
 
     def count_tokens(self, vocab_size: int) -> Int64[np.ndarray, " V"]:
         """How often each token occurs."""

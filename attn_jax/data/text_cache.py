@@ -1,6 +1,7 @@
 """Keeps tokenized corpora on disk, where runs open them without reading the text again."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -13,9 +14,13 @@ import numpy as np
 import tokenizers
 from absl import logging
 
-from attn_jax.data import corpora
+from attn_jax.data import corpora, shards
 from attn_jax.data.text import SPLITS, Corpus, Text, build_corpus
-from attn_jax.data.vocabulary import find_special_ids
+from attn_jax.data.vocabulary import (
+    find_special_ids,
+    parse_vocabulary,
+    train_vocabulary,
+)
 
 FORMAT = 3  # of an entry, and of the rules for text; raise it when they change
 SIDE_FILES = ("vocab.txt", "digests.json")  # of an entry, beside its arrays
@@ -72,6 +77,29 @@ def load_corpus(
         )
         return corpus
     return _open_entry(folder, lower_case, left_out)
+
+
+@functools.lru_cache(4)  # every split of a mixture needs it
+def find_vocabulary(
+    corpora_of: tuple[str, ...], vocab_size: int, lower_case: bool, version: int
+) -> tuple[str, ...]:
+    """The vocabulary of a mixture: of its first prepared corpus, or trained on all texts.
+
+    Args:
+        corpora_of: the data, each as for `load_corpus`, or a folder of `prepare-text`.
+    """
+    folders = [shards.find_prepared(data) for data in corpora_of]
+    for folder in folders:
+        if folder is not None:
+            return parse_vocabulary(shards.read_assets(folder)["vocab.txt"])
+    sentences: list[str] = []
+    for data in corpora_of:
+        documents, _ = corpora.read_documents(data, version)
+        held_out = corpora.choose_held_out([document.key for document in documents])
+        for document in documents:
+            if document.key not in held_out:
+                sentences += document.sentences
+    return train_vocabulary(sentences, vocab_size, lower_case=lower_case)
 
 
 def _cache_folder() -> pathlib.Path:

@@ -1,9 +1,6 @@
 """BERT's pre-training: masked language modeling and next-sentence prediction."""
 
 import dataclasses
-import json
-import logging
-import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,276 +8,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Int, Int32
 
 from attn_jax import metrics
-from attn_jax.bounds import Path, Probability
-from attn_jax.data import pairs, shards, sources, static_rows, text_cache, tokenizing
-from attn_jax.data import text as text_lib
-from attn_jax.data import vocabulary as vocabulary_lib
+from attn_jax.data.masked_text import MaskedText
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskedLM(tokenizing.Tokenizing):
-    """Masked tokens and sentence pairs of a text corpus, sampled whenever a row is read.
+class MaskedLM(MaskedText):
+    """The masked tokens of each row, and whether its second sentence follows the first.
 
-    Attributes:
-        data: "stdlib" (the documentation that comes with Python), a path, see
-            `attn_jax.data.corpora.read_documents`, or a folder of `prepare-text`. A tenth of
-            its documents is the split "validation".
-        max_predictions: P, the maximum number of masked tokens in a row; None: 15 % of S.
-        mask_probability: share of a row's tokens that are masked.
-        whole_words: the pieces of a word are masked together.
-        short_sequence_probability: how often a row is cut to a random length below S.
-        next_sentence: rows are sentence pairs, and `nsp_loss` is a term of the loss.
-            False: rows are single segments.
-        duplicates: rows per span of sentences in an evaluation, each with other masks and
-            pairs (`dupe_factor` of the original). Training draws new ones every epoch.
-        static_seed: None, or the seed with which all rows are drawn once, before the first
-            step, as the original does, with `duplicates` in training too; see
-            `attn_jax.data.static_rows`.
-        corpus_version: version of the rules for reading files, see
-            `attn_jax.data.corpora.read_documents`.
+    `next_sentence` adds the second objective; the rows are those of `MaskedText`.
 
-    Source: Devlin et al. 2019, sec. 3.1 and A.1; google-research/bert,
-    create_pretraining_data.py and run_pretraining.py.
+    Source: Devlin et al. 2019, sec. 3.1; google-research/bert, run_pretraining.py.
     """
-
-    data: Path
-    max_predictions: int | None = None
-    mask_probability: Probability = 0.15
-    whole_words: bool = False
-    short_sequence_probability: Probability = 0.1
-    next_sentence: bool = True
-    duplicates: int = 1
-    static_seed: int | None = None
-    corpus_version: int = 3
-
-    def __post_init__(self) -> None:
-        if self.text_length < 2:
-            raise ValueError(
-                f"sequence_length={self.sequence_length} leaves {self.text_length} "
-                "tokens for text besides [CLS] and [SEP]; set "
-                "config.task.sequence_length to 8 or more."
-            )
-        for name in ("mask_probability", "short_sequence_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"config.task.{name}={getattr(self, name)} is a probability and must "
-                    "be from 0 to 1."
-                )
-        if self.predictions_per_row < 1 or self.duplicates < 1:
-            raise ValueError(
-                f"max_predictions={self.predictions_per_row} and "
-                f"duplicates={self.duplicates} must be 1 or more."
-            )
-        if self.static_seed is not None and not self.next_sentence:
-            raise ValueError(
-                f"static_seed={self.static_seed} draws rows as the original does, which "
-                "are always sentence pairs; set config.task.next_sentence to True, or "
-                "config.task.static_seed to None."
-            )
-        if self.corpus_version not in (1, 2, 3):
-            raise ValueError(
-                f"corpus_version={self.corpus_version} must be 3, or 1 or 2 for a run of an "
-                "earlier release."
-            )
 
     @property
     def coefficients(self) -> dict[str, float]:
         terms = ("mlm_loss", "nsp_loss") if self.next_sentence else ("mlm_loss",)
         return dict.fromkeys(terms, 1.0)
-
-    @property
-    def text_length(self) -> int:
-        """Maximum number of text tokens in a row: S without [CLS] and one or two [SEP]."""
-        return self.sequence_length - (3 if self.next_sentence else 2)
-
-    @property
-    def predictions_per_row(self) -> int:
-        if self.max_predictions is None:
-            return max(1, round(0.15 * self.sequence_length))
-        return self.max_predictions
-
-    def bind(self, assets: Mapping[str, str]) -> "MaskedLM":
-        """As `Tokenizing.bind`; warns if "stdlib" is another Python's than that of the run."""
-        bound = super().bind(assets)
-        settings = vocabulary_lib.parse_settings(assets.get("text.json", "{}"))
-        python = settings.get("python") or platform.python_version()
-        if self.data == "stdlib" and python != platform.python_version():
-            logging.warning(
-                "the text is the documentation of Python %s, but the run read that of "
-                "%s: its validation split may differ.",
-                platform.python_version(),
-                python,
-            )
-        return bound
-
-    def source(self, split: str) -> sources.Source:
-        if self.vocabulary is not None and self._pieces is None:
-            assets = vocabulary_lib.read_vocabulary(self.vocabulary)
-            if assets is None:
-                raise ValueError(
-                    f"no vocab.txt at vocabulary={self.vocabulary!r}. Set "
-                    "config.task.vocabulary to a vocab.txt, a Hugging Face folder or a "
-                    "workdir, or to None to train one."
-                )
-            return self.bind(assets).source(split)
-        corpus = self.open_corpus()
-        if self.static_seed is not None:
-            return self.draw_static_rows(corpus, split)
-        duplicates = 1 if split == "train" else self.duplicates
-        source = pairs.PairSource(
-            corpus, split, target=self.text_length, duplicates=duplicates
-        )
-        if self.next_sentence:
-            try:
-                pairs.check_next_sentences(source)
-            except ValueError as error:
-                raise ValueError(f"{self.data!r}: {error}") from error
-        return source
-
-    def open_corpus(self) -> text_lib.Corpus:
-        """Opens a corpus of `prepare-text`, or tokenizes other text.
-
-        Raises:
-            ValueError: the corpus was prepared with another vocabulary than that of the task.
-        """
-        folder = shards.find_prepared(self.data)
-        if folder is None:
-            return text_cache.load_corpus(
-                self.data,
-                self.vocab_size,
-                lower_case=self.lower_case,
-                vocabulary=self._pieces,
-                version=self.corpus_version,
-            )
-        try:
-            bound = self.bind(shards.read_assets(folder))
-        except ValueError as error:
-            raise ValueError(f"config.task.data={self.data!r}: {error}") from error
-        if self._pieces is not None and bound.lower_case != self.lower_case:
-            raise ValueError(
-                f"config.task.data={self.data!r} was prepared with lower_case="
-                f"{bound.lower_case}, but the vocabulary of the run is used with "
-                f"{self.lower_case}; prepare the text with the run's vocabulary."
-            )
-        return shards.open_corpus(folder)
-
-    def draw_static_rows(
-        self, corpus: text_lib.Corpus, split: str
-    ) -> static_rows.StaticSource:
-        rules = static_rows.Rules(
-            sequence_length=self.sequence_length,
-            max_predictions=self.predictions_per_row,
-            mask_probability=self.mask_probability,
-            short_sequence_probability=self.short_sequence_probability,
-            duplicates=self.duplicates,
-            whole_words=self.whole_words,
-        )
-        assert self.static_seed is not None, "as `source` asks"
-        return static_rows.StaticSource(corpus, split, rules, self.static_seed)
-
-    def assets(
-        self, source: pairs.PairSource | static_rows.StaticSource
-    ) -> dict[str, str]:
-        """The vocabulary, and entropies to compare the loss with.
-
-        Independent of the path of the data.
-        """
-        splits = source.corpus.splits
-        counts = [text.count_tokens(self.vocab_size) for text in splits.values()]
-        own, cross = text_lib.unigram_entropy(*counts)
-        known = {
-            "python": platform.python_version() if self.data == "stdlib" else None,
-            "lower_case": source.corpus.lower_case,
-            "sequence_length": self.sequence_length,
-            "tokens": {name: text.num_tokens for name, text in splits.items()},
-            # Nats per token of a guess by frequency alone: on its own split, and held out.
-            "unigram_entropy": round(own, 4),
-            "unigram_cross_entropy": round(cross, 4),
-        }
-        pieces = "".join(f"{piece}\n" for piece in source.corpus.vocabulary)
-        return {"vocab.txt": pieces, "text.json": json.dumps(known, indent=1)}
-
-    def example(
-        self, record: Mapping[str, Any], rng: np.random.Generator | None
-    ) -> dict[str, Any]:
-        """One row: [CLS] A [SEP] B [SEP] or [CLS] A [SEP], padded to S.
-
-        If `rng` is None (evaluation), the row is a function of the record's number.
-
-        Returns: int32 `token_ids`, `segment_ids` [S] (0 for A, its [SEP] and padding),
-        bool `mask` [S]; int32 `mlm_positions`, `mlm_labels` and bool `mlm_valid` [P],
-        positions ascending, then zeros; int32 `is_random_next` [].
-        """
-        special = record["special_ids"]
-        if "static" in record:
-            return self.make_arrays(special, *record["static"])
-        if rng is None:
-            rng = np.random.default_rng(record["number"])
-        a, b, is_random = self.draw_segments(record, rng)
-        cls, sep = [special.cls], [special.sep]
-        parts: list[Any] = [cls, a, sep, *([b, sep] if self.next_sentence else [])]
-        tokens = np.concatenate(parts).astype(np.int32)
-        maskable = np.ones(len(tokens), bool)
-        maskable[[0, 1 + len(a), len(tokens) - 1]] = False
-        masked = pairs.mask_tokens(
-            tokens,
-            maskable,
-            probability=self.mask_probability,
-            limit=self.predictions_per_row,
-            mask_id=special.mask,
-            vocab_size=self.vocab_size,
-            rng=rng,
-            continues=record["continues"][tokens] if self.whole_words else None,
-        )
-        return self.make_arrays(special, *masked, 2 + len(a), is_random)
-
-    def make_arrays(
-        self,
-        special: vocabulary_lib.SpecialIds,
-        tokens: Int32[np.ndarray, " L"],
-        positions: Int[np.ndarray, " K"],
-        labels: Int[np.ndarray, " K"],
-        second: int,
-        is_random: bool,
-    ) -> dict[str, Any]:
-        """Pads a row, whose second segment begins at `second`, to the arrays of `example`."""
-        size, length, chosen = self.sequence_length, len(tokens), len(positions)
-        places = np.arange(size)
-        token_ids = np.full(size, special.pad, np.int32)
-        token_ids[:length] = tokens
-        mlm_positions = np.zeros(self.predictions_per_row, np.int32)
-        mlm_labels = np.zeros(self.predictions_per_row, np.int32)
-        mlm_positions[:chosen], mlm_labels[:chosen] = positions, labels
-        return {
-            "token_ids": token_ids,
-            "segment_ids": ((places >= second) & (places < length)).astype(np.int32),
-            "mask": places < length,
-            "mlm_positions": mlm_positions,
-            "mlm_labels": mlm_labels,
-            "mlm_valid": np.arange(self.predictions_per_row) < chosen,
-            "is_random_next": np.int32(is_random),
-        }
-
-    def draw_segments(
-        self, record: Mapping[str, Any], rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, bool]:
-        """(A, B, whether B is random), at most `text_length` tokens together."""
-        text, first, last = record["text"], record["first"], record["last"]
-        target = self.text_length
-        if rng.random() < self.short_sequence_probability:
-            target = int(rng.integers(2, target, endpoint=True))
-            last = text.find_end(first, last, target)
-        if self.next_sentence:
-            a, b, is_random, _ = pairs.draw_pair(
-                text, record["document"], first, last, target, rng
-            )
-        else:
-            a, is_random = text.tokens(first, last), False
-            b = a[:0]
-        return *pairs.truncate(a, b, self.text_length, rng), is_random
 
     def read_input(self, given: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Tokenizes a text in which words to fill in are written [MASK].
@@ -354,7 +99,9 @@ class MaskedLM(tokenizing.Tokenizing):
         return {"masks": masks, "filled": filled}
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        names = ("token_ids", "segment_ids", "mask", "mlm_positions")
+        names = ["token_ids", "segment_ids", "mask", "mlm_positions"]
+        if "sequence_ids" in batch:
+            names += ["sequence_ids", "position_ids", "cls_positions"]
         return {name: batch[name] for name in names}
 
     def loss(
@@ -374,7 +121,12 @@ class MaskedLM(tokenizing.Tokenizing):
         terms = classification_terms(logits, batch["mlm_labels"], counted, "mlm")
         if self.next_sentence:
             logits = self.check_head(outputs, "nsp", 2)
-            terms |= classification_terms(logits, batch["is_random_next"], valid, "nsp")
+            pairs_counted = valid
+            if "cls_mask" in batch:
+                pairs_counted = batch["cls_mask"] * valid[:, None]
+            terms |= classification_terms(
+                logits, batch["is_random_next"], pairs_counted, "nsp"
+            )
         return terms
 
     def check_head(
