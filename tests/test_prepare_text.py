@@ -3,6 +3,8 @@
 import json
 import pathlib
 import random
+import sys
+import types
 
 import pytest
 from invented import V, documents, write
@@ -218,3 +220,57 @@ def test_shards_are_small_where_the_vocabulary_is(prepared):
     text = shards.open_corpus(folder).splits[SPLITS[0]].read_text(0)
     assert str(text.token_ids.dtype) == "uint16"
     assert isinstance(folder, pathlib.Path)
+
+
+class Pipeline:
+    """What a runner does with our pipeline, without Apache Beam."""
+
+    def __init__(self, options):
+        self.items = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def __or__(self, transform):
+        self.items = transform(self.items)
+        return self
+
+
+def test_a_pipeline_makes_the_same_shards(
+    prepared, corpus, tmp_path, capsys, monkeypatch
+):
+    flags = []
+    beam = types.ModuleType("apache_beam")
+    beam.DoFn, beam.Pipeline = object, Pipeline
+    beam.Create = lambda items: lambda _: items
+    beam.Reshuffle = lambda: lambda items: items[::-1]
+    beam.ParDo = lambda dofn: (
+        lambda items: [made for item in items for made in dofn.process(item)]
+    )
+    options = types.ModuleType("apache_beam.options.pipeline_options")
+    options.PipelineOptions = flags.extend
+    monkeypatch.setitem(sys.modules, "apache_beam", beam)
+    monkeypatch.setitem(sys.modules, "apache_beam.options", types.ModuleType("options"))
+    monkeypatch.setitem(sys.modules, options.__name__, options)
+    folder, whole = prepared
+    beam_flags = ("--beam", "--runner=DirectRunner")
+    result = run(capsys, corpus, tmp_path / "beam", *beam_flags)
+    assert content(tmp_path / "beam") == content(folder)
+    assert flags == ["--runner=DirectRunner"]
+    assert result["tokens"] == whole["tokens"]
+
+
+def test_a_direct_runner_makes_the_same_shards(prepared, corpus, tmp_path, capsys):
+    pytest.importorskip("apache_beam", reason="pip install 'attn_jax[beam]'")
+    folder, _ = prepared
+    run(capsys, corpus, tmp_path / "beam", "--beam", "--runner=DirectRunner")
+    assert content(tmp_path / "beam") == content(folder)
+
+
+def test_without_apache_beam_the_extra_is_named(corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(ValueError, match=r"pip install 'attn_jax\[beam\]'"):
+        run(capsys, corpus, tmp_path / "out", "--beam")

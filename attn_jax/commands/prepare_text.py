@@ -13,7 +13,7 @@ from typing import Any
 from rich import console, progress
 
 from attn_jax import commands
-from attn_jax.data import prepare, shards, units
+from attn_jax.data import prepare, prepare_beam, shards, units
 from attn_jax.data.text import SPLITS
 from attn_jax.data.vocabulary import parse_settings, parse_vocabulary, read_vocabulary
 from attn_jax.folder import expand_local
@@ -22,6 +22,8 @@ EXAMPLES = """examples:
   %(prog)s --input=books/ --out=prepared --vocab_size=8000
   %(prog)s --input=wiki.jsonl --out=prepared --vocabulary=bert-base-uncased --processes=8
   %(prog)s --input=wiki.jsonl --out=prepared --vocabulary=vocab.txt --shard=3/16
+  %(prog)s --input=/disk/wiki --out=/disk/prepared --vocabulary=vocab.txt \\
+      --beam --runner=FlinkRunner --flink_master=HOST:PORT
 """
 
 
@@ -76,6 +78,12 @@ def main(arguments: Sequence[str]) -> None:
         help="make the i-th of n parts, i from 0; n machines make all",
     )
     parser.add_argument("--processes", type=int, default=1, help="default 1")
+    parser.add_argument(
+        "--beam",
+        nargs=argparse.REMAINDER,
+        metavar="FLAG",
+        help="make the shards on Apache Beam; all that follows are flags of its runner",
+    )
     commands.parse_and_run(parser, run, arguments)
 
 
@@ -94,7 +102,11 @@ def run(options: argparse.Namespace) -> list[str]:
     job = prepare.open_job(options.input, folder, settings, pieces)
     numbers = range(part, len(job.units), parts)
     started = time.perf_counter()
-    indexes = list(make_shards(job, numbers, options.processes))
+    if options.beam is not None:
+        prepare_beam.make_shards(job, numbers, options.beam)
+        indexes = [shards.read_index(folder, number) for number in numbers]
+    else:
+        indexes = list(make_shards(job, numbers, options.processes))
     return [json.dumps(summarize(job, indexes, time.perf_counter() - started))]
 
 
