@@ -9,6 +9,7 @@ COMMANDS = {
     "analyze": "draw what a run's model attends to",
     "evaluate": "evaluate a run from its folder",
     "export": "write a ViT or a BERT for Hugging Face or timm",
+    "extend-vocabulary": "add words to the vocabulary of a BERT",
     "prepare-text": "tokenize text that is too large for memory",
     "predict": "predict for images or texts, with a run or another checkpoint",
 }
@@ -23,7 +24,7 @@ def main(arguments: list[str]) -> None:
         command.main(arguments[1:])
         return
     lines = ["usage: python -m attn_jax COMMAND --help"]
-    lines += [f"  {name:14}{purpose}" for name, purpose in COMMANDS.items()]
+    lines += [f"  {name:19}{purpose}" for name, purpose in COMMANDS.items()]
     if arguments in (["--help"], ["-h"]):
         print("\n".join(lines))
     elif arguments:

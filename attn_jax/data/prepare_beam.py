@@ -3,8 +3,8 @@
 The workers need the input and the output folder at the same paths, as on a shared disk.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import functools
+from collections.abc import Sequence
 
 from attn_jax.data import prepare
 
@@ -26,14 +26,10 @@ def make_shards(job: prepare.Job, numbers: Sequence[int], flags: Sequence[str]) 
             f"--beam needs Apache Beam ({error}); pip install 'attn_jax[beam]'."
         ) from None
 
-    class PrepareUnit(beam.DoFn):
-        def process(self, number: int) -> Iterator[dict[str, Any]]:
-            yield prepare.prepare_unit(job, number)
-
     with beam.Pipeline(options=PipelineOptions(list(flags))) as pipeline:
         (
             pipeline
             | beam.Create(list(numbers))
             | beam.Reshuffle()
-            | beam.ParDo(PrepareUnit())
+            | beam.Map(functools.partial(prepare.prepare_unit, job))  # as a DoFn
         )
