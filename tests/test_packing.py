@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from invented import CLS, SEP, S, V, check_equal
+from invented import CLS, SEP, S, V, check_equal, documents, write
 from test_bert import GOLDEN
 
 from attn_jax import convert
@@ -143,6 +143,20 @@ def test_masks_are_never_too_many_for_a_row(corpus_file):
         assert arrays["mlm_valid"].sum() == min(
             wanted, sum(min(round(0.5 * int(n)), int(n) - 3) for n in lengths)
         )
+
+
+def test_each_segment_has_a_token_even_where_a_document_is_one(tmp_path):
+    lines = [*documents(), *([letter] for letter in "abcdefgh")]
+    data = write(tmp_path / "text.txt", lines)
+    task = MaskedLM(data=data, vocab_size=V, sequence_length=ROW, packed=8)
+    source = task.source("train")
+    assert min(source.text.measure_runs(source.runs)) == 1
+    for number, row in enumerate(source.rows(0, 0)):
+        records = [source[record] for record in row]
+        arrays = task.example(records, np.random.default_rng(number))
+        for i in range(1, len(row) + 1):
+            segments = arrays["segment_ids"][arrays["sequence_ids"] == i]
+            assert (segments == 0).sum() > 2 and (segments == 1).sum() > 1
 
 
 def test_batches_are_the_same_for_any_worker_and_after_a_resume(task):

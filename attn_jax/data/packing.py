@@ -47,7 +47,9 @@ class PackedSource(pairs.PairSource):
         self.short = short
         super().__init__(corpus, split, target=target, duplicates=duplicates)
         self.specials, self.size, self.most = specials, size, most
-        self.targets = np.minimum(self.text.measure_runs(self.runs), target)
+        # Each segment needs a token, beside [CLS] and its [SEP].
+        lengths = self.text.measure_runs(self.runs)
+        self.targets = np.clip(lengths, specials - 1, target)
         lengths = np.tile(self.targets + specials, duplicates)
         self.packing = pack(lengths, size, most)
 
