@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -58,8 +59,10 @@ OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 # --- measurements ---------------------------------------------------------------------
 
 
-def measure_case(name: str, debug: bool) -> dict[str, Any]:
-    """Times steps of one model on the first device."""
+def measure_case(
+    name: str, debug: bool, wait: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Times steps of one model on the first device; calls `wait` before the first."""
     case = CASES[name](debug)._replace(**({"batch_size": 2} if debug else {}))
     model = config_lib.build(with_dtype(case.model, "bfloat16"))
     key = jax.random.key(0)
@@ -83,6 +86,7 @@ def measure_case(name: str, debug: bool) -> dict[str, Any]:
     began = time.perf_counter()
     compiled = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
     compilation = time.perf_counter() - began
+    wait()
     seconds: list[float] = []
     stop = time.perf_counter() + BUDGET_SECONDS
     while len(seconds) < WARM_UP + (2 if debug else STEPS):
