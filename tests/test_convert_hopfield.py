@@ -17,7 +17,6 @@ def test_what_cannot_be_converted_is_refused_by_name():
     missing = {key: value for key, value in weights.items() if key != name}
     for changed, message in [
         ((f"{kind}X", config, weights), "kind='HopfieldPoolingX'"),
-        (("HopfieldEncoderLayer", config, weights), "kind='HopfieldEncoderLayer'"),
         ((kind, {**config, "width": 3}, weights), "'width' is no argument"),
         ((kind, config, missing), f"{name} +missing"),
         ((kind, config, {**weights, "more": np.ones(2)}), r"more +\[2\] +no such"),
@@ -36,6 +35,29 @@ def test_what_cannot_be_converted_is_refused_by_name():
             from_torch(*changed)
     with pytest.raises(ValueError, match="takes one input or 2"):
         inputs_from_torch(kind, config, (weights[name],) * 3)
+
+
+def test_a_transformer_layer_that_cannot_be_converted_is_refused_by_name():
+    kind, config, weights = official(golden("encoder"))
+    inner = config["hopfield_association"]
+    for changed, message in [
+        ({"activation": "silu"}, "activation='silu' is none of relu, gelu"),
+        ({"width": 3}, "'width' is no argument"),
+        ({"hopfield_association": None}, "hopfield_association=None .* as a dict"),
+        (
+            {"hopfield_association": {**inner, "output_size": 5}},
+            "output_size=5 of hopfield_association must be its input_size=8",
+        ),
+        ({"dim_feedforward": 9}, r"linear_residual.weight +\[14, 8\]"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            from_torch(kind, {**config, **changed}, weights)
+    x = golden("encoder")["input"]
+    with pytest.raises(ValueError, match="'tgt_mask' is no mask .* src_mask"):
+        inputs_from_torch(kind, config, x, tgt_mask=np.zeros((6, 6), bool))
+    kind, config, _ = official(golden("decoder"))
+    with pytest.raises(ValueError, match=r"takes 2 \(state, stored\), not 1"):
+        inputs_from_torch(kind, config, x)
 
 
 def test_bias_patterns_that_the_original_never_uses_are_left_out():

@@ -15,6 +15,7 @@ from attn_jax.convert.hopfield import from_torch, inputs_from_torch
 from attn_jax.models import hopfield as layers
 from attn_jax.models.hopfield import (
     Hopfield,
+    HopfieldEncoderLayer,
     HopfieldLayer,
     HopfieldPooling,
 )
@@ -24,8 +25,8 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "hopfield"
 CASES = sorted(
     path.stem
-    for kind in ("hopfield", "pooling", "layer")
-    for path in GOLDEN.glob(f"{kind}_*.npz")
+    for kind in ("hopfield_", "pooling_", "layer_", "encoder", "decoder")
+    for path in GOLDEN.glob(f"{kind}*.npz")
 )
 # The golden set's own for float32: its inputs were drawn such that a jitter of 1e-6
 # moves no output by more than 2e-5, and an independent float32 run stayed within 6e-6.
@@ -46,13 +47,9 @@ def official(case, pick=lambda key: key):
 
 def call_arguments(case):
     kind, config, _ = official(case)
-    names = [n for n in ("stored", "state", "projection", "input") if n in case]
-    given = tuple(case[name] for name in names)
-    masks = {
-        name: case[name]
-        for name in ("stored_pattern_padding_mask", "association_mask")
-        if name in case
-    }
+    names = ("stored", "state", "projection", "input", "tgt", "memory")
+    given = tuple(case[name] for name in names if name in case)
+    masks = {name: case[name] for name in case if name.endswith("_mask")}
     given = given[0] if len(given) == 1 else given
     return inputs_from_torch(kind, config, given, **masks)
 
@@ -62,6 +59,8 @@ def run(module, variables, *arguments, **inputs):
     arguments, inputs = jax.tree.map(jnp.asarray, (arguments, inputs))
     call = functools.partial(module.apply, mutable=["intermediates"])
     output, sown = jax.jit(call)(variables, *arguments, **inputs)
+    # A decoder layer's second association is not among the golden numbers.
+    sown["intermediates"].pop("cross_hopfield", None)
     [attention] = jax.tree.leaves(sown)
     return output, attention
 
@@ -146,6 +145,24 @@ def test_one_beta_per_head_is_not_the_tiling_of_the_original():
 
 
 # --- the layers -----------------------------------------------------------------------
+
+
+def test_a_layer_whose_association_has_another_width_is_refused():
+    layer = HopfieldEncoderLayer(Hopfield(output_width=5))
+    with pytest.raises(ValueError, match=r"returns \(2, 3, 5\), .* output_width"):
+        layer.init(jax.random.key(0), jnp.ones((2, 3, 8)))
+
+
+def test_dropout_of_a_layer_acts_in_training_only():
+    layer = HopfieldEncoderLayer(Hopfield(), dropout=0.5)
+    x = jax.random.normal(jax.random.key(0), (2, 3, 8))
+    variables = layer.init(jax.random.key(1), x)
+    rngs = {"dropout": jax.random.key(2)}
+    evaluated = layer.apply(variables, x)
+    without = layer.clone(dropout=0.0).apply(variables, x, train=True, rngs=rngs)
+    np.testing.assert_array_equal(evaluated, without)
+    trained = layer.apply(variables, x, train=True, rngs=rngs)
+    assert np.abs(trained - evaluated).max() > 0.1
 
 
 def inputs(batch=2, states=3, patterns=5, width=6, seed=0):

@@ -54,26 +54,53 @@ KIND_ARGUMENTS: dict[str, dict[str, Any]] = {
         "lookup_targets_as_trainable": True,
     },
 }
+# Arguments of the layers of a Transformer, whose Hopfield modules have arguments of their own.
+LAYER_ARGUMENTS: dict[str, Any] = {
+    "dim_feedforward": 2048,
+    "dropout": 0.1,
+    "activation": "relu",
+}
+# Hopfield modules of each of these layers: {official argument: name in ours}.
+HOPFIELD_MODULES: dict[str, dict[str, str]] = {
+    "HopfieldEncoderLayer": {"hopfield_association": "hopfield"},
+    "HopfieldDecoderLayer": {
+        "hopfield_association_self": "self_hopfield",
+        "hopfield_association_cross": "cross_hopfield",
+    },
+}
 
 
 def fill_in_defaults(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns all arguments of the official constructor.
 
     Raises:
-        ValueError: the kind or an argument is unknown.
+        ValueError: the kind or an argument is unknown, or the arguments of a layer's
+            Hopfield module are missing.
     """
-    if kind not in KIND_ARGUMENTS:
-        raise ValueError(
-            f"{kind=} cannot be converted; the kinds are {', '.join(KIND_ARGUMENTS)}. For encoder "
-            "and decoder layers, convert the Hopfield modules inside them."
-        )
-    known = HOPFIELD_ARGUMENTS | KIND_ARGUMENTS[kind]
+    if kind not in KIND_ARGUMENTS and kind not in HOPFIELD_MODULES:
+        kinds = ", ".join([*KIND_ARGUMENTS, *HOPFIELD_MODULES])
+        raise ValueError(f"{kind=} cannot be converted; the kinds are {kinds}.")
+    modules = HOPFIELD_MODULES.get(kind, {})
+    known = (
+        dict.fromkeys(modules) | LAYER_ARGUMENTS
+        if modules
+        else HOPFIELD_ARGUMENTS | KIND_ARGUMENTS[kind]
+    )
     if unknown := sorted(set(config) - set(known)):
         raise ValueError(
             f"{unknown[0]!r} is no argument of the official {kind}; it has "
             f"{', '.join(known)}."
         )
-    return known | dict(config)
+    filled = known | dict(config)
+    for name in modules:
+        inner = filled[name]
+        if not isinstance(inner, Mapping):
+            raise ValueError(
+                f"{name}={inner!r} of {kind} must be the arguments of its Hopfield "
+                "module, as a dict."
+            )
+        filled[name] = fill_in_defaults("Hopfield", inner)
+    return filled
 
 
 class Sizes:

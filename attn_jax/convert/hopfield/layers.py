@@ -1,4 +1,4 @@
-"""Converts layers of the official PyTorch package (ml-jku/hopfield-layers).
+"""Converts the parameters of the official PyTorch Hopfield layers.
 
 Axes in shapes: H heads, d channels of the association space per head, p of a value.
 """
@@ -10,12 +10,30 @@ import flax.linen as nn
 import numpy as np
 
 from attn_jax.convert.arrays import Entry, Layout, Rows, read_parameters
-from attn_jax.convert.hopfield_config import (
+from attn_jax.convert.hopfield.config import (
+    HOPFIELD_MODULES,
     Sizes,
     fill_in_defaults,
     hopfield_fields,
 )
-from attn_jax.models.hopfield import Hopfield, HopfieldLayer, HopfieldPooling
+from attn_jax.models.hopfield import (
+    Hopfield,
+    HopfieldDecoderLayer,
+    HopfieldEncoderLayer,
+    HopfieldLayer,
+    HopfieldPooling,
+)
+from attn_jax.models.hopfield.transformer import ACTIVATIONS
+
+# {official norm: ours without "_norm"}
+LAYER_NORMS = {
+    "HopfieldEncoderLayer": {"norm_residual": "hopfield", "norm_output": "mlp"},
+    "HopfieldDecoderLayer": {
+        "norm_residual_self": "self",
+        "norm_residual_cross": "cross",
+        "norm_output": "mlp",
+    },
+}
 
 
 def from_torch(
@@ -30,9 +48,11 @@ def from_torch(
     and `bias_v` are left out. Our modules are batch-first; see `inputs_from_torch`.
 
     Args:
-        kind: "Hopfield", "HopfieldPooling" or "HopfieldLayer".
+        kind: "Hopfield", "HopfieldPooling", "HopfieldLayer", "HopfieldEncoderLayer" or
+            "HopfieldDecoderLayer".
         config: the official constructor's arguments; an absent one has its default. A
-            per-head tensor is a list.
+            per-head tensor is a list. For a Hopfield module inside an encoder or decoder
+            layer, a dict of its arguments.
         state_dict: {name: array} of the official layer.
 
     Raises:
@@ -40,6 +60,8 @@ def from_torch(
             another shape (one table of all).
     """
     config = fill_in_defaults(kind, config)
+    if kind in HOPFIELD_MODULES:
+        return transformer_layer_from_torch(kind, config, state_dict)
     sizes = Sizes(config)
     hopfield = Hopfield(**hopfield_fields(config, sizes))
     table = Table()
@@ -85,55 +107,6 @@ def from_torch(
     )
     # A layer without parameters has no collection at all.
     return module, {"params": params} if params else {}
-
-
-def inputs_from_torch(
-    kind: str,
-    config: Mapping[str, Any],
-    input: np.ndarray | tuple[np.ndarray, ...],
-    stored_pattern_padding_mask: np.ndarray | None = None,
-    association_mask: np.ndarray | None = None,
-) -> dict[str, np.ndarray]:
-    """Converts the arguments of an official call to those of ours.
-
-    Args:
-        input: an array; or (stored, state, projection) of "Hopfield", or (stored,
-            projection) of "HopfieldPooling". [B, T, D], or [T, B, D] if not
-            `batch_first`.
-        stored_pattern_padding_mask: [B, K], True = ignore.
-        association_mask: [Q, K] or [B*H, Q, K], boolean (True = blocked) or float
-            (added).
-
-    Raises:
-        ValueError: the kind or an argument is unknown, or the kind does not take this
-            number of inputs.
-    """
-    config = fill_in_defaults(kind, config)
-    names = {
-        "Hopfield": ("stored", "state", "projection"),
-        "HopfieldPooling": ("stored", "projection"),
-        "HopfieldLayer": ("state",),
-    }[kind]
-    parts = input if isinstance(input, tuple) else (input,)
-    if len(parts) not in (1, len(names)):
-        raise ValueError(
-            f"{kind} takes one input or {len(names)} ({', '.join(names)}), "
-            f"not {len(parts)}."
-        )
-    if not config["batch_first"]:
-        parts = tuple(np.swapaxes(part, 0, 1) for part in parts)
-    ours = dict(zip(names, parts, strict=False))
-    if stored_pattern_padding_mask is not None:
-        ours["stored_mask"] = ~np.asarray(stored_pattern_padding_mask, bool)
-    if association_mask is not None:
-        mask = np.asarray(association_mask)
-        heads = config["num_heads"] if mask.ndim == 3 else 1
-        mask = mask.reshape(-1, heads, *mask.shape[-2:])
-        if mask.dtype == bool:
-            ours["association_mask"] = ~mask
-        else:
-            ours["association_bias"] = mask
-    return ours
 
 
 class Table:
@@ -234,3 +207,56 @@ def add_projections(
         table.add(f"{ours}out/kernel", shape, f"{core}out_proj.weight", "dense")
         if config["input_bias"]:
             table.add(f"{ours}out/bias", (out,), f"{core}out_proj.bias")
+
+
+def transformer_layer_from_torch(
+    kind: str, config: Mapping[str, Any], state_dict: Mapping[str, np.ndarray]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Converts an encoder or decoder layer, see `from_torch`; `config` is complete."""
+    names = HOPFIELD_MODULES[kind]
+    table, modules, unused = Table(), {}, []
+    for theirs, ours in names.items():
+        inner, sizes = config[theirs], Sizes(config[theirs])
+        modules[ours] = Hopfield(**hopfield_fields(inner, sizes))
+        add_hopfield(table, inner, sizes, f"{ours}/", f"{theirs}.")
+        if inner["concat_bias_pattern"]:
+            unused += [f"{theirs}.association_core.bias_{part}" for part in "kv"]
+        if (inner["output_size"] or sizes.input) != sizes.input:
+            raise ValueError(
+                f"output_size={inner['output_size']} of {theirs} must be its input_size="
+                f"{sizes.input}, since the layer adds input and output."
+            )
+    width, inner_width = sizes.input, config["dim_feedforward"]
+    if config["activation"] not in ACTIVATIONS:
+        raise ValueError(
+            f"activation={config['activation']!r} is none of {', '.join(ACTIVATIONS)}."
+        )
+    for ours, theirs, shape in (
+        ("mlp_1", "linear_residual", (width, inner_width)),
+        ("mlp_2", "linear_output", (inner_width, width)),
+    ):
+        table.add(f"{ours}/kernel", shape, f"{theirs}.weight", "dense")
+        table.add(f"{ours}/bias", shape[1:], f"{theirs}.bias")
+    norms = {f"{ours}_norm": theirs for theirs, ours in LAYER_NORMS[kind].items()}
+    for ours, theirs in norms.items():
+        table.add(f"{ours}/scale", (width,), f"{theirs}.weight")
+        table.add(f"{ours}/bias", (width,), f"{theirs}.bias")
+    layer = {
+        "HopfieldEncoderLayer": HopfieldEncoderLayer,
+        "HopfieldDecoderLayer": HopfieldDecoderLayer,
+    }[kind]
+    params = read_parameters(
+        table.entries,
+        table.shapes,
+        state_dict,
+        f"the state_dict of {kind}",
+        ignore=unused,
+        remedy="pass the arguments that the layer was made with",
+    )
+    module = layer(
+        **modules,
+        mlp_width=inner_width,
+        dropout=config["dropout"],
+        activation=config["activation"],
+    )
+    return module, {"params": params}
