@@ -46,6 +46,19 @@ def attention_weights(
     """
     if over not in ("keys", "queries"):
         raise ValueError(f"{over=} must be 'keys' or 'queries'.")
+    logits = attention_logits(query, key, scale=scale, mask=mask, bias=bias)
+    return jax.nn.softmax(logits, axis=-1 if over == "keys" else -2)
+
+
+def attention_logits(
+    query: Float[Array, "*B Q N C"],
+    key: Float[Array, "*B K N C"],
+    *,
+    scale: float | Float[Array, "N 1"],
+    mask: Bool[Array, "*#B #N #Q #K"] | None = None,
+    bias: Float[Array, "*#B #N #Q #K"] | None = None,
+) -> Float[Array, "*B N Q K"]:
+    """scale * query . key + bias; the least finite number where `mask` is False."""
     dtype = jnp.promote_types(jnp.result_type(query, key), jnp.float32)
     if not isinstance(scale, float):
         scale = scale.astype(dtype).reshape((1,) * (query.ndim - 3) + (-1, 1, 1))
@@ -54,9 +67,9 @@ def attention_weights(
     )
     if bias is not None:
         logits = logits + bias
-    if mask is not None:
-        logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
-    return jax.nn.softmax(logits, axis=-1 if over == "keys" else -2)
+    if mask is None:
+        return logits
+    return jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
 
 
 def mix(

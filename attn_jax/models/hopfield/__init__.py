@@ -1,12 +1,15 @@
-"""Modern Hopfield networks: attention that may be iterated (Ramsauer et al., 2021).
+"""Hopfield networks, from the binary one to attention that may be iterated.
 
-`retrieve` and `energy` are the paper's equations. `Hopfield` adds projections and norms;
-`HopfieldPooling` learns the states, `HopfieldLayer` the stored patterns. `HopfieldEncoderLayer` and
-`HopfieldDecoderLayer` are layers of a Transformer.
+`retrieve` and `energy` are the equations of the modern network (Ramsauer et al., 2021), for every
+member of a family (`Softmax`, `Entmax`, `Normmax`, `Subsets`); `theory` has the paper's bounds.
+`Hopfield` adds projections and norms; `HopfieldPooling` learns the states, `HopfieldLayer` the
+stored patterns. `HopfieldEncoderLayer` and `HopfieldDecoderLayer` are layers of a Transformer.
+`binary` is the classical network, `dense` the one of sharper interactions.
 """
 
 from attn_jax.models.hopfield.association import ACTIVATIONS, Hopfield
 from attn_jax.models.hopfield.equations import MAX_UPDATES, energy, retrieve
+from attn_jax.models.hopfield.family import Entmax, Normmax, Softmax, Subsets
 from attn_jax.models.hopfield.layers import HopfieldLayer, HopfieldPooling
 from attn_jax.models.hopfield.transformer import (
     HopfieldDecoderLayer,
@@ -16,11 +19,15 @@ from attn_jax.models.hopfield.transformer import (
 __all__ = [
     "ACTIVATIONS",
     "MAX_UPDATES",
+    "Entmax",
     "Hopfield",
     "HopfieldDecoderLayer",
     "HopfieldEncoderLayer",
     "HopfieldLayer",
     "HopfieldPooling",
+    "Normmax",
+    "Softmax",
+    "Subsets",
     "energy",
     "retrieve",
 ]

@@ -24,6 +24,7 @@ from attn_jax.bounds import (
 )
 from attn_jax.models.hopfield.equations import (
     MAX_UPDATES,
+    SOFTMAX,
     associate,
     iterate_until_converged,
 )
@@ -71,6 +72,8 @@ class Hopfield(nn.Module):
         out_projection: multiply by W_out. False: the output has N * P channels.
         activation: applied to the output.
         dropout: rate on the final association weights.
+        member: which weights over the patterns: `Softmax`, or a sparse member of
+            `attn_jax.models.hopfield.family`.
         remat: recompute the updates in the backward pass to save memory.
 
     Args (call):
@@ -122,6 +125,7 @@ class Hopfield(nn.Module):
     dropout: Probability = 0.0
     dtype: str = "float32"
     remat: bool = False
+    member: Any = SOFTMAX
 
     def __post_init__(self) -> None:
         for field in ("beta", "max_updates", "eps"):
@@ -215,7 +219,7 @@ class Hopfield(nn.Module):
         train: bool,
     ) -> jax.Array:
         """The association weights [B, N, Q, K] after the updates of the states."""
-        weights = associate(query, key, scale, mask, bias)
+        weights = associate(query, key, scale, mask, bias, self.member)
         limits = self.per_head("max_updates", self.max_updates)
         if None in limits and train:
             raise ValueError(
@@ -241,7 +245,7 @@ class Hopfield(nn.Module):
             query, weights, active = carry  # active: [B, N]
             moved = mix(weights, key)
             query = jnp.where(active[:, None, :, None], moved, query)
-            new = associate(query, key, scale, mask, bias)
+            new = associate(query, key, scale, mask, bias, self.member)
             new = jnp.where(active[:, :, None, None], new, weights)
             active &= step < limit
             if eps is not None:

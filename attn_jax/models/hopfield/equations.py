@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from attn_jax.attention import attention_weights, mix
+from attn_jax.attention import attention_logits, mix
+from attn_jax.models.hopfield.family import Member, Softmax
 
 # The limit if only `eps` ends the updates, because convergence is not guaranteed to be fast.
 MAX_UPDATES = 1000
+SOFTMAX = Softmax()
 
 
 def retrieve(
@@ -25,8 +27,9 @@ def retrieve(
     steps: int | None = 1,
     eps: float | None = None,
     stored_mask: Bool[Array, "*B K"] | None = None,
+    member: Member = SOFTMAX,
 ) -> Float[Array, "*B Q D"]:
-    """The states after `steps` updates xi <- X softmax(beta X^T xi), with X = `stored`.
+    """The states after `steps` updates xi <- X p(beta X^T xi), with X = `stored`.
 
     Args:
         beta: inverse temperature, positive. A large value retrieves single patterns, a
@@ -36,6 +39,7 @@ def retrieve(
         eps: a state is frozen once an update moves it by at most this Euclidean
             distance. This is decided for each state alone, independently of the batch.
         stored_mask: False masks a pattern. If all are masked, the result is zero.
+        member: the weights p of the family; `Softmax`, or a sparse one.
 
     Raises:
         ValueError: `steps` is negative, or None without `eps`; beta is not positive; shapes
@@ -53,7 +57,7 @@ def retrieve(
     mask = None if stored_mask is None else stored_mask[..., None, None, :]
 
     def update(xi: jax.Array) -> jax.Array:
-        weights = associate(xi[..., :, None, :], patterns, scale, mask)
+        weights = associate(xi[..., :, None, :], patterns, scale, mask, member=member)
         return mix(weights, patterns)[..., 0, :].astype(xi.dtype)
 
     if eps is None:
@@ -79,11 +83,14 @@ def energy(
     *,
     beta: float | Float[Array, ""],
     stored_mask: Bool[Array, "*B K"] | None = None,
+    member: Member = SOFTMAX,
 ) -> Float[Array, "*B Q"]:
     """-lse(beta, X^T xi) + xi.xi / 2 + ln(K) / beta + M^2 / 2; no update increases it.
 
     lse(beta, z) = ln(sum exp(beta z)) / beta. K is the number of unmasked patterns and M
-    the largest of their norms. Non-negative; infinite if all patterns are masked.
+    the largest of their norms. Non-negative; infinite if all patterns are masked. Another
+    `member` has its own maximum of <p, beta z> - Omega(p) instead of beta lse(beta, z), and -Omega of
+    the uniform weights instead of ln(K).
 
     Raises:
         ValueError: beta is not positive; shapes do not agree.
@@ -97,8 +104,15 @@ def energy(
         stored_mask = jnp.ones(stored.shape[:-1], bool)
     logits = beta * jnp.einsum("...QD,...KD->...QK", state, stored)
     logits = jnp.where(stored_mask[..., None, :], logits, -jnp.inf)
-    lse = jax.nn.logsumexp(logits, axis=-1) / beta
-    count = jnp.log(stored_mask.sum(axis=-1).astype(dtype)) / beta
+    if isinstance(member, Softmax):
+        maximum = jax.nn.logsumexp(logits, axis=-1)
+    else:
+        # By the envelope theorem the derivative of the maximum is p.
+        weights = member.weights(logits)
+        expected = jnp.where(weights > 0, weights * logits, 0).sum(axis=-1)
+        maximum = expected - member.regularizer(weights)
+    lse = maximum / beta
+    count = -member.uniform(stored_mask.sum(axis=-1).astype(dtype)) / beta
     norms = jnp.where(stored_mask, (stored * stored).sum(axis=-1), 0)
     constant = count + norms.max(axis=-1, initial=0) / 2
     kinetic = (state * state).sum(axis=-1) / 2
@@ -143,9 +157,11 @@ def associate(
     scale: float | Float[Array, "N 1"],
     mask: Bool[Array, "*#B #N #Q #K"] | None = None,
     bias: Float[Array, "*#B #N #Q #K"] | None = None,
+    member: Member = SOFTMAX,
 ) -> Float[Array, "*B N Q K"]:
     """Attention weights over keys; zero for a fully masked query."""
-    weights = attention_weights(query, key, scale=scale, mask=mask, bias=bias)
+    logits = attention_logits(query, key, scale=scale, mask=mask, bias=bias)
+    weights = member.weights(logits)
     if mask is None:
         return weights
     return jnp.where(mask.any(axis=-1, keepdims=True), weights, 0)
