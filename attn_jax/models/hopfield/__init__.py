@@ -11,6 +11,7 @@ from attn_jax.models.hopfield.association import ACTIVATIONS, Hopfield
 from attn_jax.models.hopfield.equations import MAX_UPDATES, energy, retrieve
 from attn_jax.models.hopfield.family import Entmax, Normmax, Softmax, Subsets
 from attn_jax.models.hopfield.layers import HopfieldLayer, HopfieldPooling
+from attn_jax.models.hopfield.streaming import associate_bags, associate_in_chunks
 from attn_jax.models.hopfield.transformer import (
     HopfieldDecoderLayer,
     HopfieldEncoderLayer,
@@ -28,6 +29,8 @@ __all__ = [
     "Normmax",
     "Softmax",
     "Subsets",
+    "associate_bags",
+    "associate_in_chunks",
     "energy",
     "retrieve",
 ]

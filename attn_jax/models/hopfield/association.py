@@ -4,6 +4,7 @@ Axes: B batch, Q states, K stored patterns, N heads, C channels per head, P chan
 a value per head, D width.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -28,6 +29,8 @@ from attn_jax.models.hopfield.equations import (
     associate,
     iterate_until_converged,
 )
+from attn_jax.models.hopfield.family import Member, Softmax
+from attn_jax.models.hopfield.streaming import associate_in_chunks
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -74,6 +77,10 @@ class Hopfield(nn.Module):
         dropout: rate on the final association weights.
         member: which weights over the patterns: `Softmax`, or a sparse member of
             `attn_jax.models.hopfield.family`.
+        chunk: patterns of which the weights are computed at a time, so that memory does not grow
+            with B N Q K; for bags of very many instances. None: all at once. Needs `Softmax`, no
+            dropout, and `eps=None` if there are updates, as the association matrix is
+            never whole. While `intermediates` are asked for, all are computed at once.
         remat: recompute the updates in the backward pass to save memory.
 
     Args (call):
@@ -125,7 +132,8 @@ class Hopfield(nn.Module):
     dropout: Probability = 0.0
     dtype: str = "float32"
     remat: bool = False
-    member: Any = SOFTMAX
+    member: Member = SOFTMAX
+    chunk: Width | None = None
 
     def __post_init__(self) -> None:
         for field in ("beta", "max_updates", "eps"):
@@ -190,12 +198,26 @@ class Hopfield(nn.Module):
                 append_pattern(bias, patterns, 0),
             )
 
-        weights = self.associate_repeatedly(
-            query, key, self.scale(channels), mask, bias, train
-        )
-        self.sow("intermediates", "attention", weights)
-        weights = nn.Dropout(self.dropout, deterministic=not train)(weights)
-        output = mix(weights, value)  # [B, Q, N, P]
+        scale = self.scale(channels)
+        sown = self.is_mutable_collection("intermediates")
+        if self.chunk is not None and not sown:
+            self.check_chunk(self.chunk)
+            stream = functools.partial(
+                associate_in_chunks,
+                key=key,
+                scale=scale,
+                mask=mask,
+                bias=bias,
+                chunk=self.chunk,
+            )
+            for _ in range(self.per_head("max_updates", self.max_updates)[0]):
+                query = stream(query, value=key)
+            output = stream(query, value=value)
+        else:
+            weights = self.associate_repeatedly(query, key, scale, mask, bias, train)
+            self.sow("intermediates", "attention", weights)
+            weights = nn.Dropout(self.dropout, deterministic=not train)(weights)
+            output = mix(weights, value)  # [B, Q, N, P]
         if self.out_projection:
             output = nn.DenseGeneral(
                 output_width,
@@ -208,6 +230,22 @@ class Hopfield(nn.Module):
         else:
             output = output.reshape(*output.shape[:2], -1)
         return ACTIVATIONS[self.activation](output) if self.activation else output
+
+    def check_chunk(self, chunk: int) -> None:
+        """Raises ValueError if another field needs all weights at once."""
+        if not isinstance(self.member, Softmax) or self.dropout:
+            raise ValueError(
+                f"{chunk=} needs member=Softmax() and dropout=0.0, not {self.member} and "
+                f"{self.dropout}."
+            )
+        updates = set(self.per_head("max_updates", self.max_updates))
+        stops = updates != {0} and self.eps is not None
+        if len(updates) > 1 or None in updates or stops:
+            raise ValueError(
+                f"{chunk=} needs the same number of updates for all heads and eps=None, not "
+                f"max_updates={self.max_updates!r} and eps={self.eps!r}: the stopping rule "
+                "compares whole association matrices."
+            )
 
     def associate_repeatedly(
         self,
