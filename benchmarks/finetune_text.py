@@ -51,6 +51,8 @@ def fine_tune(
     }
     settings = [
         starts[start],
+        "model.vocab_size=8000",  # those of the novels
+        "task.vocab_size=8000",
         f"task.data={data}",
         f"task.sequence_length={length}",
         f'duration="{options.epochs} epochs"',

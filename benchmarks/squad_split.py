@@ -74,6 +74,8 @@ def train(
 ) -> dict:
     settings = [
         f'init_from=[["{options.checkpoint.resolve()}","",""]]',
+        "model.vocab_size=8000",  # those of the novels
+        "task.vocab_size=8000",
         f"task.data={data}",
         f"task.sequence_length={options.length}",
         f'duration="{options.epochs} epochs"',
