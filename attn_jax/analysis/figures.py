@@ -22,6 +22,8 @@ import jax
 import numpy as np
 
 from attn_jax import workdir
+from attn_jax.analysis import attention_maps
+from attn_jax.analysis.heads import draw_heads, measure_maps
 from attn_jax.data import pipeline
 from attn_jax.data.files import FolderImages, list_images
 from attn_jax.evaluation import make_key
@@ -38,6 +40,7 @@ def analyze(
     examples: int = 4,
     images: Sequence[str] = (),
     text: str | None = None,
+    heads: bool = False,
     out: str | None = None,
     trust: Sequence[str] = (),
 ) -> list[pathlib.Path]:
@@ -49,6 +52,8 @@ def analyze(
         images: image files or folders to draw instead, preprocessed as in an evaluation.
             The run's data is then not read.
         text: a sentence to draw instead, in which [MASK] stands for words to fill in.
+        heads: write heads.png and heads.json instead: over how many tokens each head averages,
+            see `attn_jax.analysis.heads`. Any model that sows its attention has them.
         out: folder of the figures. None: DIR/analysis.
 
     Raises:
@@ -62,7 +67,7 @@ def analyze(
         raise ValueError("--images and --text exclude each other; give one of them.")
     settings, _ = load_settings(directory, {}, trust)
     module, variables, task = restore(directory, step, params, trust=trust)
-    drawing = find_drawing(module)
+    drawing = None if heads and not images else find_drawing(module)
     if images:
         if not getattr(drawing, "IMAGE_FILES", False):
             raise ValueError(
@@ -77,13 +82,19 @@ def analyze(
     else:
         splits = [section.split for section in settings.evals.values()] or ["train"]
         batch = make_batch(task, task.source(splits[-1]), examples)
+    inputs = task.inputs(batch)
+    folder = expand_local(out or resolve_folder(directory) / "analysis")
+    if heads or drawing is None:
+        mask = np.asarray(inputs["mask"]) if "mask" in inputs else None
+        found = measure_maps(attention_maps(module, variables, **inputs), mask)
+        return draw_heads(found, folder)
     return drawing.draw(
         module,
         variables,
-        task.inputs(batch),
+        inputs,
         batch=batch,
         assets=workdir.load_assets(directory),
-        folder=expand_local(out or resolve_folder(directory) / "analysis"),
+        folder=folder,
     )
 
 

@@ -25,6 +25,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--text", help="a sentence to look at, instead of examples of the run's data"
     )
+    parser.add_argument(
+        "--heads",
+        action="store_true",
+        help="instead of the figures, over how many tokens each head averages: heads.png, "
+        "heads.json",
+    )
     parser.add_argument("--out", help="folder of the figures; default WORKDIR/analysis")
     # argparse takes only one word after "=", but --images=A B C should mean three files.
     words: list[str] = []
@@ -42,6 +48,7 @@ def run(options: argparse.Namespace) -> list[str]:
         examples=options.examples,
         images=options.images,
         text=options.text,
+        heads=options.heads,
         out=options.out,
         trust=options.trust,
     )
