@@ -28,7 +28,11 @@ def draw(
     """Writes association.png and completion.png.
 
     association.png: the instances of each bag, sorted by association weight (not for mean
-    pooling, which has none); completion.png: patterns retrieved from their upper half.
+    pooling, which has none); completion.png: patterns retrieved from their upper half. Of bags of
+    feature vectors there is only association.png, with the weights as bars.
+
+    Raises:
+        ValueError: nothing can be drawn of mean pooling over feature vectors.
     """
     del assets
     instances, mask = np.asarray(inputs["instances"]), np.asarray(inputs["mask"])
@@ -37,8 +41,30 @@ def draw(
         maps = attention_maps(module, variables, **inputs)
         weights = next(iter(maps.values())).mean(axis=(1, 2))  # over heads and queries
         labels, path = np.asarray(batch["labels"]), folder / "association.png"
+        if instances.ndim == 3:
+            return [draw_weights(mask, weights, labels, path)]
         files.append(draw_bags(instances, mask, weights, labels, path))
+    elif instances.ndim == 3:
+        raise ValueError(
+            "mean pooling weighs all feature vectors alike, so there is nothing to draw."
+        )
     return [*files, draw_completion(instances, mask, folder / "completion.png")]
+
+
+def draw_weights(
+    mask: Bool[np.ndarray, "B N"],
+    weights: Float[np.ndarray, "B N"],
+    labels: np.ndarray,
+    path: pathlib.Path,
+) -> pathlib.Path:
+    """A bar for each instance of a bag, by its number in the file."""
+    fig, axes = make_figure(len(mask), 1, cell=(4.0, 1.0))
+    for ax, real, row, label in zip(axes[:, 0], mask, weights, labels, strict=True):
+        count = int(real.sum())
+        ax.bar(range(count), row[:count])
+        ax.set_xticks(range(count), range(count), fontsize=6)
+        ax.set_ylabel("positive" if label else "negative", fontsize=7)
+    return save_figure(fig, path)
 
 
 def draw_bags(

@@ -5,6 +5,8 @@ Each function draws from a generator that is seeded by the split, so that runs a
 
 import random
 
+import numpy as np
+
 from attn_jax.data import squad
 
 PEOPLE = (
@@ -89,3 +91,16 @@ def make_choices(split: str) -> list[tuple[str, list[str], int]]:
         endings = [f"{person} sells the {other}." for other in things]
         rows.append((f"{person} has many {thing}.", endings, right))
     return rows
+
+
+def make_bags(bags: int = 200) -> list[tuple[str, np.ndarray, str]]:
+    """(name, instances [K, 8], label): every second bag holds a witness, a shifted vector."""
+    rng = np.random.default_rng(0)
+    found = []
+    for number in range(bags):
+        x = rng.normal(size=(rng.integers(3, 9), 8))
+        if number % 2:
+            x[0] += 2.0
+        label = "present" if number % 2 else "absent"
+        found.append((str(number), rng.permutation(x).astype(np.float32), label))
+    return found

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,11 +12,52 @@ import optax
 
 from attn_jax.bounds import Width
 from attn_jax.data import bags, images, sources
+from attn_jax.data.bag_reading import BagReading
 from attn_jax.data.reading import ImageReading
 
 
+class BagObjective:
+    """One logit for each bag: cross-entropy, accuracy, and the area under the ROC curve."""
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        return {"cross_entropy": 1.0}
+
+    def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        return {"instances": batch["instances"], "mask": batch["mask"]}
+
+    def loss(
+        self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
+    ) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Binary cross-entropy in nats and accuracy, without padded rows."""
+        logits = outputs["logits"].astype(jnp.float32)
+        labels = batch["labels"]
+        losses = optax.sigmoid_binary_cross_entropy(logits, labels.astype(jnp.float32))
+        correct = (logits > 0) == (labels == 1)
+        valid = batch["valid"].astype(jnp.float32)
+        count = valid.sum()
+        return {
+            "cross_entropy": ((losses * valid).sum(), count),
+            "accuracy": ((correct * valid).sum(), count),
+        }
+
+    def predictions(
+        self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        logits = outputs["logits"].astype(jnp.float32)
+        return {"logits": logits, "labels": batch["labels"]}
+
+    def score(
+        self, predictions: Mapping[str, np.ndarray], records: sources.Source
+    ) -> dict[str, float]:
+        """`auc`: the area under the ROC curve, over the whole split."""
+        del records  # the labels come with the predictions
+        labels, logits = predictions["labels"], predictions["logits"]
+        return {"auc": bags.area_under_roc(labels, logits)}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Bags(ImageReading):
+class Bags(BagObjective, ImageReading):
     """Binary classification of bags of images.
 
     The bags of a split are drawn from that split's images alone, so no image of a
@@ -52,10 +93,6 @@ class Bags(ImageReading):
     max_size: Width = 16
     bag_seed: int = 0
     shift_pixels: int = 0
-
-    @property
-    def coefficients(self) -> dict[str, float]:
-        return {"cross_entropy": 1.0}
 
     def source(self, split: str) -> sources.Source:
         """The bags of one split.
@@ -136,34 +173,25 @@ class Bags(ImageReading):
         del key, train  # nothing random
         return {**batch, "instances": self.to_model_range(batch["instances"])}
 
-    def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        return {"instances": batch["instances"], "mask": batch["mask"]}
 
-    def loss(
-        self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
-    ) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Binary cross-entropy in nats and accuracy, without padded rows."""
-        logits = outputs["logits"].astype(jnp.float32)
-        labels = batch["labels"]
-        losses = optax.sigmoid_binary_cross_entropy(logits, labels.astype(jnp.float32))
-        correct = (logits > 0) == (labels == 1)
-        valid = batch["valid"].astype(jnp.float32)
-        count = valid.sum()
-        return {
-            "cross_entropy": ((losses * valid).sum(), count),
-            "accuracy": ((correct * valid).sum(), count),
-        }
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureBags(BagObjective, BagReading):
+    """Binary classification of the user's own bags of feature vectors.
 
-    def predictions(
-        self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
-    ) -> dict[str, jax.Array]:
-        logits = outputs["logits"].astype(jnp.float32)
-        return {"logits": logits, "labels": batch["labels"]}
+    `attn_jax.data.bag_reading.BagReading` describes the fields.
 
-    def score(
-        self, predictions: Mapping[str, np.ndarray], records: sources.Source
-    ) -> dict[str, float]:
-        """`auc`: the area under the ROC curve, over the whole split."""
-        del records  # the labels come with the predictions
-        labels, logits = predictions["labels"], predictions["logits"]
-        return {"auc": bags.area_under_roc(labels, logits)}
+    Source: Andrews et al. 2002 (Fox, Tiger, Elephant); Ramsauer et al. 2021, sec. 4.
+    """
+
+    def describe_outputs(
+        self,
+        named: Mapping[str, Any],
+        rows: Sequence[Mapping[str, Any]],
+        outputs: Sequence[Mapping[str, Any]],
+        top: int,
+    ) -> dict[str, Any]:
+        """`label`, and `probability` of the second class."""
+        del named, rows, top
+        probability = float(1 / (1 + np.exp(-np.float64(outputs[0]["logits"]))))
+        names = self.class_names or ("0", "1")
+        return {"label": names[int(probability > 0.5)], "probability": probability}

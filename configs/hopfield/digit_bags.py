@@ -14,15 +14,9 @@ Test images are in no training bag.
 from ml_collections import ConfigDict
 
 from configs import common
+from configs.hopfield import _sizes
 
 VARIANTS = ("base", "debug", "mean")
-
-# Heads over `tensor`, the other dimension of each matrix over `fsdp`, as in a Transformer.
-SHARDING = [
-    [".*/hopfield/(query|key|value)/kernel", ["fsdp", "tensor", None]],
-    [".*/hopfield/(query|key|value)/bias", ["tensor", None]],
-    [".*/hopfield/out/kernel", ["tensor", None, "fsdp"]],
-]
 
 
 def get_config(variant: str = "base") -> ConfigDict:
@@ -63,7 +57,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.optimizer = {"name": "adamw", "learning_rate": 2e-3, "weight_decay": 0.05}
     c.schedule = {"name": "cosine", "warmup": "2 steps" if debug else "3 epochs"}
     c.clip_norm = 1.0
-    c.sharding_rules = [] if mean else SHARDING
+    c.sharding_rules = [] if mean else _sizes.POOLING
     c.evals = {
         "validation": {
             "split": "validation",

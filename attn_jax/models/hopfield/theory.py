@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import scipy.special
 from jaxtyping import Array, Float
 
 Scalar = Float[Array, ""]
@@ -199,6 +198,14 @@ def random_capacity(
     degrees = dimension - 1
     inner = math.log(2 * beta * scale**2 * failure * degrees)
     a, b = 2 / degrees * (1 + inner), 2 * scale**2 * beta / 5
-    base = b / scipy.special.lambertw(math.exp(a + math.log(b))).real
+    base = b / solve_lambert(a + math.log(b))
     least = (2 / math.sqrt(failure)) ** (4 / degrees)
     return Capacity(base, least, math.sqrt(failure) * base ** (degrees / 4))
+
+
+def solve_lambert(logarithm: float) -> float:
+    """w > 0 with w exp(w) = exp(`logarithm`), by Newton's method on w + ln w."""
+    w = max(logarithm, 1.0)
+    for _ in range(50):
+        w = max(w - (w + math.log(w) - logarithm) / (1 + 1 / w), w / 10)
+    return w

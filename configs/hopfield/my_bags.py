@@ -1,0 +1,65 @@
+"""Your own bags of feature vectors, of two classes: Hopfield pooling.
+
+Command:  python train.py --config=configs/hopfield/my_bags.py --workdir=runs/my_bags \\
+              --config.task.data=bags.csv
+          bags.csv has a row for each instance, with the columns `bag` and `label`, and a column for each
+          feature; or an .npz with `x` [N, F], `bag` [N], `y`. A cross-validation is a run for
+          each --config.task.fold=0, 1, ... below --config.task.folds=10.
+          python -m attn_jax predict --workdir=runs/my_bags new.csv
+Hardware: 2 CPU cores.
+Expect:   see docs/results.md for Fox, Tiger, Elephant and Musk.
+Source:   the form of the model is that of Ramsauer et al. 2021, sec. 4 and A.5.2; widths, rates and
+          durations are ours. The variant "mean" pools by the mean.
+
+"debug" trains on generated bags.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from configs.hopfield import _sizes
+
+VARIANTS = ("base", "debug", "mean")
+
+
+def get_config(variant: str = "base") -> ConfigDict:
+    debug, mean = variant == "debug", variant == "mean"
+    c = common.get_config()
+    c.model = {
+        "cls": "attn_jax.models.bags:BagClassifier",
+        "encoder": {
+            "cls": "attn_jax.models.bags:FeatureEncoder",
+            "widths": [16] if debug else [128],
+        },
+        "pooling": {"cls": "attn_jax.models.bags:MeanPooling"}
+        if mean
+        else {
+            "cls": "attn_jax.models.hopfield:HopfieldPooling",
+            "hopfield": {
+                "cls": "attn_jax.models.hopfield:Hopfield",
+                "num_heads": 2 if debug else 8,
+                "head_dim": 8 if debug else 32,
+                "dropout": 0.0 if debug else 0.1,
+            },
+        },
+        "dropout": 0.0 if debug else 0.3,
+    }
+    c.task = {
+        "cls": "attn_jax.tasks.bags:FeatureBags",
+        "data": "generated" if debug else "DATA",
+    }
+    c.batch_size = 16
+    c.duration = "8 steps" if debug else "40 epochs"
+    c.optimizer = {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05}
+    c.schedule = {"name": "cosine", "warmup": "2 steps" if debug else "2 epochs"}
+    c.clip_norm = 1.0
+    c.sharding_rules = [] if mean else _sizes.POOLING
+    every = "4 steps" if debug else "5 epochs"
+    c.evals = {
+        "validation": {"split": "validation", "every": every, "batch_size": 100},
+        "test": {"split": "test", "batch_size": 100},
+    }
+    c.keep_best = "max:validation/auc"
+    c.checkpoint_every = every
+    c.log_every = "1 steps" if debug else "10 steps"
+    return c
