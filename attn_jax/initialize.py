@@ -1,11 +1,13 @@
 """Initializes a new run from other checkpoints, as `config.init_from` says."""
 
 import dataclasses
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+from absl import logging
 
 from attn_jax import config as config_lib
 from attn_jax import convert, paths
@@ -21,7 +23,8 @@ def initialize_from(run: Run, params: Any) -> tuple[Any, list[str]]:
 
     Raises:
         ValueError: the model lacks parameters of a checkpoint or has them in another shape;
-            the checkpoint was trained with another image normalization or other classes.
+            the checkpoint was trained with another image normalization, other classes or
+            another kind of head.
     """
     ours, notes = paths.named_leaves(params), []
     for path, prefix, skip in run.config.init_from:
@@ -39,7 +42,8 @@ def initialize_from(run: Run, params: Any) -> tuple[Any, list[str]]:
         try:
             module, theirs = read_checkpoint(run, path, shapes, skip)
             part = find_submodule(run.model, prefix)
-            if misfit := explain_misfit(theirs, shapes, module, part):
+            misfit = explain_other_head(theirs, shapes, module, part)
+            if misfit := misfit or explain_misfit(theirs, shapes, module, part):
                 raise ValueError(f"{path}: {misfit}")
         except ValueError as error:
             text = str(error).removeprefix("config.init_from: ")
@@ -51,6 +55,7 @@ def initialize_from(run: Run, params: Any) -> tuple[Any, list[str]]:
         params = paths.replace_leaves(params, found)
         notes.append(
             f"init_from {path}: {len(found)} of {len(ours)} parameters"
+            + describe_missing(theirs, shapes)
             + "".join(f"; {line}" for line in compare_fields(module, run.model))
         )
     return params, notes
@@ -80,13 +85,65 @@ def read_checkpoint(
             statistics, run.task.mean, run.task.std
         ):
             raise ValueError(f"{path}: {misfit}")
-    names = convert.label_names(path)
-    if names and run.source.labels and any(n.startswith("head/") for n in leaves):
+    ours = find_labels(run)
+    if ours and any(n.startswith("head/") for n in leaves):
+        names = convert.label_names(path)
+        if not names:
+            logging.warning(
+                "%s does not name the outputs of its head; they are taken in the order of "
+                "this run's classes: %s.",
+                path,
+                ", ".join([*ours[:8], *(["..."] if len(ours) > 8 else [])]),
+            )
+            return module, leaves
         try:
-            leaves = convert.match_head(leaves, names, run.source.labels)
+            leaves = convert.match_head(leaves, names, ours)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     return module, leaves
+
+
+def find_labels(run: Run) -> Sequence[str]:
+    """The names of the run's classes or tags, in the order of the head; () if there are none."""
+    described = json.loads(run.assets.get("text.json", "{}"))
+    return run.source.labels or described.get("labels") or ()
+
+
+def describe_missing(
+    theirs: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> str:
+    """Names the parts of the model that a checkpoint lacks, so that they start anew."""
+    missing = [name for name in shapes if name not in theirs]
+    taken = {name.split("/")[0] for name in shapes if name in theirs}
+    parts = dict.fromkeys(
+        name if name.split("/")[0] in taken else name.split("/")[0] for name in missing
+    )
+    more = f" and {len(parts) - 8} more" if len(parts) > 8 else ""
+    return f", without {', '.join([*parts][:8])}{more}" if parts else ""
+
+
+def explain_other_head(
+    theirs: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    module: nn.Module,
+    part: nn.Module | None,
+) -> str | None:
+    """Why the head of a checkpoint is not that of the model, and the remedy; None if it is.
+
+    Heads of another kind may have parameters of the same shapes.
+    """
+    kinds = [type(getattr(owner, "head", None)) for owner in (module, part)]
+    if type(None) in kinds or not any(name.startswith("head/") for name in theirs):
+        return None
+    name, new = (
+        "head/logits/bias",
+        "to train a new head, set the skip regex to 'head/.*'",
+    )
+    if kinds[0] is not kinds[1]:
+        return f"its head is a {kinds[0].__name__}, the model's a {kinds[1].__name__}; {new}"
+    if name in theirs and name in shapes and theirs[name].shape != shapes[name]:
+        return f"its head has {theirs[name].shape[0]} outputs, the model's {shapes[name][0]}; {new}"
+    return None
 
 
 def explain_misfit(
@@ -124,8 +181,13 @@ def compare_fields(theirs: nn.Module, ours: nn.Module) -> list[str]:
     if type(theirs) is not type(ours):
         return []
     return [
-        f"{field.name} was {getattr(theirs, field.name)!r}"
+        f"{field.name} was {show_field(getattr(theirs, field.name))}"
         for field in dataclasses.fields(theirs)
         if field.name not in ("parent", "name")
         and getattr(theirs, field.name) != getattr(ours, field.name)
     ]
+
+
+def show_field(value: Any) -> str:
+    """A value on one line; a module by its class."""
+    return f"a {type(value).__name__}" if isinstance(value, nn.Module) else repr(value)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from attn_jax.convert import explain_mismatch, match_head
-from attn_jax.models.bert import Bert
+from attn_jax.models.bert import Bert, ClassHead
 from attn_jax.models.resnet import ResNetStem
 from attn_jax.models.vit import ViT
 
@@ -76,3 +76,14 @@ def test_another_model_is_named():
     hybrid = VIT.clone(stem=ResNetStem())
     assert "its stem is a ResNetStem" in explain_mismatch(hybrid, VIT)
     assert "--config.model.stem=null" in explain_mismatch(VIT, hybrid)
+
+
+def test_advice_names_no_head_of_bert():
+    """A pre-trained run has heads of its own, which fine-tuning is to replace."""
+    theirs = Bert(30, width=8, depth=1, mlp_width=8, num_heads=2, max_positions=32)
+    ours = theirs.clone(heads=(), head=ClassHead(2), max_positions=64)
+    assert (
+        explain_mismatch(theirs, ours)
+        == "to take its parameters, set --config.model.max_positions=32"
+    )
+    assert explain_mismatch(theirs, ours.clone(max_positions=32)) is None

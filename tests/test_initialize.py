@@ -1,6 +1,9 @@
 """Parameters from other checkpoints."""
 
+import json
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from runs import (
@@ -18,8 +21,10 @@ from runs import (
 import attn_jax
 import train
 from attn_jax import config as config_lib
-from attn_jax.convert import load_pretrained
+from attn_jax.convert import export, load_pretrained
 from attn_jax.convert.vit.resize import resize_patch_kernel
+from attn_jax.data.vocabulary import SPECIALS
+from attn_jax.models.bert import Bert, ClassHead, SpanHead, TagHead
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -161,3 +166,113 @@ def test_a_head_is_taken_over_by_the_names_of_its_classes(tmp_path):
     other = write_classes(tmp_path / "other.zip", ["ant", "bee", "wasp"], splits)
     with pytest.raises(ValueError, match="the data lacks 'cat'.* head lacks 'wasp'"):
         train.train(tell_colours(other, None, changes), str(tmp_path / "third"))
+
+
+# --- heads of BERT ----------------------------------------------------------------------
+
+LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+PIECES = [*SPECIALS, ".", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+
+
+def write_bert(folder, head, heads=(), labels=None):
+    """A folder of transformers with a tiny BERT and its vocabulary; returns its parameters."""
+    module = Bert(
+        len(PIECES), width=16, depth=2, mlp_width=32, num_heads=2, max_positions=64,
+        heads=heads, head=head, dialect="hf",
+    )  # fmt: skip
+    variables = module.init(jax.random.key(1), jnp.zeros((1, 4), jnp.int32))
+    vocabulary = {"vocab.txt": "".join(f"{piece}\n" for piece in PIECES)}
+    export(module, variables, folder, "hf", labels=labels, vocabulary=vocabulary)
+    return variables["params"]
+
+
+def begin(recipe, source, folder, **changes):
+    """(parameters at step 0, log lines) of a debug recipe of BERT that starts from a folder."""
+    changes = {
+        "init_from": [[str(source), "", ""]],
+        "model.vocab_size": len(PIECES),
+        "task.vocab_size": len(PIECES),
+        "evals": {},
+        "keep_best": None,
+        **changes,
+    }
+    config = config_lib.load(
+        f"{ROOT}/configs/bert/{recipe}.py:debug",
+        [f"{key}={json.dumps(value)}" for key, value in changes.items()],
+    )
+    _, checkpoints, state, notes = train.begin(config, str(folder))
+    checkpoints.close()
+    return jax.device_get(state.params), notes
+
+
+@pytest.fixture
+def insects(tmp_path):
+    rows = [f"{name},{name}" for name in ("ant", "bee", "cat") for _ in range(8)]
+    file = tmp_path / "insects.csv"
+    file.write_text("\n".join(["text,label", *rows]) + "\n")
+    return {"task.data": str(file)} | {
+        key: 3 for key in ("task.num_classes", "model.head.num_classes")
+    }
+
+
+def test_parts_that_start_anew_are_named(tmp_path, insects, caplog):
+    write_bert(tmp_path / "pretrained", None, ("mlm", "nsp"))
+    _, notes = begin("classify", tmp_path / "pretrained", tmp_path / "run", **insects)
+    assert "parameters, without head; " in notes[1]
+    assert "mlm_bias, mlm_dense, mlm_norm, nsp are left out" in caplog.text
+    write_bert(tmp_path / "tuned", ClassHead(3), labels=["ant", "bee", "cat"])
+    _, notes = begin("classify", tmp_path / "tuned", tmp_path / "again", **insects)
+    assert "without" not in notes[1]
+
+
+def test_a_fine_tuned_head_is_kept_by_the_names_of_its_classes(tmp_path, insects):
+    theirs = write_bert(tmp_path / "tuned", ClassHead(3), labels=["cat", "ant", "bee"])
+    ours, _ = begin("classify", tmp_path / "tuned", tmp_path / "run", **insects)
+    kernel = theirs["head"]["logits"]["kernel"]
+    np.testing.assert_array_equal(
+        ours["head"]["logits"]["kernel"], kernel[:, [1, 2, 0]]
+    )
+
+
+def test_tags_are_kept_by_their_names(tmp_path):
+    names = ["O", "B-PER", "I-PER", "B-LOC"]
+    theirs = write_bert(tmp_path / "tuned", TagHead(4), labels=names)
+    ours, _ = begin("ner", tmp_path / "tuned", tmp_path / "run")
+    saved = json.loads((tmp_path / "run" / "assets" / "text.json").read_text())
+    order = [names.index(tag) for tag in saved["labels"]]
+    assert order != [0, 1, 2, 3]
+    kernel = theirs["head"]["logits"]["kernel"]
+    np.testing.assert_array_equal(ours["head"]["logits"]["kernel"], kernel[:, order])
+
+
+@pytest.mark.parametrize(
+    ("head", "labels", "message"),
+    [
+        (ClassHead(2), ["ant", "bee"], "the checkpoint's head lacks 'cat'"),
+        (
+            ClassHead(2),
+            None,
+            r"its head has 2 outputs, the model's 3; to train a new head, ",
+        ),
+        (
+            TagHead(3),
+            None,
+            r"its head is a TagHead, the model's a ClassHead; to train a new ",
+        ),
+        (
+            SpanHead(),
+            None,
+            r"its head is a SpanHead, the model's a ClassHead; to train a new ",
+        ),
+    ],
+)
+def test_a_head_that_does_not_fit_is_refused(tmp_path, insects, head, labels, message):
+    write_bert(tmp_path / "tuned", head, labels=labels)
+    with pytest.raises(ValueError, match=message) as refused:
+        begin("classify", tmp_path / "tuned", tmp_path / "run", **insects)
+    assert "head/.*" in str(refused.value)
+    assert "config.model.head" not in str(refused.value)
+    source = [[str(tmp_path / "tuned"), "", "head/.*"]]
+    changes = insects | {"init_from": source}
+    _, notes = begin("classify", tmp_path / "tuned", tmp_path / "run", **changes)
+    assert "without head; " in notes[1]

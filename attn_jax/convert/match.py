@@ -10,7 +10,8 @@ import flax.linen as nn
 import numpy as np
 
 # Fields that change no shape of a parameter, or do not prevent loading: the skip regex leaves
-# out a head of another number of classes, and patch filters are resized.
+# out a head of another number of classes, BERT's heads are left out or start anew, and patch
+# filters are resized.
 NOT_COMPARED = {
     "parent",
     "name",
@@ -24,6 +25,8 @@ NOT_COMPARED = {
     "norm_epsilon",
     "head_bias_init",
     "num_classes",
+    "heads",
+    "head",
     "patch_size",
 }
 
