@@ -26,6 +26,9 @@ from attn_jax import (
 )
 from attn_jax.data import pipeline, sources, vocabulary
 from attn_jax.evaluation import Evaluation, open_evaluation
+from attn_jax.folder import expand_local
+
+PLACEHOLDER = "DATA"  # in recipes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +220,7 @@ def prepare(
     sharding.check_batch_size(config.batch_size, mesh, config.micro_batches)
     batch_sharding = sharding.batch_sharding(mesh)
 
+    check_data_is_named(config.task)
     task = bind_task(config_lib.build(config.task), config.init_from, assets)
     source = task.source("train")
     assets = task.assets(source) if hasattr(task, "assets") else {}
@@ -263,6 +267,16 @@ def prepare(
         optimizer=optim.make_optimizer(config, param_shapes, schedule),
         evaluations=open_evaluations(config, model, mesh, assets),
     )
+
+
+def check_data_is_named(task: config_lib.Section) -> None:
+    """Raises ValueError if `data` is what stands for it in a recipe."""
+    if task.get("data") == PLACEHOLDER and not expand_local(PLACEHOLDER).exists():
+        name = task["cls"].rpartition(":")[2]
+        raise ValueError(
+            f"config.task.data={PLACEHOLDER!r} only stands for your data in the recipe; set "
+            f"--config.task.data=PATH to what the docstrings of the recipe and of {name} name."
+        )
 
 
 def bind_task(task: Any, init_from: Any, assets: Mapping[str, str] | None) -> Any:

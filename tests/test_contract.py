@@ -13,7 +13,9 @@ import logging
 import math
 import pathlib
 import pkgutil
+import re
 import runpy
+import subprocess
 import textwrap
 
 import jax
@@ -115,6 +117,38 @@ def test_every_variant_builds_and_survives_json(recipe):
         assert config_lib.to_plain(again) == config_lib.to_plain(resolved)
         assert config_lib.build(again.model) == config_lib.build(resolved.model)
         assert config_lib.build(again.task) == config_lib.build(resolved.task)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_commands_of_recipes_survive_the_shell(recipe):
+    """What bash makes of a command as it stands in the file is what absl can parse."""
+    text = (ROOT / recipe).read_text().split("Command:")[1].split("Hardware:")[0]
+    commands = re.findall(r"^ *(python (?:.*\\\n)*.*)$", text, re.MULTILINE)
+    assert commands
+    for command in commands:
+        script = f'python() {{ printf "%s\\n" "$@"; }}\n{command}'
+        printed = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+        assert not printed.stderr
+        first, *words = printed.stdout.splitlines()
+        assert first in ("train.py", "-m"), command
+        for word in words:
+            assert "\\" not in word, command
+            if word.startswith("--config.init_from="):
+                [[path, prefix, skip]] = config_lib.parse(word.partition("=")[2])
+                assert path and not prefix, (path, prefix, skip)
+
+
+@pytest.mark.parametrize(
+    "recipe", [r for r in RECIPES if '"DATA"' in (ROOT / r).read_text()]
+)
+def test_recipes_that_need_data_say_how_to_set_it(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    variant = runpy.run_path(str(ROOT / recipe))["VARIANTS"][0]
+    config = config_lib.load(f"{ROOT / recipe}:{variant}")
+    name = config.task.cls.rpartition(":")[2]
+    message = f"config.task.data='DATA' only .*; set --config.task.data=PATH.* {name}"
+    with pytest.raises(ValueError, match=message):
+        train.train(config, str(tmp_path / "run"))
 
 
 # The recipe of each kind is run to its end below.

@@ -1,7 +1,7 @@
 """BERT fine-tuned on a task of GLUE, from a checkpoint.
 
 Command:  python train.py --config=configs/bert/glue.py:sst2 --workdir=runs/sst2 \
-              --config.task.data=SST-2 --config.init_from=[["uncased_L-12_H-768_A-12","",""]]
+              --config.task.data=SST-2 --config.init_from='[["uncased_L-12_H-768_A-12","",""]]'
           Variants: cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, of BERT-base; with a size
           of configs/bert/_sizes.py behind it for another checkpoint: "sst2,4x256". Model fields
           that are not of the size (--config.model.max_positions=...) must be the checkpoint's.

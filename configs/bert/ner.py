@@ -1,7 +1,7 @@
 """BERT fine-tuned to find named entities, from a checkpoint.
 
-Command:  python train.py --config=configs/bert/ner.py --workdir=runs/ner \\
-              --config.task.data=CONLL --config.init_from=[["cased_L-12_H-768_A-12","",""]]
+Command:  python train.py --config=configs/bert/ner.py --workdir=runs/ner \
+              --config.task.data=CONLL --config.init_from='[["cased_L-12_H-768_A-12","",""]]'
           CONLL is a folder of train.txt, valid.txt and test.txt in CoNLL's format, with 9 tags;
           others by --config.task.num_tags=N --config.model.head.num_tags=N. A size may follow:
           "ner,4x256".

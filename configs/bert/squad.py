@@ -1,7 +1,7 @@
 """BERT fine-tuned to answer questions about a passage, from a checkpoint.
 
-Command:  python train.py --config=configs/bert/squad.py:v1 --workdir=runs/squad \\
-              --config.task.data=SQUAD --config.init_from=[["uncased_L-12_H-768_A-12","",""]]
+Command:  python train.py --config=configs/bert/squad.py:v1 --workdir=runs/squad \
+              --config.task.data=SQUAD --config.init_from='[["uncased_L-12_H-768_A-12","",""]]'
           SQUAD is the folder of train-v1.1.json and dev-v1.1.json; variant v2 takes those of
           SQuAD 2.0, with questions that have no answer. A size may follow: "v1,4x256".
 Hardware: 1 GPU of 16 GB.

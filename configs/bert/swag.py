@@ -1,7 +1,7 @@
 """BERT fine-tuned on SWAG, which of four endings goes on from a text, from a checkpoint.
 
-Command:  python train.py --config=configs/bert/swag.py --workdir=runs/swag \\
-              --config.task.data=SWAG --config.init_from=[["uncased_L-12_H-768_A-12","",""]]
+Command:  python train.py --config=configs/bert/swag.py --workdir=runs/swag \
+              --config.task.data=SWAG --config.init_from='[["uncased_L-12_H-768_A-12","",""]]'
           SWAG is the folder of train.csv and val.csv. A size may follow: "swag,4x256".
 Hardware: 1 GPU of 16 GB.
 Expect:   81.6 % of the development set, as Devlin et al. report for BERT-base (table 4); not run
