@@ -110,6 +110,28 @@ def test_a_vocabulary_is_found_in_each_kind_of_checkpoint(tmp_path):
     assert vocabulary.read_vocabulary(tmp_path / "run" / "nothing") is None
 
 
+@pytest.mark.parametrize(
+    ("added", "lower_case"),
+    [
+        (["Berlin", "##X", "the"], False),
+        (["berlin", "the"], True),
+        # A token or two of a user are no text that the vocabulary was trained on.
+        (["URL", *(f"word{'x' * i}" for i in range(200))], True),
+        (["stra\u00dfe", "caf\u00e9"], None),  # accents are kept: not "uncased"
+    ],
+)
+def test_a_vocabulary_alone_shows_whether_it_is_cased(tmp_path, added, lower_case):
+    google_vocabulary(tmp_path)
+    with (tmp_path / "vocab.txt").open("a", encoding="utf-8") as file:
+        file.writelines(f"{piece}\n" for piece in added)
+    settings = json.loads(vocabulary.read_vocabulary(tmp_path)["text.json"])
+    assert settings.get("lower_case") is lower_case
+    # What is written beside it counts more.
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    settings = json.loads(vocabulary.read_vocabulary(tmp_path)["text.json"])
+    assert settings["lower_case"] is False
+
+
 def test_special_ids_are_found_wherever_they_stand(tmp_path):
     ids = vocabulary.find_special_ids(google_vocabulary(tmp_path))
     assert ids == (0, 4, 5, 6, 7)

@@ -79,9 +79,9 @@ def read_vocabulary(path: epath.PathLike) -> dict[str, str] | None:
             prefix of a TensorFlow checkpoint, or a vocab.txt.
 
     Returns:
-        {"vocab.txt": pieces, "text.json": settings}, which `MaskedLM.bind` takes; without
-        the setting `lower_case` if the checkpoint does not have it. None if there is no
-        vocabulary.
+        {"vocab.txt": pieces, "text.json": settings}, which `MaskedLM.bind` takes. If nothing
+        beside the vocabulary says so, `lower_case` is what its words show, and left out if
+        they show neither. None if there is no vocabulary.
 
     Raises:
         ValueError: a file is no text, too large, or no vocabulary.
@@ -108,13 +108,37 @@ def read_vocabulary(path: epath.PathLike) -> dict[str, str] | None:
     else:
         return None
     try:
-        parse_vocabulary(text)
+        all_pieces = parse_vocabulary(text)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     foreign = _read_json(file.parent / "tokenizer_config.json")
     if "do_lower_case" in foreign:
         settings.setdefault("lower_case", foreign["do_lower_case"])
+    if "lower_case" not in settings:
+        shown = detect_lower_case(all_pieces)
+        settings |= {} if shown is None else {"lower_case": shown}
     return {"vocab.txt": text, "text.json": json.dumps(settings)}
+
+
+def detect_lower_case(pieces: Sequence[str]) -> bool | None:
+    """Whether a vocabulary is of lower-cased text; None if its words do not show it.
+
+    Text that is lower-cased and stripped of accents yields no piece with a capital or an accent, but
+    users add some ("URL"). In Google's cased vocabularies a third of the pieces has capitals.
+    """
+    words = [
+        piece.removeprefix("##")
+        for piece in pieces
+        if not (piece.startswith("[") and piece.endswith("]"))
+    ]
+    few = len(words) / 100
+    if sum(word != word.lower() for word in words) > few:
+        return False
+    normal = make_tokenizer(None, lower_case=True).normalizer
+    changed = sum(
+        normal.normalize_str(word).strip() not in ("", word) for word in words
+    )
+    return True if changed <= few and any(map(str.islower, words)) else None
 
 
 def parse_tokenizer(described: Mapping[str, Any]) -> tuple[list[str], bool]:
