@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from attn_jax import config as config_lib
+from attn_jax.commands.predict import format_result
 from attn_jax.data import invented, span_decoding, squad, squad_scores
 from attn_jax.data.tokenizing import Tokenizer
 from attn_jax.data.vocabulary import SPECIALS
@@ -306,6 +307,25 @@ def test_a_long_passage_is_read_in_several_rows(task):
     errors = [r["error"] for r in predictor.run(bad, batch_size=8)]
     assert ["is no question" in e for e in errors] == [True, True, False]
     assert "the passage has no words" in errors[2]
+
+
+def test_a_question_without_a_span_that_fits_has_no_answer_and_says_so():
+    """SQuAD 1.1 has no "no answer"; the original writes "empty", which a passage may hold."""
+    pieces = [*SPECIALS, "a", "b", "c", "who", "?"]
+    task = Span(data="none", vocab_size=10, sequence_length=16, n_best=1).bind(
+        {"vocab.txt": "".join(f"{piece}\n" for piece in pieces)}
+    )
+    named, rows = task.read_input({"question": "who ?", "context": "a b c"})
+    logits = np.eye(16)
+    outputs = [{"start_logits": logits[6], "end_logits": logits[4]}]  # it ends before
+    found = task.describe_outputs(named, rows, outputs, top=3)
+    assert (found["answer"], found["candidates"]) == ("", [])
+    assert "config.task.n_best=1" in found["note"]
+    first, second = format_result(named | found)
+    assert first == "(no answer)"
+    assert second.strip() == found["note"]
+    outputs = [{"start_logits": logits[4], "end_logits": logits[6]}]
+    assert "note" not in task.describe_outputs(named, rows, outputs, top=3)
 
 
 def write(path, **changes):

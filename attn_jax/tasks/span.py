@@ -243,7 +243,9 @@ class Span(Tokenizing):
     ) -> dict[str, Any]:
         """`answer`, and the `top` candidates as {"answer", "probability", "start", "end"}.
 
-        `start` and `end` are places in the context, in characters; null for no answer.
+        `start` and `end` are places in the context, in characters; null for no answer. Where no
+        span fits, there are no candidates and a `note`, even of version 1.1, in which every
+        question is taken to have an answer.
         """
         del rows
         question = squad.make_question(named["context"], named["question"])
@@ -253,6 +255,13 @@ class Span(Tokenizing):
             [output["start_logits"] for output in outputs],
             [output["end_logits"] for output in outputs],
         )
+        if not self.may_be_null and decoded.candidates[0].words is None:
+            note = (
+                f"no span fits: the config.task.n_best={self.n_best} best starts and ends of "
+                "each window are outside the passage, or an end is before its start or more "
+                f"than config.task.max_answer_length={self.max_answer_length} pieces after it"
+            )
+            return {"answer": "", "candidates": [], "note": note}
         candidates = []
         for answer in decoded.candidates[:top]:
             start = end = None
