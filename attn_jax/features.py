@@ -40,8 +40,8 @@ def embed(
     variables: Mapping[str, Any],
     inputs: Mapping[str, Any],
     kind: str,
-) -> Float[Array, "B D"]:
-    """One float32 vector for each input of a ViT or a BERT.
+) -> Float[Array, "*B D"]:
+    """One float32 vector for each input of a ViT or a BERT; for each ending of a choice.
 
     Args:
         inputs: arguments of the module's call.
@@ -64,12 +64,14 @@ def embed(
         return outputs["pooled"].astype(jnp.float32)
     tokens = outputs["tokens"]
     if layer is not None:
+        lead = tokens.shape[:-2]  # the blocks see questions and endings as one axis
         tokens = choose_layer(seen["intermediates"], layer, kind)
+        tokens = tokens.reshape(*lead, *tokens.shape[1:])
     tokens = tokens.astype(jnp.float32)
     if pool == "cls":
-        return tokens[:, 0]
+        return tokens[..., 0, :]
     mask = inputs.get("mask")
-    return jnp.mean(tokens, axis=1, where=None if mask is None else mask[..., None])
+    return jnp.mean(tokens, axis=-2, where=None if mask is None else mask[..., None])
 
 
 def choose_layer(

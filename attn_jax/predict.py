@@ -52,7 +52,7 @@ def predict(
         top: number of classes or words to list, the most probable first.
         embed: return a vector for each input instead, as a float32 array "embedding": "mean"
             of the tokens, "cls" (the first token) or "pooled" (the input of the head).
-            "mean:L" and "cls:L" read layer L: 0 is the embedding, -1 the last block.
+            With multiple choice it has a row for each ending. "mean:L" and "cls:L" read layer L: 0 is the embedding, -1 the last block.
         batch_size: rows in one call of the model, over all local devices.
         trust: other packages whose classes a run's config may name.
 
@@ -61,8 +61,9 @@ def predict(
         stop the others.
 
     Raises:
-        ValueError: the checkpoint cannot be read, or its task has no predictions; `embed` is
-            unknown, or the model lacks that layer.
+        ValueError: the checkpoint cannot be read, or its task has no predictions; `step`,
+            `params` or `trust` is given, but it is no run; `embed` is unknown, or the model
+            lacks that layer.
     """
     predictor = open_predictor(
         checkpoint, step=step, params=params, embed=embed, trust=trust
@@ -85,6 +86,7 @@ def open_predictor(
             checkpoint, step, params, trust=tuple(trust), mesh=mesh
         )
     else:
+        check_no_run(checkpoint, step, params, trust)
         module, variables, task = convert.load_with_task(checkpoint)
         variables = jax.device_put(variables, sharding.replicated(mesh))
     verbs = ["read_input"] if embed else ["read_input", "describe_outputs"]
@@ -96,6 +98,24 @@ def open_predictor(
     if embed is not None:  # before any input is read
         features.parse_kind(embed)
     return Predictor(module, variables, task, mesh, embed)
+
+
+def check_no_run(
+    checkpoint: epath.PathLike,
+    step: int | str,
+    params: str | None,
+    trust: Iterable[str],
+) -> None:
+    """Raises ValueError if an argument is given that means something only for a run."""
+    given = [] if step == "latest" else [f"step={step!r}"]
+    given += [] if params is None else [f"params={params!r}"]
+    given += [f"trust={list(trust)}"] if list(trust) else []
+    if given:
+        verb, rest = ("are", "them") if len(given) > 1 else ("is", "it")
+        raise ValueError(
+            f"{checkpoint}: {', '.join(given)} {verb} for a run's folder, which this is not; "
+            f"leave {rest} out."
+        )
 
 
 @dataclasses.dataclass
@@ -189,7 +209,7 @@ class Predictor:
         return {**item.named, **found}
 
     def compute(self, variables: Any, batch: Mapping[str, jax.Array]) -> Any:
-        """The model's outputs [B, ...] for a batch, or {"embedding": [B, D]}."""
+        """The model's outputs [B, ...] for a batch, or {"embedding": [B, D]} ([B, C, D])."""
         batch = prepare_batch(self.task, dict(batch), make_key(0), train=False)
         inputs = self.task.inputs(batch)
         if self.embed is not None:

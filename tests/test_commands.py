@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from runs import FROZEN, tiny, write_classes
+from runs import FROZEN, check_equal, differ, tiny, write_classes
 
 import attn_jax
 import train
@@ -79,3 +79,19 @@ def test_outputs_without_a_name_are_numbered(finished):
     names = export.name_classes(str(finished[1]), 12)
     assert names[8:] == ["8", "9", "LABEL_10", "LABEL_11"]
     assert export.name_classes(str(finished[1]), 0) is None
+
+
+@pytest.mark.parametrize("params", ["ema", "raw"])
+def test_an_earlier_step_or_the_raw_parameters_can_be_exported(
+    finished, tmp_path, params
+):
+    out = tmp_path / "vit.safetensors"
+    steps = sorted(int(p.name) for p in (finished[1] / "checkpoints").iterdir())
+    flags = [f"--step={steps[0]}", f"--params={params}"]
+    export.main([f"--from={finished[1]}", f"--to={out}", "--format=timm", *flags])
+    _, expected, _ = attn_jax.restore(finished[1], step=steps[0], params=params)
+    _, last, _ = attn_jax.restore(finished[1])
+    found = load_pretrained(out)[1]["params"]["head"]
+    check_equal(found, expected["params"]["head"])
+    earlier_or_raw = steps[0] != steps[-1] or params == "raw"
+    assert differ(found, last["params"]["head"]) == earlier_or_raw

@@ -12,12 +12,15 @@ import pytest
 from PIL import Image
 
 import attn_jax
+from attn_jax import features
+from attn_jax.commands import export
 from attn_jax.commands import predict as command
 from attn_jax.convert import load_pretrained
-from attn_jax.models.bert import Bert
+from attn_jax.models.bert import Bert, ChoiceHead
 from attn_jax.models.vit import ViT
 from attn_jax.predict import Predictor
 from attn_jax.sharding import make_mesh
+from attn_jax.tasks.choice import Choice
 from attn_jax.tasks.masked_lm import MaskedLM
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -215,6 +218,59 @@ def test_a_foreign_vit_is_read_as_its_processor_says(tmp_path):
         attn_jax.predict(tmp_path, [pixels])
 
 
+@pytest.fixture
+def chooser():
+    """A tiny BERT for multiple choice, and its task with two endings."""
+    module = Bert(
+        len(PIECES),
+        width=8,
+        depth=2,
+        mlp_width=8,
+        num_heads=1,
+        heads=(),
+        head=ChoiceHead(),
+    )
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    task = Choice(data="none", vocab_size=len(PIECES), sequence_length=9, choices=2)
+    return module, variables, task.bind({"vocab.txt": "\n".join([*PIECES, ""])})
+
+
+CHOICE = {"context": "a cat", "endings": ["sat .", "cats"]}
+
+
+@pytest.mark.parametrize("kind", ["mean", "cls", "pooled", "mean:0", "cls:1"])
+def test_every_ending_has_a_vector_of_its_own(chooser, kind):
+    module, variables, task = chooser
+    mesh = make_mesh({"data": -1}, jax.local_devices())
+    (result,) = Predictor(module, variables, task, mesh, kind).run([CHOICE])
+    ids = jnp.array([[2, 5, 6, 3, 8, 9, 3], [2, 5, 6, 3, 6, 7, 3]])
+    segments = jnp.array([[0, 0, 0, 0, 1, 1, 1]] * 2)
+    alone = {"token_ids": ids, "segment_ids": segments, "mask": ids >= 0}
+    expected = features.embed(module, variables, alone, kind)
+    np.testing.assert_allclose(result["embedding"], expected, atol=1e-5)
+
+
+def test_vectors_are_saved_with_names_that_need_no_pickle(chooser, tmp_path):
+    module, variables, task = chooser
+    mesh = make_mesh({"data": -1}, jax.local_devices())
+    (result,) = Predictor(module, variables, task, mesh, "cls").run([CHOICE])
+    pair = {"text": "a", "pair": "cat", "embedding": result["embedding"][0]}
+    question = {"question": "who?", "context": "a cat", "embedding": pair["embedding"]}
+    text = {"text": "a cat", "embedding": pair["embedding"]}
+    out = tmp_path / "vectors.npz"
+    command.save_vectors([result, pair, question, text], out)
+    saved = np.load(out, allow_pickle=False)
+    assert saved["embedding"].shape == (5, 8)
+    *objects, plain = saved["inputs"].tolist()
+    assert plain == "a cat"
+    assert [json.loads(name) for name in objects] == [
+        {"context": "a cat", "ending": "sat ."},
+        {"context": "a cat", "ending": "cats"},
+        {"text": "a", "pair": "cat"},
+        {"question": "who?", "context": "a cat"},
+    ]
+
+
 def run(*arguments):
     command.main([str(argument) for argument in arguments])
 
@@ -263,6 +319,39 @@ def test_the_command_writes_vectors_of_what_stdin_lists(
 def test_a_wrong_option_is_refused(trained_run, arguments, message):
     with pytest.raises(ValueError, match=message):
         run("--workdir", trained_run, *arguments)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".TSV", ".json"])
+def test_tables_are_not_read_as_lines_of_text(trained_run, tmp_path, suffix):
+    file = tmp_path / f"reviews{suffix}"
+    file.write_text("text,label\na cat,pos\n")
+    message = "--file reads lines of text, or a .jsonl with"
+    with pytest.raises(ValueError, match=f"reviews{suffix} is no .*{message}"):
+        run("--workdir", trained_run, "--file", file)
+
+
+def write_foreign(folder, filler):
+    """The tiny BERT as a folder of transformers."""
+    module, variables, _ = filler
+    vocabulary = {"vocab.txt": "".join(f"{piece}\n" for piece in PIECES)}
+    attn_jax.convert.export(module, variables, folder, "hf", vocabulary=vocabulary)
+    return folder
+
+
+@pytest.mark.parametrize("flag", ["--step=latest", "--params=raw", "--trust=runs"])
+def test_flags_of_runs_are_refused_for_other_checkpoints(filler, tmp_path, flag):
+    folder = write_foreign(tmp_path / "model", filler)
+    message = f"^{flag} is for a run's folder, which {folder} is not; leave it out"
+    with pytest.raises(ValueError, match=message):
+        run("--from", folder, flag, "a [MASK]")
+    with pytest.raises(ValueError, match=message):
+        export.main([f"--from={folder}", f"--to={tmp_path / 'b'}", "--format=hf", flag])
+
+
+def test_arguments_of_runs_are_refused_for_other_checkpoints(filler, tmp_path):
+    folder = write_foreign(tmp_path / "model", filler)
+    with pytest.raises(ValueError, match="model: step=3, params='ema' are for a run's"):
+        attn_jax.predict(folder, ["a [MASK]"], step=3, params="ema")
 
 
 def test_a_line_that_is_no_json_is_named(trained_run, tmp_path):

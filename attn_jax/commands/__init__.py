@@ -38,8 +38,39 @@ def make_parser(name: str, description: str) -> argparse.ArgumentParser:
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that select a checkpoint of a run."""
     parser.add_argument("--workdir", required=True, help="folder of the run")
-    parser.add_argument("--step", default="latest", help="a number, latest or best")
-    parser.add_argument("--params", choices=("ema", "raw"), help="default: ema if kept")
+    add_step_arguments(parser, default="latest")
+
+
+def add_step_arguments(
+    parser: argparse.ArgumentParser, default: str | None = None
+) -> None:
+    """Adds the flags that select one of a run's checkpoints, and its parameters."""
+    parser.add_argument(
+        "--step", default=default, help="of a run: a number, latest (default) or best"
+    )
+    parser.add_argument(
+        "--params", choices=("ema", "raw"), help="of a run; default: ema if kept"
+    )
+
+
+def check_run_flags(options: argparse.Namespace, source: str) -> None:
+    """Raises ValueError if a flag is given that means something only for a run's folder.
+
+    Args:
+        source: what was given instead.
+    """
+    given = [
+        f"--{name}={value}"
+        for name in ("step", "params")
+        if (value := getattr(options, name, None)) is not None
+    ]
+    given += [f"--trust={package}" for package in options.trust]
+    if given:
+        verb, rest = ("are", "them") if len(given) > 1 else ("is", "it")
+        raise ValueError(
+            f"{', '.join(given)} {verb} for a run's folder, which {source} is not; leave "
+            f"{rest} out."
+        )
 
 
 def parse_and_run(

@@ -31,6 +31,7 @@ def main(arguments: Sequence[str]) -> None:
         help="a folder for hf; FILE.safetensors for timm, which has no BERT",
     )
     parser.add_argument("--format", required=True, choices=("hf", "timm"))
+    commands.add_step_arguments(parser)
     parser.add_argument(
         "--image_size",
         nargs="+",
@@ -47,14 +48,15 @@ def run(options: argparse.Namespace) -> list[str]:
         raise ValueError(f"--image_size takes one or two numbers, not {len(sides)}.")
     size = sides if sides is None or len(sides) == 2 else sides[0]
     if detect_format(options.source).kind == "run":
-        module, variables, task = restore(options.source, trust=options.trust)
-        size = size or getattr(task, "image_size", None)
-    elif options.trust:
-        raise ValueError(
-            f"--trust={options.trust[0]} is for a run's folder, which {options.source} is "
-            "not; leave it out."
+        module, variables, task = restore(
+            options.source,
+            options.step or "latest",
+            options.params,
+            trust=options.trust,
         )
+        size = size or getattr(task, "image_size", None)
     else:
+        commands.check_run_flags(options, options.source)
         module, variables = load_pretrained(options.source)
     mean, std = pixel_statistics(options.source) or (None, None)
     has_tokens = hasattr(module, "vocab_size")

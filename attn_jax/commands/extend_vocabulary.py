@@ -35,6 +35,7 @@ def run(options: argparse.Namespace) -> list[str]:
     if is_run(options.source):
         module, variables, _ = restore(options.source, trust=options.trust)
     else:
+        commands.check_run_flags(options, options.source)
         module, variables = load_pretrained(options.source)
     vocabulary = read_vocabulary(options.source)
     if vocabulary is None:

@@ -11,6 +11,7 @@ import numpy as np
 from rich import console, progress
 
 from attn_jax import commands
+from attn_jax.convert import is_run
 from attn_jax.folder import expand_local
 from attn_jax.predict import open_predictor
 
@@ -21,6 +22,8 @@ EXAMPLES = """examples:
   %(prog)s --from=vit_b16 --json --file=list_of_images.txt
   %(prog)s --from=bert_base --embed=mean --out=vectors.npz --file=-  < texts.txt
 """
+
+TABLES = (".csv", ".tsv", ".json")  # their lines are no inputs
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -42,8 +45,7 @@ def main(arguments: Sequence[str]) -> None:
         metavar="CHECKPOINT",
         help="a file or folder of another library, as load_pretrained reads",
     )
-    parser.add_argument("--step", default="latest", help="a number, latest or best")
-    parser.add_argument("--params", choices=("ema", "raw"), help="default: ema if kept")
+    commands.add_step_arguments(parser)
     parser.add_argument(
         "--file",
         action="append",
@@ -72,9 +74,12 @@ def run(options: argparse.Namespace) -> list[str]:
     inputs = list(list_inputs(options))
     if not inputs:
         raise ValueError("there is no input; give INPUT, --file or --question.")
+    checkpoint = options.workdir or options.checkpoint
+    if not is_run(checkpoint):
+        commands.check_run_flags(options, checkpoint)
     predictor = open_predictor(
-        options.workdir or options.checkpoint,
-        step=options.step,
+        checkpoint,
+        step=options.step or "latest",
         params=options.params,
         embed=options.embed,
         trust=options.trust,
@@ -127,8 +132,15 @@ def read_lines(name: str) -> Iterator[Any]:
     """Yields the lines of a file that are not empty; of FILE.jsonl, what each stands for.
 
     Raises:
-        ValueError: the file does not exist or is no UTF-8 text; a line is no JSON.
+        ValueError: the file does not exist, is a table or no UTF-8 text; a line is no JSON.
     """
+    suffix = pathlib.PurePath(name).suffix.lower()
+    if suffix in TABLES:
+        raise ValueError(
+            f"--file={name} is no list of inputs: --file reads lines of text, or a .jsonl with "
+            'an input a line, such as {"text": "..."}. Write the column that you mean to such '
+            "a file."
+        )
     if name == "-":
         lines: Iterable[str] = sys.stdin
     else:
@@ -148,7 +160,7 @@ def read_lines(name: str) -> Iterator[Any]:
         line = line.rstrip("\r\n")
         if not line.strip():
             continue
-        if not name.endswith(".jsonl"):
+        if suffix != ".jsonl":
             yield line
             continue
         try:
@@ -169,12 +181,29 @@ def show_progress(
 
 
 def save_vectors(vectors: Sequence[dict[str, Any]], path: pathlib.Path) -> str:
-    """Writes `embedding` [N, D], float32, and `inputs` [N], their names; returns the path."""
-    names = [vector.get("file") or vector.get("text") for vector in vectors]
-    matrix = np.stack([vector["embedding"] for vector in vectors])
+    """Writes `embedding` [N, D], float32, and `inputs` [N], their names; returns the path.
+
+    With multiple choice each ending has a row.
+    """
+    names = [name for vector in vectors for name in name_rows(vector)]
+    matrix = np.concatenate([np.atleast_2d(v["embedding"]) for v in vectors])
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, embedding=matrix, inputs=np.array(names))
+    # As text, which NumPy reads without pickle.
+    np.savez(path, embedding=matrix, inputs=np.array(names, dtype=np.str_))
     return str(path)
+
+
+def name_rows(vector: dict[str, Any]) -> list[str]:
+    """The file or the text of an input; its fields as JSON if it has several."""
+    given = {k: v for k, v in vector.items() if k not in ("embedding", "words")}
+    if "endings" in given:
+        pairs = [
+            {"context": given["context"], "ending": end} for end in given["endings"]
+        ]
+        return [json.dumps(pair, ensure_ascii=False) for pair in pairs]
+    if "file" in given or given.keys() == {"text"}:
+        return [given.get("file") or given["text"]]
+    return [json.dumps(given, ensure_ascii=False)]
 
 
 def format_result(result: dict[str, Any]) -> list[str]:
@@ -196,7 +225,7 @@ def format_result(result: dict[str, Any]) -> list[str]:
             )
             shown = entry["answer"] or "(no answer)"
             lines.append(f"    {100 * entry['probability']:.1f} %  {shown}{where}")
-        return lines
+        return lines + [f"    {result['note']}"] * ("note" in result)
     if "entities" in result:
         found = [
             f"    {entry['type']}: {entry['text']}" for entry in result["entities"]
