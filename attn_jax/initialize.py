@@ -45,6 +45,8 @@ def initialize_from(run: Run, params: Any) -> tuple[Any, list[str]]:
             misfit = explain_other_head(theirs, shapes, module, part)
             if misfit := misfit or explain_misfit(theirs, shapes, module, part):
                 raise ValueError(f"{path}: {misfit}")
+            if advice := convert.explain_gelu(module, part):
+                logging.warning("%s: %s", path, advice)
         except ValueError as error:
             text = str(error).removeprefix("config.init_from: ")
             raise ValueError(f"config.init_from: {text}") from error

@@ -276,3 +276,16 @@ def test_a_head_that_does_not_fit_is_refused(tmp_path, insects, head, labels, me
     changes = insects | {"init_from": source}
     _, notes = begin("classify", tmp_path / "tuned", tmp_path / "run", **changes)
     assert "without head; " in notes[1]
+
+
+def test_a_checkpoint_trained_with_another_gelu_is_named(tmp_path, insects, caplog):
+    write_bert(tmp_path / "tuned", ClassHead(3), labels=["ant", "bee", "cat"])
+    begin("classify", tmp_path / "tuned", tmp_path / "run", **insects)
+    advice = (
+        "GELU 'erf', the model's is 'tanh'; to use its, set --config.model.gelu=erf"
+    )
+    assert advice in caplog.text
+    caplog.clear()
+    changes = insects | {"model.gelu": "erf"}
+    begin("classify", tmp_path / "tuned", tmp_path / "again", **changes)
+    assert "GELU" not in caplog.text

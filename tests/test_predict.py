@@ -16,12 +16,13 @@ from attn_jax import features
 from attn_jax.commands import export
 from attn_jax.commands import predict as command
 from attn_jax.convert import load_pretrained
-from attn_jax.models.bert import Bert, ChoiceHead
+from attn_jax.models.bert import Bert, ChoiceHead, ClassHead
 from attn_jax.models.vit import ViT
 from attn_jax.predict import Predictor
 from attn_jax.sharding import make_mesh
 from attn_jax.tasks.choice import Choice
 from attn_jax.tasks.masked_lm import MaskedLM
+from attn_jax.tasks.text_classify import TextClassify
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -291,6 +292,13 @@ def test_the_command_ends_with_an_error_if_an_input_failed(
     printed = capsys.readouterr()
     assert printed.out.count(" %") == 5
     assert "absent.png does not exist" in printed.err
+    assert printed.err.count("absent.png") == 1
+
+
+def test_advice_about_the_data_of_a_run_is_left_out(trained_run, tmp_path):
+    (tmp_path / "bad.png").write_text("no image")
+    (result,) = attn_jax.predict(trained_run, [tmp_path / "bad.png"])
+    assert result["error"].endswith("Replace or remove it.")
 
 
 def test_the_command_writes_vectors_of_what_stdin_lists(
@@ -319,6 +327,58 @@ def test_the_command_writes_vectors_of_what_stdin_lists(
 def test_a_wrong_option_is_refused(trained_run, arguments, message):
     with pytest.raises(ValueError, match=message):
         run("--workdir", trained_run, *arguments)
+
+
+@pytest.fixture
+def classifier():
+    """A tiny BERT that classifies pairs of its own column names, in rows of six pieces."""
+    module = Bert(
+        len(PIECES),
+        width=8,
+        depth=1,
+        mlp_width=8,
+        num_heads=1,
+        heads=(),
+        head=ClassHead(2),
+    )
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    task = TextClassify(
+        data="none",
+        num_classes=2,
+        class_names=("no", "yes"),
+        text_column="premise",
+        pair_column="claim",
+        vocab_size=len(PIECES),
+        sequence_length=7,
+    ).bind({"vocab.txt": "\n".join([*PIECES, ""])})
+    return module, variables, task
+
+
+def test_a_pair_may_be_named_as_the_columns_of_the_data(classifier):
+    _, _, task = classifier
+    named, (row,) = task.read_input({"premise": "a cat", "claim": "sat ."})
+    assert named == {"premise": "a cat", "claim": "sat ."}
+    assert row["token_ids"].tolist() == [2, 5, 6, 3, 8, 9, 3]
+    _, (same,) = task.read_input({"text": "a cat", "pair": "sat ."})
+    np.testing.assert_array_equal(same["token_ids"], row["token_ids"])
+    message = "'premise' and 'claim', or 'text' and 'pair'"
+    for wrong in ({"claim": "a"}, {"text": "a", "claim": "a"}, {"text": "a", "b": "a"}):
+        with pytest.raises(ValueError, match=message):
+            task.read_input(wrong)
+
+
+def test_texts_that_are_cut_are_counted_once(classifier, tmp_path, monkeypatch, capsys):
+    module, variables, task = classifier
+    mesh = make_mesh({"data": -1}, jax.local_devices())
+    predictor = Predictor(module, variables, task, mesh, None)
+    monkeypatch.setattr(command, "is_run", lambda _: True)
+    monkeypatch.setattr(command, "open_predictor", lambda *_, **__: predictor)
+    (tmp_path / "t.txt").write_text("a cat\na cat sat a cat sat .\ncats a cats .\n")
+    run("--workdir=x", "--json", "--file", tmp_path / "t.txt")
+    printed = capsys.readouterr()
+    found = [json.loads(line).get("pieces_cut") for line in printed.out.splitlines()]
+    assert found == [None, 2, 1]
+    assert printed.err.count("2 of 3 inputs were longer than a row") == 1
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".TSV", ".json"])

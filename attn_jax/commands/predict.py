@@ -87,13 +87,15 @@ def run(options: argparse.Namespace) -> list[str]:
     inputs = list(predictor.expand(inputs))
     results = predictor.run(inputs, top=options.top, batch_size=options.batch_size)
     results = show_progress(results, len(inputs))
-    failed = 0
+    failed = cut = 0
     vectors: list[dict[str, Any]] = []
     for result in results:
         if "error" in result:
             failed += 1
             name = result.get("input") or result.get("file") or result.get("text")
-            print(f"error: {name}: {result['error']}", file=sys.stderr)
+            shown = "" if str(name) in result["error"] else f"{name}: "
+            print(f"error: {shown}{result['error']}", file=sys.stderr)
+        cut += "pieces_cut" in result
         if options.embed is not None and "error" not in result:
             vectors.append(result)
         elif options.json:
@@ -102,6 +104,12 @@ def run(options: argparse.Namespace) -> list[str]:
             print("\n".join(format_result(result)), flush=True)
     if options.embed is not None and vectors:
         print(save_vectors(vectors, expand_local(options.out)))
+    if cut:
+        print(
+            f"WARNING: {cut} of {len(inputs)} inputs were longer than a row of the model and were "
+            "cut; --json shows by how many word pieces (pieces_cut).",
+            file=sys.stderr,
+        )
     if failed:
         sys.exit(f"error: {failed} of {len(inputs)} inputs gave no result; see above.")
     return []
@@ -195,7 +203,8 @@ def save_vectors(vectors: Sequence[dict[str, Any]], path: pathlib.Path) -> str:
 
 def name_rows(vector: dict[str, Any]) -> list[str]:
     """The file or the text of an input; its fields as JSON if it has several."""
-    given = {k: v for k, v in vector.items() if k not in ("embedding", "words")}
+    left_out = ("embedding", "words", "pieces_cut")
+    given = {k: v for k, v in vector.items() if k not in left_out}
     if "endings" in given:
         pairs = [
             {"context": given["context"], "ending": end} for end in given["endings"]
@@ -231,8 +240,9 @@ def format_result(result: dict[str, Any]) -> list[str]:
             f"    {entry['type']}: {entry['text']}" for entry in result["entities"]
         ]
         return [result["text"], *(found or ["    no entities"])]
-    name = result.get("file") or result.get("text") or ""
+    texts = dict.fromkeys(v for v in result.values() if isinstance(v, str))
+    name = " | ".join(texts)
     if "predictions" in result:
         return [f"{name}: {percent(result['predictions'])}"]
-    rest = {key: value for key, value in result.items() if key not in ("file", "text")}
+    rest = {key: value for key, value in result.items() if not isinstance(value, str)}
     return [f"{name}: {json.dumps(rest, ensure_ascii=False)}"]

@@ -11,7 +11,7 @@ from attn_jax import config, paths
 from attn_jax.convert.bert.names import HEAD_PARTS
 from attn_jax.convert.export import check_size, export
 from attn_jax.convert.formats import detect_format
-from attn_jax.convert.match import explain_mismatch, match_head
+from attn_jax.convert.match import explain_gelu, explain_mismatch, match_head
 from attn_jax.convert.sidecars import (
     explain_statistics,
     label_names,
@@ -27,6 +27,7 @@ from attn_jax.models.bert import Bert
 from attn_jax.models.vit import ViT
 
 __all__ = [
+    "explain_gelu",
     "explain_mismatch",
     "explain_statistics",
     "export",

@@ -9,6 +9,9 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
+from attn_jax.models.bert import Bert
+from attn_jax.models.bert.model import DIALECTS
+
 # Fields that change no shape of a parameter, or do not prevent loading: the skip regex leaves
 # out a head of another number of classes, BERT's heads are left out or start anew, and patch
 # filters are resized.
@@ -128,6 +131,19 @@ def explain_mismatch(theirs: nn.Module, ours: nn.Module) -> str | None:
         if isinstance(value, nn.Module)
     ]
     return f"to take its parameters, {'; '.join(parts)}"
+
+
+def explain_gelu(theirs: nn.Module, ours: nn.Module | None) -> str | None:
+    """Explains what to set if a BERT's parameters were trained with another GELU; else None."""
+    if not (isinstance(theirs, Bert) and isinstance(ours, Bert)):
+        return None
+    was, now = (bert.gelu or DIALECTS[bert.dialect][0] for bert in (theirs, ours))
+    if was == now:
+        return None
+    return (
+        f"it was trained with the GELU {was!r}, the model's is {now!r}; to use its, set "
+        f"--config.model.gelu={was}"
+    )
 
 
 def as_argument(value: Any) -> str:

@@ -18,6 +18,10 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it only warns
 Color = tuple[int, int, int]
 
 
+# For data of a run; a prediction has no such key.
+SKIP_ADVICE = ", or set config.task.corrupt='skip' to leave out such images."
+
+
 def decode(
     data: bytes | Shaped[np.ndarray, "..."],
     channels: int,
@@ -60,7 +64,7 @@ def decode(
         reason, cause = str(error).partition("\n")[0] or type(error).__name__, error
     raise ValueError(
         f"{bounded.printable(name or 'this image')} ({len(data)} bytes) cannot be decoded: {reason}. "
-        "Replace or remove it, or set config.task.corrupt='skip' to leave out such images."
+        f"Replace or remove it{SKIP_ADVICE}"
     ) from cause
 
 

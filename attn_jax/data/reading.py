@@ -152,7 +152,10 @@ class ImageReading:
         if not path.exists():
             raise ValueError(f"{given} does not exist; give an image file or a folder.")
         record = {"image": bounded.read_image_file(path), "name": str(path)}
-        return {"file": str(given)}, [{"images": self.read(record, None)}]
+        try:
+            return {"file": str(given)}, [{"images": self.read(record, None)}]
+        except ValueError as error:
+            raise ValueError(str(error).replace(decoding.SKIP_ADVICE, ".")) from error
 
     def to_model_range(
         self, pixels: Integer[Array, "*axes C"]

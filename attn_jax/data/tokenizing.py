@@ -192,6 +192,12 @@ class Tokenizing:
             "mask": places < len(ids),
         }
 
+    def count_cut(self, *encoded: Sequence[int]) -> dict[str, int]:
+        """{"pieces_cut": how many pieces of a text or pair have no place in a row}, if any."""
+        room = self.sequence_length - 1 - len(encoded)
+        cut = sum(map(len, encoded)) - room
+        return {"pieces_cut": cut} if cut > 0 else {}
+
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return {name: batch[name] for name in ("token_ids", "segment_ids", "mask")}
 

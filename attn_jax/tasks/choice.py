@@ -152,7 +152,9 @@ class Choice(Tokenizing):
                 f"{self.choices}."
             )
         row = self.make_rows(given["context"], given["endings"], self.tokenizer)
-        return {"text": given["context"], **given}, [row]
+        start, *ends = map(self.tokenizer.encode, (given["context"], *given["endings"]))
+        cut = self.count_cut(start, max(ends, key=len))
+        return {"text": given["context"], **given, **cut}, [row]
 
     def describe_outputs(
         self,

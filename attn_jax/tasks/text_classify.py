@@ -204,23 +204,33 @@ class TextClassify(Tokenizing):
     def read_input(self, given: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Tokenizes a text, or {"text": ..., "pair": ...}, without a label.
 
+        An object may have the names of the run's columns instead. `pieces_cut` says how much of
+        a text is longer than a row.
+
         Raises:
             ValueError: it is neither.
         """
         named = {"text": given} if isinstance(given, str) else given
-        if (
-            not isinstance(named, dict)
-            or "text" not in named
-            or not named.keys() <= {"text", "pair"}
-            or not all(isinstance(text, str) for text in named.values())
-        ):
+        columns = self.reading.columns[:-1]  # numbers where a file has no header
+        has_names = all(isinstance(column, str) for column in columns)
+        ways = [columns] if has_names and set(columns) - {"text", "pair"} else []
+        keys = next(
+            (
+                keys
+                for keys in (("text",), ("text", "pair"), *ways)
+                if isinstance(named, dict) and named.keys() == set(keys)
+            ),
+            None,
+        )
+        if keys is None or not all(isinstance(text, str) for text in named.values()):
+            own = "".join(f"{' and '.join(map(repr, way))}, or " for way in ways)
             raise ValueError(
-                f"{given!r:.80} is no text; give a string, or an object with the texts 'text' "
-                "and 'pair'."
+                f"{given!r:.80} is no text; give a string, or an object with the texts {own}"
+                "'text' and 'pair'."
             )
-        texts = [named[key] for key in ("text", "pair") if key in named]
-        encoded = [self.tokenizer.encode(text) for text in texts]
-        return dict(named), [self.make_row(self.tokenizer, *encoded)]
+        encoded = [self.tokenizer.encode(named[key]) for key in keys]
+        row = self.make_row(self.tokenizer, *encoded)
+        return {**named, **self.count_cut(*encoded)}, [row]
 
     def describe_outputs(
         self,
