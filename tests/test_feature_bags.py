@@ -137,8 +137,12 @@ def test_a_run_predicts_for_the_bags_of_a_new_file(arrays, tmp_path, capsys):
     assert [r["instances"] for r in found] == np.bincount(bag).tolist()
     # What an evaluation computes for the same bags: they are those that training drew.
     [alone] = predict(tmp_path / "run", [x[bag == 3]])
-    assert alone["label"] in ("absent", "present")
-    np.testing.assert_allclose(alone["probability"], found[3]["probability"], rtol=1e-5)
+    best, other = alone["predictions"]
+    assert {best["label"], other["label"]} == {"absent", "present"}
+    again = found[3]["predictions"][0]
+    assert best["label"] == again["label"]
+    np.testing.assert_allclose(best["probability"], again["probability"], rtol=1e-5)
+    np.testing.assert_allclose(best["probability"] + other["probability"], 1)
     [refused] = predict(tmp_path / "run", [x[:3, :4]])
     assert "4 features, but 8 in training" in refused["error"]
     [refused] = predict(tmp_path / "run", [np.zeros((99, 8))])

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from attn_jax import metrics
 from attn_jax.bounds import Width
 from attn_jax.data import bags, images, sources
 from attn_jax.data.bag_reading import BagReading
@@ -190,8 +191,9 @@ class FeatureBags(BagObjective, BagReading):
         outputs: Sequence[Mapping[str, Any]],
         top: int,
     ) -> dict[str, Any]:
-        """`label`, and `probability` of the second class."""
-        del named, rows, top
-        probability = float(1 / (1 + np.exp(-np.float64(outputs[0]["logits"]))))
+        """`predictions`: the classes as {"label", "probability"}, the more probable first."""
+        del named, rows
+        chance = float(jax.nn.sigmoid(outputs[0]["logits"]))
+        chances = np.array([1 - chance, chance])
         names = self.class_names or ("0", "1")
-        return {"label": names[int(probability > 0.5)], "probability": probability}
+        return {"predictions": metrics.rank_classes(chances, names, top)}
