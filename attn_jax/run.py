@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -280,7 +281,9 @@ def check_data_is_named(task: config_lib.Section) -> None:
 
 
 def bind_task(task: Any, init_from: Any, assets: Mapping[str, str] | None) -> Any:
-    """The task with the class names or vocabulary of the run, or of `init_from`.
+    """The task with the class names and vocabulary of the run, or the vocabulary of `init_from`.
+
+    The classes of a new run are those of its data; a head is matched to them by name.
 
     Raises:
         ValueError: a text model's checkpoint in `init_from` has no vocabulary.
@@ -292,7 +295,9 @@ def bind_task(task: Any, init_from: Any, assets: Mapping[str, str] | None) -> An
     for path, _, _ in init_from:
         found = vocabulary.read_vocabulary(path)
         if found is not None:
-            task = task.bind(found)
+            settings = vocabulary.parse_settings(found["text.json"])
+            settings.pop("labels", None)
+            task = task.bind({**found, "text.json": json.dumps(settings)})
         elif task.vocabulary is None:
             raise ValueError(
                 f"config.init_from: {path} has no vocab.txt, so its token embedding cannot "

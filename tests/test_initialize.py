@@ -25,6 +25,8 @@ from attn_jax.convert import export, load_pretrained
 from attn_jax.convert.vit.resize import resize_patch_kernel
 from attn_jax.data.vocabulary import SPECIALS
 from attn_jax.models.bert import Bert, ClassHead, SpanHead, TagHead
+from attn_jax.run import bind_task
+from attn_jax.tasks.text_classify import TextClassify
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -289,3 +291,20 @@ def test_a_checkpoint_trained_with_another_gelu_is_named(tmp_path, insects, capl
     changes = insects | {"model.gelu": "erf"}
     begin("classify", tmp_path / "tuned", tmp_path / "again", **changes)
     assert "GELU" not in caplog.text
+
+
+def test_classes_are_those_of_the_data_and_the_vocabulary_of_the_run_before(tmp_path):
+    (tmp_path / "vocab.txt").write_text("".join(f"{piece}\n" for piece in PIECES))
+    settings = {"lower_case": False, "labels": ["ant", "bee"]}
+    (tmp_path / "text.json").write_text(json.dumps(settings))
+    task = TextClassify(
+        data="none", num_classes=2, vocab_size=len(PIECES), sequence_length=8
+    )
+    bound = bind_task(task, [[str(tmp_path), "", "head/.*"]], None)
+    assert bound.class_names is None
+    assert not bound.lower_case
+    assert bound.tokenizer.pieces == tuple(PIECES)
+    resumed = {
+        name: (tmp_path / name).read_text() for name in ("vocab.txt", "text.json")
+    }
+    assert bind_task(task, [], resumed).class_names == ("ant", "bee")
