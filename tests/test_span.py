@@ -325,7 +325,9 @@ def test_a_question_without_a_span_that_fits_has_no_answer_and_says_so():
     assert first == "(no answer)"
     assert second.strip() == found["note"]
     outputs = [{"start_logits": logits[4], "end_logits": logits[6]}]
-    assert "note" not in task.describe_outputs(named, rows, outputs, top=3)
+    found = task.describe_outputs(named, rows, outputs, top=3)
+    assert "note" not in found
+    assert format_result(named | found)[0] == "a b c"
 
 
 def write(path, **changes):

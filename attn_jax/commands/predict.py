@@ -234,7 +234,7 @@ def format_result(result: dict[str, Any]) -> list[str]:
             )
             shown = entry["answer"] or "(no answer)"
             lines.append(f"    {100 * entry['probability']:.1f} %  {shown}{where}")
-        return lines + [f"    {result['note']}"] * ("note" in result)
+        return [*lines, f"    {result['note']}"] if "note" in result else lines
     if "entities" in result:
         found = [
             f"    {entry['type']}: {entry['text']}" for entry in result["entities"]
