@@ -37,7 +37,8 @@ class MaskedText(Tokenizing):
         packed: the most sequences that share a row, each with its own [CLS], positions, pair
             and masks; None: a row is one sequence.
         max_predictions: P, the maximum number of masked tokens in a row; None: 15 % of S, or
-            as many as `packed` may need.
+            as many as `packed` may need. The sequences of a packed row use a smaller number up in
+            their order, so that later ones may have no masked token.
         mask_probability: share of a row's tokens that are masked.
         whole_words: the pieces of a word are masked together.
         short_sequence_probability: how often a row is cut to a random length below S.
