@@ -7,7 +7,7 @@ Command:  python train.py --config=configs/bert/glue.py:sst2 --workdir=runs/sst2
           that are not of the size (--config.model.max_positions=...) must be the checkpoint's.
 Hardware: 1 GPU of 16 GB; 2 CPU cores for small models.
 Expect:   on the development set as Devlin et al. report for BERT-base: SST-2 92.7 % (table 5).
-          Not run here for want of the weights; docs/results.md has a small model of ours.
+          Not run here for want of the weights.
 Source:   Devlin et al. 2019, sec. 4.1 (batch 32, 3 epochs, rates 2e-5 to 5e-5); warm-up of a tenth
           as in google-research/bert run_classifier.py.
 

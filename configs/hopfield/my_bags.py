@@ -7,7 +7,8 @@ Command:  python train.py --config=configs/hopfield/my_bags.py --workdir=runs/my
           each --config.task.fold=0, 1, ... below --config.task.folds=10.
           python -m attn_jax predict --workdir=runs/my_bags new.csv
 Hardware: 2 CPU cores.
-Expect:   see docs/results.md for Fox, Tiger, Elephant and Musk.
+Expect:   Elephant (200 bags), fold 0 of 10, seed 0, best step: test AUC 0.97; a single run. A
+          cross-validation has not been run yet.
 Source:   the form of the model is that of Ramsauer et al. 2021, sec. 4 and A.5.2; widths, rates and
           durations are ours. The variant "mean" pools by the mean.
 
