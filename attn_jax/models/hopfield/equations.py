@@ -112,7 +112,9 @@ def energy(
         expected = jnp.where(weights > 0, weights * logits, 0).sum(axis=-1)
         maximum = expected - member.regularizer(weights)
     lse = maximum / beta
-    count = -member.uniform(stored_mask.sum(axis=-1).astype(dtype)) / beta
+    patterns = stored_mask.astype(dtype)
+    uniform = patterns / jnp.maximum(patterns.sum(axis=-1, keepdims=True), 1)
+    count = -member.regularizer(uniform) / beta
     norms = jnp.where(stored_mask, (stored * stored).sum(axis=-1), 0)
     constant = count + norms.max(axis=-1, initial=0) / 2
     kinetic = (state * state).sum(axis=-1) / 2

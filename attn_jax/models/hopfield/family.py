@@ -40,10 +40,6 @@ class Member(Protocol):
         """Omega(p)."""
         ...
 
-    def uniform(self, count: Float[Array, "*B"]) -> Float[Array, "*B"]:
-        """Omega of the uniform weights over `count` patterns."""
-        ...
-
 
 @dataclasses.dataclass(frozen=True)
 class Softmax:
@@ -54,9 +50,6 @@ class Softmax:
 
     def regularizer(self, weights: Weights) -> Float[Array, "*B"]:
         return jax.scipy.special.xlogy(weights, weights).sum(axis=-1)
-
-    def uniform(self, count: Float[Array, "*B"]) -> Float[Array, "*B"]:
-        return -jnp.log(count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +72,6 @@ class Entmax:
         alpha = self.alpha
         return ((weights**alpha).sum(axis=-1) - 1) / (alpha * (alpha - 1))
 
-    def uniform(self, count: Float[Array, "*B"]) -> Float[Array, "*B"]:
-        alpha = self.alpha
-        return (count ** (1 - alpha) - 1) / (alpha * (alpha - 1))
-
 
 @dataclasses.dataclass(frozen=True)
 class Normmax:
@@ -102,9 +91,6 @@ class Normmax:
 
     def regularizer(self, weights: Weights) -> Float[Array, "*B"]:
         return (weights**self.alpha).sum(axis=-1) ** (1 / self.alpha) - 1
-
-    def uniform(self, count: Float[Array, "*B"]) -> Float[Array, "*B"]:
-        return count ** (1 / self.alpha - 1) - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +117,6 @@ class Subsets:
 
     def regularizer(self, weights: Weights) -> Float[Array, "*B"]:
         return (self.k * jnp.square(weights).sum(axis=-1) - 1) / 2
-
-    def uniform(self, count: Float[Array, "*B"]) -> Float[Array, "*B"]:
-        return (self.k / count - 1) / 2
 
 
 def check_alpha(name: str, alpha: float) -> None:
