@@ -1,6 +1,6 @@
 """Your own bags of feature vectors, of two classes: Hopfield pooling.
 
-Command:  python train.py --config=configs/hopfield/my_bags.py --workdir=runs/my_bags \\
+Command:  python train.py --config=configs/hopfield/my_bags.py --workdir=runs/my_bags \
               --config.task.data=bags.csv
           bags.csv has a row for each instance, with the columns `bag` and `label`, and a column for each
           feature; or an .npz with `x` [N, F], `bag` [N], `y`. A cross-validation is a run for

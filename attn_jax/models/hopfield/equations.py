@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from attn_jax.attention import attention_logits, mix
+from attn_jax.attention import attention_logits, attention_weights, mix
 from attn_jax.models.hopfield.family import Member, Softmax
 
 # The limit if only `eps` ends the updates, because convergence is not guaranteed to be fast.
@@ -162,8 +162,11 @@ def associate(
     member: Member = SOFTMAX,
 ) -> Float[Array, "*B N Q K"]:
     """Attention weights over keys; zero for a fully masked query."""
-    logits = attention_logits(query, key, scale=scale, mask=mask, bias=bias)
-    weights = member.weights(logits)
+    given = {"scale": scale, "mask": mask, "bias": bias}
+    if isinstance(member, Softmax):
+        weights = attention_weights(query, key, **given)
+    else:
+        weights = member.weights(attention_logits(query, key, **given))
     if mask is None:
         return weights
     return jnp.where(mask.any(axis=-1, keepdims=True), weights, 0)
