@@ -162,7 +162,7 @@ def associate(
     member: Member = SOFTMAX,
 ) -> Float[Array, "*B N Q K"]:
     """Attention weights over keys; zero for a fully masked query."""
-    given = {"scale": scale, "mask": mask, "bias": bias}
+    given: dict[str, Any] = {"scale": scale, "mask": mask, "bias": bias}
     if isinstance(member, Softmax):
         weights = attention_weights(query, key, **given)
     else:
