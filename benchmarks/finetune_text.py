@@ -11,6 +11,8 @@ that has ended is only evaluated again.
 """
 
 import argparse
+import concurrent.futures
+import functools
 import pathlib
 import random
 import shutil
@@ -76,6 +78,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8_000)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--rate", type=float, default=2e-4)
+    parser.add_argument("--jobs", type=int, default=1, help="seeds at the same time")
     parser.add_argument("--out", default="runs/finetune", type=pathlib.Path)
     options = parser.parse_args()
     table = []
@@ -83,10 +86,10 @@ def main() -> None:
         rows = options.out.resolve() / "data" / task
         data = sample_rows(options.glue.resolve() / task, options.rows, rows)
         for start in ("scratch", "checkpoint"):
-            found = [
-                fine_tune(options, task, data, start, int(seed))
-                for seed in options.seeds.split(",")
-            ]
+            run = functools.partial(fine_tune, options, task, data, start)
+            seeds = map(int, options.seeds.split(","))
+            with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+                found = list(pool.map(run, seeds))
             values = [value for value, _ in found]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             minutes = statistics.mean(seconds for _, seconds in found) / 60

@@ -8,7 +8,7 @@ reports the losses on held-out novels. It is a run under --out: after an interru
 command goes on. The second needs torch and transformers (`make parity` installs them). It takes the
 same first steps twice, by turns in one process: with our step, and with transformers'
 BertForPreTraining, which starts from the same exported parameters, sees the same batches and has the
-same optimizer, schedule and clipping. Dropout draws differ.
+same optimizer, schedule and clipping; there is no dropout. Both use the GPU where there is one.
 """
 
 import argparse
@@ -49,6 +49,7 @@ def settings(options: argparse.Namespace) -> list[str]:
         "evals.validation.batch_size=64",
         f'checkpoint_every="{every}"',
         f"seed={options.seed}",
+        *options.set,
     ]
 
 
@@ -60,7 +61,8 @@ class Peer:
         from transformers import BertForPreTraining
 
         self.torch = torch
-        self.model = BertForPreTraining.from_pretrained(folder).train()
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = BertForPreTraining.from_pretrained(folder).train().to(self.device)
         self.clip = config.clip_norm
         self.rate, self.decay = (
             config.optimizer[key] for key in ("learning_rate", "weight_decay")
@@ -80,12 +82,15 @@ class Peer:
         labels[rows, batch["mlm_positions"][rows, places]] = batch["mlm_labels"][
             rows, places
         ]
+        inputs = {
+            "input_ids": batch["token_ids"],
+            "attention_mask": batch["mask"],
+            "token_type_ids": batch["segment_ids"],
+            "labels": labels,
+            "next_sentence_label": batch["is_random_next"],
+        }
         found = self.model(
-            input_ids=torch.tensor(batch["token_ids"]).long(),
-            attention_mask=torch.tensor(batch["mask"]).long(),
-            token_type_ids=torch.tensor(batch["segment_ids"]).long(),
-            labels=torch.tensor(labels),
-            next_sentence_label=torch.tensor(batch["is_random_next"]).long(),
+            **{k: torch.tensor(v).long().to(self.device) for k, v in inputs.items()}
         )
         self.model.zero_grad()
         found.loss.backward()
@@ -99,6 +104,8 @@ class Peer:
             rate = self.rate * factor
             torch._foreach_mul_(self.decayed, 1 - rate * self.decay)
             torch._foreach_addcdiv_(self.params, self.mu, below, -rate)
+        if self.device == "cuda":
+            torch.cuda.synchronize()
         return float(found.loss.detach())
 
 
@@ -174,10 +181,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--peer_steps", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", default="runs/novels", type=pathlib.Path)
     options = parser.parse_args()
     command = f"python benchmarks/pretrain_novels.py --data={options.data.name}"
     command += f" --steps={options.steps} --seed={options.seed}"
+    command += report.settings(options.set)
     if options.peer_steps:
         name, title = "novels beside transformers", "BERT on novels beside transformers"
         lines = compare(options)

@@ -11,6 +11,7 @@ evaluated again.
 """
 
 import argparse
+import concurrent.futures
 import json
 import pathlib
 import random
@@ -95,15 +96,21 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--rate", type=float, default=2e-4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="2: both trainings at once")
     parser.add_argument("--out", default="runs/squad_split", type=pathlib.Path)
     options = parser.parse_args()
-    rows, minutes = {}, []
-    for name, blind in (("passage and question", False), ("passage only", True)):
-        folder = options.out.resolve() / ("blind" if blind else "whole")
-        write_split(options.squad, folder / "data", blind)
-        found = train(options, folder / "data", folder / "run")
-        rows[name] = {key: found[f"validation/{key}"] for key in ("exact_match", "f1")}
-        minutes.append(f"{found['seconds'] / 60:.0f}")
+    folders = [options.out.resolve() / name for name in ("whole", "blind")]
+    for folder in folders:
+        write_split(options.squad, folder / "data", blind=folder.name == "blind")
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        found = list(pool.map(lambda f: train(options, f / "data", f / "run"), folders))
+    rows = {
+        name: {key: scores[f"validation/{key}"] for key in ("exact_match", "f1")}
+        for name, scores in zip(
+            ("passage and question", "passage only"), found, strict=True
+        )
+    }
+    minutes = [f"{scores['seconds'] / 60:.1f}" for scores in found]
     rows |= score_baselines(options.out.resolve() / "whole" / "data")
     counts = []
     for part in ("train", "dev"):
