@@ -159,7 +159,8 @@ def describe_curve(workdir: pathlib.Path) -> list[str]:
     rows = [record for record in records if "validation/mlm_loss" in record]
     known = json.loads((workdir / "assets" / "text.json").read_text())
     return [
-        f"Unigrams: {known['unigram_entropy']:.3f} nats a token (held out); "
+        f"Unigrams of the training text: {known['unigram_cross_entropy']:.3f} nats a token "
+        f"(held out); "
         f"{known['tokens']['train']:,} tokens to train on, "
         f"{known['tokens']['validation']:,} held out. "
         f"Training took {commands.count_seconds(workdir) / 60:.0f} minutes.",
