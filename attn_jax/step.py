@@ -186,7 +186,7 @@ def apply_gradient(
             paths.select_leaves(merge(params, state.params), average),
         )
     new, old = (params, opt_state, average), (moving, state.opt_state, state.average)
-    finite = jnp.isfinite(norm) & all_finite(new)
+    finite = all_finite((norm, new))
     params, opt_state, average = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), new, old
     )
@@ -228,11 +228,14 @@ def merge(moving: Any, params: Any) -> Any:
 
 def all_finite(tree: Any) -> jax.Array:
     """Whether all floating-point numbers of a tree are finite."""
-    finite = jnp.asarray(True)
-    for leaf in jax.tree.leaves(tree):
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
-            finite &= jnp.isfinite(leaf).all()
-    return finite
+    broken = sum(
+        (~jnp.isfinite(leaf).all()).astype(jnp.float32)
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    )
+    # XLA copies a chain of scalar operations into every operation that uses its result: n leaves
+    # made n^2 instructions, which took most of the compilation. A square root is not copied.
+    return jnp.sqrt(jnp.asarray(broken, jnp.float32)) == 0
 
 
 def get_counts(terms: Sums) -> dict[str, jax.Array]:
