@@ -8,7 +8,7 @@ stored patterns. `HopfieldEncoderLayer` and `HopfieldDecoderLayer` are layers of
 """
 
 from attn_jax.models.hopfield.association import ACTIVATIONS, Hopfield
-from attn_jax.models.hopfield.equations import MAX_UPDATES, energy, retrieve
+from attn_jax.models.hopfield.equations import energy, retrieve
 from attn_jax.models.hopfield.family import Entmax, Normmax, Softmax, Subsets
 from attn_jax.models.hopfield.layers import HopfieldLayer, HopfieldPooling
 from attn_jax.models.hopfield.streaming import associate_bags, associate_in_chunks
@@ -16,6 +16,7 @@ from attn_jax.models.hopfield.transformer import (
     HopfieldDecoderLayer,
     HopfieldEncoderLayer,
 )
+from attn_jax.models.hopfield.updates import MAX_UPDATES
 
 __all__ = [
     "ACTIVATIONS",

@@ -23,14 +23,10 @@ from attn_jax.bounds import (
     Probability,
     Width,
 )
-from attn_jax.models.hopfield.equations import (
-    MAX_UPDATES,
-    SOFTMAX,
-    associate,
-    iterate_until_converged,
-)
+from attn_jax.models.hopfield.equations import SOFTMAX, associate
 from attn_jax.models.hopfield.family import Member, Softmax
 from attn_jax.models.hopfield.streaming import associate_in_chunks
+from attn_jax.models.hopfield.updates import update_heads
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -257,7 +253,6 @@ class Hopfield(nn.Module):
         train: bool,
     ) -> jax.Array:
         """The association weights [B, N, Q, K] after the updates of the states."""
-        weights = associate(query, key, scale, mask, bias, self.member)
         limits = self.per_head("max_updates", self.max_updates)
         if None in limits and train:
             raise ValueError(
@@ -266,38 +261,17 @@ class Hopfield(nn.Module):
             )
         if any(limit is not None and limit < 0 for limit in limits):
             raise ValueError(f"max_updates={self.max_updates!r} must be 0 or more.")
-        if limits == (0,) * self.num_heads:
-            return weights
-        known = [MAX_UPDATES if limit is None else limit for limit in limits]
-        limit = jnp.array(known).reshape(1, -1)
-        if None in limits and self.eps is None:
-            raise ValueError("max_updates=None needs a stopping rule; set eps.")
         eps = None
-        if self.eps is not None:
-            distances = self.per_head("eps", self.eps)
-            if not all(distance >= 0 for distance in distances):
+        if self.eps is not None and limits != (0,) * self.num_heads:
+            eps = self.per_head("eps", self.eps)
+            if not all(distance >= 0 for distance in eps):
                 raise ValueError(f"eps={self.eps!r} must be 0 or more.")
-            eps = jnp.array(distances, weights.dtype).reshape(1, -1)
-
-        def update(carry: tuple, step: jax.Array) -> tuple:
-            query, weights, active = carry  # active: [B, N]
-            moved = mix(weights, key)
-            query = jnp.where(active[:, None, :, None], moved, query)
-            new = associate(query, key, scale, mask, bias, self.member)
-            new = jnp.where(active[:, :, None, None], new, weights)
-            active &= step < limit
-            if eps is not None:
-                change = jax.lax.stop_gradient(new - weights)
-                active &= jnp.sqrt((change * change).sum(axis=(-2, -1))) > eps
-            return query, new, active
-
-        active = jnp.broadcast_to(limit > 0, weights.shape[:2])
-        start = (query, weights, active)
-        if None in limits:
-            return iterate_until_converged(update, start)[1]
-        body = jax.checkpoint(update) if self.remat else update
-        steps = jnp.arange(1, max(known) + 1)
-        return jax.lax.scan(lambda c, step: (body(c, step), None), start, steps)[0][1]
+        if None in limits and eps is None:
+            raise ValueError("max_updates=None needs a stopping rule; set eps.")
+        step = functools.partial(
+            associate, key=key, scale=scale, mask=mask, bias=bias, member=self.member
+        )
+        return update_heads(step, query, key, limits, eps, remat=self.remat)
 
     def scale(self, channels: int) -> float | jax.Array:
         """beta as a float if it is fixed and the same for all heads, else as [N, 1]."""

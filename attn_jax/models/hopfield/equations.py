@@ -4,7 +4,6 @@ Axes: B batch, Q states, K stored patterns, N heads, C channels per head, D widt
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,9 +12,8 @@ from jaxtyping import Array, Bool, Float
 
 from attn_jax.attention import attention_logits, attention_weights, mix
 from attn_jax.models.hopfield.family import Member, Softmax
+from attn_jax.models.hopfield.updates import iterate_until_converged
 
-# The limit if only `eps` ends the updates, because convergence is not guaranteed to be fast.
-MAX_UPDATES = 1000
 SOFTMAX = Softmax()
 
 
@@ -170,20 +168,3 @@ def associate(
     if mask is None:
         return weights
     return jnp.where(mask.any(axis=-1, keepdims=True), weights, 0)
-
-
-def iterate_until_converged(update: Callable[[Any, jax.Array], Any], start: Any) -> Any:
-    """Applies `carry = update(carry, step)` for step = 1, 2, ... until no entry is active.
-
-    `carry[-1]` holds the active entries. Stops after `MAX_UPDATES` updates at the latest.
-    """
-
-    def unfinished(carry: tuple) -> jax.Array:
-        step, (*_, active) = carry
-        return active.any() & (step <= MAX_UPDATES)
-
-    def advance(carry: tuple) -> tuple:
-        step, inner = carry
-        return step + 1, update(inner, step)
-
-    return jax.lax.while_loop(unfinished, advance, (jnp.int32(1), start))[1]
