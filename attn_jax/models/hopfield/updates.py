@@ -119,8 +119,9 @@ def differentiate_fixed_point(
     updates as it would take to come from a distance of 1 to within a rounding of xi*. No update is
     kept for it. The start has no derivative, because it only selects the fixed point.
 
-    It is as wrong as `solve(state)` is far from a fixed point. In both modes, under jit, vmap and
-    sharding.
+    It is as wrong as `solve(state)` is far from a fixed point; where an update is no contraction (too few
+    updates, a saddle of the energy) the terms grow and may overflow. Forward and reverse mode, under
+    jit, vmap and sharding.
 
     Source: Christianson 1994; Bai et al. 2019 (deep equilibrium models).
     """
