@@ -11,6 +11,7 @@ from attn_jax.models.hopfield import (
     HopfieldPooling,
     associate_bags,
     associate_in_chunks,
+    associate_sharded,
 )
 from attn_jax.models.hopfield.equations import associate
 
@@ -46,6 +47,52 @@ def test_chunks_give_the_values_and_gradients_of_the_whole_matrix(chunk):
     assert (ours[1] == 0).all()  # fully masked
     for a, b in zip(pull(fixed), pull_expected(fixed), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_patterns_spread_over_devices_give_the_same_values_and_gradients():
+    keys = jax.random.split(jax.random.key(0), 6)
+    query, key, value, fixed = (
+        2 * jax.random.normal(k, (2, n, 3, 4))
+        for k, n in zip(keys[:4], (5, 16, 16, 5), strict=True)
+    )
+    scale = jnp.array([[0.5], [1.0], [3.0]])
+    # Of some states and devices nothing takes part, of the second sample nothing at all.
+    mask = jax.random.bernoulli(keys[4], 0.4, (2, 1, 5, 16)).at[1].set(False)
+    bias = jax.random.normal(keys[5], (1, 3, 5, 16))
+    spec = jax.sharding.PartitionSpec
+    last = spec(None, None, None, "memory")
+    spread = jax.shard_map(
+        lambda *arguments: associate_sharded(*arguments, axis_name="memory"),
+        mesh=jax.sharding.Mesh(jax.devices(), ("memory",)),
+        in_specs=(
+            spec(),
+            spec(None, "memory"),
+            spec(None, "memory"),
+            spec(),
+            last,
+            last,
+        ),
+        out_specs=spec(),
+    )
+
+    def whole(query, key, value, scale, mask, bias):
+        weights = associate(query, key, scale, mask, bias)
+        return jnp.einsum("bnqk,bknp->bqnp", weights, value)
+
+    def pull(function):
+        def call(query, key, value, scale, bias):
+            return function(query, key, value, scale, mask, bias)
+
+        output, back = jax.vjp(jax.jit(call), query, key, value, scale, bias)
+        return output, back(fixed)
+
+    (ours, gradients), (expected, expected_gradients) = pull(spread), pull(whole)
+    # Other orders of float32 sums.
+    np.testing.assert_allclose(ours, expected, atol=2e-6)
+    assert (ours[1] == 0).all()
+    for a, b in zip(gradients, expected_gradients, strict=True):
+        assert np.abs(b).max() > 0.1
+        np.testing.assert_allclose(a, b, atol=5e-5)
 
 
 def test_a_layer_in_chunks_is_the_same_layer():

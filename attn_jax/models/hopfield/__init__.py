@@ -4,18 +4,24 @@
 member of a family (`Softmax`, `Entmax`, `Normmax`, `Subsets`); `theory` has the paper's bounds.
 `Hopfield` adds projections and norms; `HopfieldPooling` learns the states, `HopfieldLayer` the
 stored patterns. `HopfieldEncoderLayer` and `HopfieldDecoderLayer` are layers of a Transformer.
-`binary` is the classical network, `dense` the one of sharper interactions.
+`binary` is the classical network, `dense` the one of sharper interactions, `epanechnikov` the one of
+patterns with a radius.
 """
 
 from attn_jax.models.hopfield.association import ACTIVATIONS, Hopfield
-from attn_jax.models.hopfield.equations import MAX_UPDATES, energy, retrieve
+from attn_jax.models.hopfield.equations import energy, retrieve
 from attn_jax.models.hopfield.family import Entmax, Normmax, Softmax, Subsets
 from attn_jax.models.hopfield.layers import HopfieldLayer, HopfieldPooling
-from attn_jax.models.hopfield.streaming import associate_bags, associate_in_chunks
+from attn_jax.models.hopfield.streaming import (
+    associate_bags,
+    associate_in_chunks,
+    associate_sharded,
+)
 from attn_jax.models.hopfield.transformer import (
     HopfieldDecoderLayer,
     HopfieldEncoderLayer,
 )
+from attn_jax.models.hopfield.updates import MAX_UPDATES
 
 __all__ = [
     "ACTIVATIONS",
@@ -31,6 +37,7 @@ __all__ = [
     "Subsets",
     "associate_bags",
     "associate_in_chunks",
+    "associate_sharded",
     "energy",
     "retrieve",
 ]

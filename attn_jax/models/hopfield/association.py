@@ -23,14 +23,10 @@ from attn_jax.bounds import (
     Probability,
     Width,
 )
-from attn_jax.models.hopfield.equations import (
-    MAX_UPDATES,
-    SOFTMAX,
-    associate,
-    iterate_until_converged,
-)
+from attn_jax.models.hopfield.equations import SOFTMAX, associate
 from attn_jax.models.hopfield.family import Member, Softmax
 from attn_jax.models.hopfield.streaming import associate_in_chunks
+from attn_jax.models.hopfield.updates import Differentiate, update_heads
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -81,6 +77,10 @@ class Hopfield(nn.Module):
             with B N Q K; for bags of very many instances. None: all at once. Needs `Softmax`, no
             dropout, and `eps=None` if there are updates, as the association matrix is
             never whole. While `intermediates` are asked for, all are computed at once.
+        differentiate: "unrolled" goes back through every update. "implicit" takes the state after
+            them for a fixed point: the memory of training does not grow with `max_updates`, which
+            may be None. Too few updates make its gradient wrong, and W_Q has none, because a state
+            only selects the fixed point. Needs updates in every head, and no `chunk`.
         remat: recompute the updates in the backward pass to save memory.
 
     Args (call):
@@ -94,7 +94,7 @@ class Hopfield(nn.Module):
 
     Raises:
         ValueError: widths, heads or per-head values do not agree; beta is not positive;
-            `max_updates` is None in training.
+            `max_updates` is None in training; `differentiate` does not fit other fields.
 
     Source: paper eq. 10 and appendix A.6; ml-jku/hopfield-layers f56f929. Where the two
     differ we follow the code: v is not connected by default, and the stopping rule looks
@@ -134,6 +134,7 @@ class Hopfield(nn.Module):
     remat: bool = False
     member: Member = SOFTMAX
     chunk: Width | None = None
+    differentiate: Differentiate = "unrolled"
 
     def __post_init__(self) -> None:
         for field in ("beta", "max_updates", "eps"):
@@ -238,6 +239,11 @@ class Hopfield(nn.Module):
                 f"{chunk=} needs member=Softmax() and dropout=0.0, not {self.member} and "
                 f"{self.dropout}."
             )
+        if self.differentiate == "implicit":
+            raise ValueError(
+                f"{chunk=} needs differentiate='unrolled'; its updates keep no matrix of "
+                "weights, only the states."
+            )
         updates = set(self.per_head("max_updates", self.max_updates))
         stops = updates != {0} and self.eps is not None
         if len(updates) > 1 or None in updates or stops:
@@ -257,47 +263,39 @@ class Hopfield(nn.Module):
         train: bool,
     ) -> jax.Array:
         """The association weights [B, N, Q, K] after the updates of the states."""
-        weights = associate(query, key, scale, mask, bias, self.member)
         limits = self.per_head("max_updates", self.max_updates)
-        if None in limits and train:
+        if None in limits and train and self.differentiate == "unrolled":
             raise ValueError(
                 f"max_updates={self.max_updates!r} cannot be trained: a loop without a "
-                "fixed length has no gradient. Set max_updates to a number."
+                "fixed length has no gradient. Set max_updates to a number, or "
+                "differentiate='implicit'."
             )
         if any(limit is not None and limit < 0 for limit in limits):
             raise ValueError(f"max_updates={self.max_updates!r} must be 0 or more.")
-        if limits == (0,) * self.num_heads:
-            return weights
-        known = [MAX_UPDATES if limit is None else limit for limit in limits]
-        limit = jnp.array(known).reshape(1, -1)
-        if None in limits and self.eps is None:
-            raise ValueError("max_updates=None needs a stopping rule; set eps.")
+        if self.differentiate == "implicit" and 0 in limits:
+            raise ValueError(
+                f"differentiate='implicit' needs updates in every head, not max_updates="
+                f"{self.max_updates!r}: without one no state is near a fixed point."
+            )
         eps = None
-        if self.eps is not None:
-            distances = self.per_head("eps", self.eps)
-            if not all(distance >= 0 for distance in distances):
+        if self.eps is not None and limits != (0,) * self.num_heads:
+            eps = self.per_head("eps", self.eps)
+            if not all(distance >= 0 for distance in eps):
                 raise ValueError(f"eps={self.eps!r} must be 0 or more.")
-            eps = jnp.array(distances, weights.dtype).reshape(1, -1)
-
-        def update(carry: tuple, step: jax.Array) -> tuple:
-            query, weights, active = carry  # active: [B, N]
-            moved = mix(weights, key)
-            query = jnp.where(active[:, None, :, None], moved, query)
-            new = associate(query, key, scale, mask, bias, self.member)
-            new = jnp.where(active[:, :, None, None], new, weights)
-            active &= step < limit
-            if eps is not None:
-                change = jax.lax.stop_gradient(new - weights)
-                active &= jnp.sqrt((change * change).sum(axis=(-2, -1))) > eps
-            return query, new, active
-
-        active = jnp.broadcast_to(limit > 0, weights.shape[:2])
-        start = (query, weights, active)
-        if None in limits:
-            return iterate_until_converged(update, start)[1]
-        body = jax.checkpoint(update) if self.remat else update
-        steps = jnp.arange(1, max(known) + 1)
-        return jax.lax.scan(lambda c, step: (body(c, step), None), start, steps)[0][1]
+        if None in limits and eps is None:
+            raise ValueError("max_updates=None needs a stopping rule; set eps.")
+        step = functools.partial(
+            associate, key=key, scale=scale, mask=mask, bias=bias, member=self.member
+        )
+        return update_heads(
+            step,
+            query,
+            key,
+            limits,
+            eps,
+            remat=self.remat,
+            differentiate=self.differentiate,
+        )
 
     def scale(self, channels: int) -> float | jax.Array:
         """beta as a float if it is fixed and the same for all heads, else as [N, 1]."""

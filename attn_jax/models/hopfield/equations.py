@@ -13,9 +13,12 @@ from jaxtyping import Array, Bool, Float
 
 from attn_jax.attention import attention_logits, attention_weights, mix
 from attn_jax.models.hopfield.family import Member, Softmax
+from attn_jax.models.hopfield.updates import (
+    Differentiate,
+    differentiate_fixed_point,
+    iterate_until_converged,
+)
 
-# The limit if only `eps` ends the updates, because convergence is not guaranteed to be fast.
-MAX_UPDATES = 1000
 SOFTMAX = Softmax()
 
 
@@ -28,6 +31,7 @@ def retrieve(
     eps: float | None = None,
     stored_mask: Bool[Array, "*B K"] | None = None,
     member: Member = SOFTMAX,
+    differentiate: Differentiate = "unrolled",
 ) -> Float[Array, "*B Q D"]:
     """The states after `steps` updates xi <- X p(beta X^T xi), with X = `stored`.
 
@@ -40,10 +44,13 @@ def retrieve(
             distance. This is decided for each state alone, independently of the batch.
         stored_mask: False masks a pattern. If all are masked, the result is zero.
         member: the weights p of the family; `Softmax`, or a sparse one.
+        differentiate: "implicit" takes the result for a fixed point. Its derivative needs no memory
+            for the updates, exists for steps=None, and is zero for `state`. It is right only
+            if the states have converged.
 
     Raises:
-        ValueError: `steps` is negative, or None without `eps`; beta is not positive; shapes
-            do not agree.
+        ValueError: `steps` is negative, None without `eps`, or 0 with "implicit"; beta is not
+            positive; shapes do not agree.
 
     Source: paper eq. 3; the stopping rule is that of appendix A.6.2.
     """
@@ -60,6 +67,23 @@ def retrieve(
         weights = associate(xi[..., :, None, :], patterns, scale, mask, member=member)
         return mix(weights, patterns)[..., 0, :].astype(xi.dtype)
 
+    def settle(state: jax.Array) -> jax.Array:
+        return iterate_states(update, state, steps, eps)
+
+    if differentiate == "unrolled":
+        return settle(state)
+    if steps == 0:
+        raise ValueError("steps=0 has no fixed point to differentiate; pass more.")
+    return differentiate_fixed_point(update, settle, state)
+
+
+def iterate_states(
+    update: Callable[[jax.Array], jax.Array],
+    state: jax.Array,
+    steps: int | None,
+    eps: float | None,
+) -> jax.Array:
+    """The states after `steps` updates, each state frozen once it moves by at most `eps`."""
     if eps is None:
         return jax.lax.fori_loop(0, steps, lambda _, xi: update(xi), state)
 
@@ -170,20 +194,3 @@ def associate(
     if mask is None:
         return weights
     return jnp.where(mask.any(axis=-1, keepdims=True), weights, 0)
-
-
-def iterate_until_converged(update: Callable[[Any, jax.Array], Any], start: Any) -> Any:
-    """Applies `carry = update(carry, step)` for step = 1, 2, ... until no entry is active.
-
-    `carry[-1]` holds the active entries. Stops after `MAX_UPDATES` updates at the latest.
-    """
-
-    def unfinished(carry: tuple) -> jax.Array:
-        step, (*_, active) = carry
-        return active.any() & (step <= MAX_UPDATES)
-
-    def advance(carry: tuple) -> tuple:
-        step, inner = carry
-        return step + 1, update(inner, step)
-
-    return jax.lax.while_loop(unfinished, advance, (jnp.int32(1), start))[1]

@@ -70,6 +70,37 @@ def associate_in_chunks(
     return jnp.swapaxes(output, 1, 2).astype(value.dtype)
 
 
+def associate_sharded(
+    query: Float[Array, "B Q N C"],
+    key: Float[Array, "B K N C"],
+    value: Float[Array, "B K N P"],
+    scale: float | Float[Array, "N 1"],
+    mask: Bool[Array, "#B #N #Q K"] | None = None,
+    bias: Float[Array, "#B #N #Q K"] | None = None,
+    *,
+    axis_name: str,
+) -> Float[Array, "B Q N P"]:
+    """softmax(scale query key^T + bias) value, with the patterns spread over a mesh axis.
+
+    Call it inside `jax.shard_map`, with K sharded over `axis_name` and `query` whole. No device sees the
+    patterns of another: maximum, sum and output are combined, [B, N, Q] and [B, Q, N, P] numbers an
+    association. Exact, as is its gradient. A fully masked state gets zeros.
+
+    Source: Rabe and Staats 2021, over devices instead of chunks.
+    """
+    dtype = jnp.promote_types(jnp.result_type(query, key, value), jnp.float32)
+    logits = attention_logits(query, key, scale=scale, mask=mask, bias=bias)
+    # The maximum cancels in the result, so it needs no derivative.
+    largest = jax.lax.pmax(jax.lax.stop_gradient(logits.max(axis=-1)), axis_name)
+    weights = jnp.exp(logits - largest[..., None])
+    if mask is not None:
+        weights = jnp.where(mask, weights, 0)
+    mixed = jnp.einsum("bnqk,bknp->bnqp", weights, value.astype(dtype))
+    total, output = jax.lax.psum((weights.sum(axis=-1), mixed), axis_name)
+    output = output / jnp.where(total > 0, total, 1)[..., None]
+    return jnp.swapaxes(output, 1, 2).astype(value.dtype)
+
+
 def associate_bags(
     query: Float[Array, "Q N C"],
     key: Float[Array, "T N C"],
