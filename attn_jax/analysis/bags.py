@@ -42,7 +42,7 @@ def draw(
     if not isinstance(pooling, MeanPooling) and not flat:
         maps = attention_maps(module, variables, **inputs)
         # An encoder may attend, too, but not to the instances.
-        pooled = next(maps[path] for path in maps if path.startswith("pooling/"))
+        pooled = next(maps[path] for path in maps if path.startswith("pooling"))
         weights = pooled.mean(axis=(1, 2))  # over heads and queries
         labels, path = np.asarray(batch["labels"]), folder / "association.png"
         if instances.ndim == 3:
