@@ -15,6 +15,7 @@ import accelerator
 import fault_campaign
 import fault_files
 import faults
+import hopfield_examples
 import large_models
 from fault_runner import Commands, Done, Worker
 
@@ -143,3 +144,16 @@ def test_the_table_counts_each_action_and_shows_what_is_wrong():
     table = faults.make_table(records)
     assert "| resume | 1 | 0 | 0 | 0 | 0 | 1 | 0 | 0 |" in table
     assert "- resume, silent error: trial 7, bit of byte 3 in config.json" in table
+
+
+def test_an_example_is_solved_once_it_stays_solved():
+    find = hopfield_examples.find_solved
+    assert find([(96, 1.0), (192, 1.0)]) == 1
+    assert find([(96, 1.0), (192, 0.99), (288, 1.0)]) == 3
+    assert find([(96, 1.0), (192, 0.99)]) is None
+    result = (0.9, [(480, 0.6), (960, 0.75)], 60.0)
+    row = hopfield_examples.tabulate("bit_patterns", {"base": [result, result]})[-1]
+    assert (
+        row
+        == "| Hopfield, adapted | 88.0% | 84.6% | 90.0% | 75.0% | 75.0%, 75.0% | 60 |"
+    )

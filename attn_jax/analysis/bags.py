@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 from attn_jax.analysis import attention_maps
 from attn_jax.analysis.drawing import make_figure, save_figure, show_image
-from attn_jax.models.bags import BagClassifier, MeanPooling
+from attn_jax.models.bags import BagClassifier, FlatPooling, MeanPooling
 from attn_jax.models.hopfield import retrieve
 
 BETAS = (0.02, 0.3, 3.0)  # from an average of all patterns to a single one
@@ -27,26 +27,31 @@ def draw(
 ) -> list[pathlib.Path]:
     """Writes association.png and completion.png.
 
-    association.png: the instances of each bag, sorted by association weight (not for mean
-    pooling, which has none); completion.png: patterns retrieved from their upper half. Of bags of
+    association.png: the instances of each bag, sorted by the association weight of the pooling
+    (not for one that has none, such as the mean); completion.png: patterns retrieved from their upper half. Of bags of
     feature vectors there is only association.png, with the weights as bars.
 
     Raises:
-        ValueError: nothing can be drawn of mean pooling over feature vectors.
+        ValueError: nothing can be drawn of such a pooling over feature vectors.
     """
     del assets
     instances, mask = np.asarray(inputs["instances"]), np.asarray(inputs["mask"])
     files = []
-    if not isinstance(module.pooling, MeanPooling):
+    pooling = module.pooling
+    flat = isinstance(pooling, FlatPooling) and pooling.hopfield is None
+    if not isinstance(pooling, MeanPooling) and not flat:
         maps = attention_maps(module, variables, **inputs)
-        weights = next(iter(maps.values())).mean(axis=(1, 2))  # over heads and queries
+        # An encoder may attend, too, but not to the instances.
+        pooled = next(maps[path] for path in maps if path.startswith("pooling"))
+        weights = pooled.mean(axis=(1, 2))  # over heads and queries
         labels, path = np.asarray(batch["labels"]), folder / "association.png"
         if instances.ndim == 3:
             return [draw_weights(mask, weights, labels, path)]
         files.append(draw_bags(instances, mask, weights, labels, path))
     elif instances.ndim == 3:
         raise ValueError(
-            "mean pooling weighs all feature vectors alike, so there is nothing to draw."
+            f"{type(pooling).__name__} weighs no instance by itself, so of feature "
+            "vectors there is nothing to draw."
         )
     return [*files, draw_completion(instances, mask, folder / "completion.png")]
 

@@ -33,6 +33,35 @@ class MeanPooling(nn.Module):
         return (total / jnp.maximum(present.sum(axis=1), 1)).astype(self.dtype)
 
 
+class FlatPooling(nn.Module):
+    """All patterns in one vector, zeros where they are masked.
+
+    So a place in the bag has a weight of its own in the head: the order of the instances
+    matters, and K must always be the same.
+
+    Attributes:
+        hopfield: associates the patterns with each other before, such as a `Hopfield`. None:
+            they are taken as they are.
+    """
+
+    hopfield: nn.Module | None = None
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self,
+        stored: Float[Array, "B K D"],
+        *,
+        stored_mask: Bool[Array, "B K"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B pooled"]:
+        if self.hopfield is not None:
+            stored = self.hopfield(stored, stored_mask=stored_mask, train=train)
+        if stored_mask is not None:
+            stored = jnp.where(stored_mask[:, :, None], stored, 0)
+        return stored.reshape(stored.shape[0], -1).astype(self.dtype)
+
+
 class ImageEncoder(nn.Module):
     """Encodes an image: convolutions with ReLU and 2x2 max-pooling, then a dense layer.
 
@@ -61,7 +90,10 @@ class ImageEncoder(nn.Module):
 
 
 class FeatureEncoder(nn.Module):
-    """Encodes a vector: dense layers with ReLU (Ramsauer et al. 2021, app. A.5.2)."""
+    """Encodes a vector: dense layers with ReLU (Ramsauer et al. 2021, app. A.5.2).
+
+    Without widths, the vector as it is.
+    """
 
     widths: tuple[Width, ...]
     dtype: str = "float32"
@@ -79,7 +111,7 @@ class BagClassifier(nn.Module):
 
     Attributes:
         encoder: maps instances [B, K, ...] to [B, K, D], each independently.
-        pooling: maps [B, K, D] with `stored_mask` [B, K] to [B, D].
+        pooling: maps [B, K, D] with `stored_mask` [B, K] to one vector per bag.
         dropout: rate on the pooled vector.
         remat: recompute the encoder in the backward pass to save memory.
 

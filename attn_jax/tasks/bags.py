@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ import numpy as np
 import optax
 
 from attn_jax import metrics
-from attn_jax.bounds import Width
-from attn_jax.data import bags, images, sources
+from attn_jax.bounds import Bound, NonNegativeInt, PositiveInt, Probability, Width
+from attn_jax.data import bags, generated_bags, images, sources
 from attn_jax.data.bag_reading import BagReading
 from attn_jax.data.reading import ImageReading
 
@@ -197,3 +197,100 @@ class FeatureBags(BagObjective, BagReading):
         chances = np.array([1 - chance, chance])
         names = self.class_names or ("0", "1")
         return {"predictions": metrics.rank_classes(chances, names, top)}
+
+
+class GeneratedObjective(BagObjective):
+    """The objective of bags that a seed generates: `BitPatterns`, `LatchSequences`."""
+
+    def assets(self, source: generated_bags.GeneratedBags) -> dict[str, str]:
+        """The names of the labels."""
+        return {"bags.json": json.dumps({"labels": list(source.labels)}, indent=1)}
+
+    def example(
+        self, record: Mapping[str, Any], rng: np.random.Generator | None
+    ) -> dict[str, Any]:
+        """float32 instances [K, F], mask [K] (every instance is real) and label."""
+        del rng  # nothing random
+        return {
+            "instances": record["instances"].astype(np.float32),
+            "mask": np.ones(len(record["instances"]), bool),
+            "labels": np.int32(record["label"]),
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BitPatterns(GeneratedObjective):
+    """Bags of bit patterns: a bag is positive if one of its instances is a signal.
+
+    Attributes:
+        bags, instances, bits: how many bags, of how many instances, of how many bits.
+        signals: distinct patterns that occur in no negative bag.
+        signals_per_bag: instances of a positive bag that are signals.
+        positive: share of positive bags.
+        held_out: the test split has so many bags from each end.
+        signal_seed, bag_seed: of the signals and of the bags; runs with different seeds
+            share them. The defaults give the bags of the official example.
+
+    Source: the official code, see `attn_jax.data.generated_bags.draw_bit_patterns`.
+    """
+
+    bags: Width = 2048
+    instances: Width = 16
+    bits: Annotated[int, Bound(1, 32)] = 8
+    signals: PositiveInt = 8
+    signals_per_bag: PositiveInt = 1
+    positive: Probability = 0.5
+    held_out: PositiveInt = 256
+    signal_seed: NonNegativeInt = 43
+    bag_seed: NonNegativeInt = 44
+
+    def source(self, split: str) -> generated_bags.GeneratedBags:
+        """The bags of "train" or "test".
+
+        Raises:
+            ValueError: the bags cannot be drawn, or there is no such split.
+        """
+        drawn, _ = generated_bags.draw_bit_patterns(
+            bags=self.bags,
+            instances=self.instances,
+            bits=self.bits,
+            signals=self.signals,
+            signals_per_bag=self.signals_per_bag,
+            positive=self.positive,
+            signal_seed=self.signal_seed,
+            bag_seed=self.bag_seed,
+        )
+        return generated_bags.GeneratedBags(drawn, split, self.held_out)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatchSequences(GeneratedObjective):
+    """Sequences of characters of which the first alone tells the label.
+
+    Attributes:
+        sequences, length, characters: how many, how long, of how many characters.
+        held_out: the test split has so many sequences from each end.
+        sequence_seed: of the sequences. The default gives those of the official example.
+
+    Source: the official code, see `attn_jax.data.generated_bags.draw_latch_sequences`.
+    """
+
+    sequences: Width = 4096
+    length: Width = 32
+    characters: Width = 20
+    held_out: PositiveInt = 512
+    sequence_seed: NonNegativeInt = 43
+
+    def source(self, split: str) -> generated_bags.GeneratedBags:
+        """The sequences of "train" or "test".
+
+        Raises:
+            ValueError: the sequences cannot be drawn, or there is no such split.
+        """
+        drawn = generated_bags.draw_latch_sequences(
+            sequences=self.sequences,
+            length=self.length,
+            characters=self.characters,
+            seed=self.sequence_seed,
+        )
+        return generated_bags.GeneratedBags(drawn, split, self.held_out)

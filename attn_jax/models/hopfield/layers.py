@@ -3,6 +3,8 @@
 Axes: B batch, Q states, K stored patterns, N heads.
 """
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -68,9 +70,14 @@ class HopfieldLayer(nn.Module):
             needs the `head_dim` of `hopfield`.
         separate_projection: learn values that are separate from the stored patterns.
         projection_width: width of these values. None: `width`.
-        trainable, trainable_projection: False keeps them at their random initial values.
+        trainable, trainable_projection: False keeps them at their initial values.
+        initial_stored: `quantity` rows of `width` numbers with which the stored patterns start,
+            such as instances of the training data. None: random, as the projection is.
 
     Args (call): those of `Hopfield` except `stored` and `projection`.
+
+    Raises:
+        ValueError: `initial_stored` has another shape.
 
     Source: paper section 3 (layer type "HopfieldLayer"); the official code.
     """
@@ -82,6 +89,7 @@ class HopfieldLayer(nn.Module):
     projection_width: Width | None = None
     trainable: bool = True
     trainable_projection: bool = True
+    initial_stored: Sequence[Sequence[float]] | None = None
     dtype: str = "float32"
 
     @nn.compact
@@ -95,7 +103,9 @@ class HopfieldLayer(nn.Module):
         train: bool = False,
     ) -> Float[Array, "B Q Do"]:
         batch, width = state.shape[0], self.width or state.shape[-1]
-        stored = learn_patterns(self, "stored", self.quantity, width, self.trainable)
+        stored = learn_patterns(
+            self, "stored", self.quantity, width, self.trainable, self.initial_stored
+        )
         projection = stored
         if self.separate_projection:
             projection = learn_patterns(
@@ -117,11 +127,24 @@ class HopfieldLayer(nn.Module):
 
 
 def learn_patterns(
-    module: nn.Module, name: str, quantity: int, width: int, trainable: bool
+    module: nn.Module,
+    name: str,
+    quantity: int,
+    width: int,
+    trainable: bool,
+    values: Sequence[Sequence[float]] | None = None,
 ) -> jax.Array:
-    """Declares a parameter [1, quantity, D] of the calling module, N(0, 0.02)."""
-    normal = nn.initializers.normal(0.02)
-    patterns = module.param(name, normal, (1, quantity, width))
+    """Declares a parameter [1, quantity, D] of the calling module: `values`, or N(0, 0.02)."""
+    initial = nn.initializers.normal(0.02)
+    if values is not None:
+        widths = {len(row) for row in values}
+        if len(values) != quantity or widths != {width}:
+            raise ValueError(
+                f"initial_{name} has {len(values)} rows of {sorted(widths)} numbers; it must "
+                f"have quantity={quantity} rows of {width}, the width of a pattern."
+            )
+        initial = nn.initializers.constant(jnp.array(values))
+    patterns = module.param(name, initial, (1, quantity, width))
     return patterns if trainable else jax.lax.stop_gradient(patterns)
 
 
