@@ -4,10 +4,11 @@
 member of a family (`Softmax`, `Entmax`, `Normmax`, `Subsets`); `theory` has the paper's bounds.
 `Hopfield` adds projections and norms; `HopfieldPooling` learns the states, `HopfieldLayer` the
 stored patterns. `HopfieldEncoderLayer` and `HopfieldDecoderLayer` are layers of a Transformer.
-`binary` is the classical network, `dense` the one of sharper interactions.
+`HopfieldAttention` is the attention of a ViT or a BERT. `binary` is the classical network, `dense` the one of sharper interactions.
 """
 
 from attn_jax.models.hopfield.association import ACTIVATIONS, Hopfield
+from attn_jax.models.hopfield.attention import HopfieldAttention
 from attn_jax.models.hopfield.equations import MAX_UPDATES, energy, retrieve
 from attn_jax.models.hopfield.family import Entmax, Normmax, Softmax, Subsets
 from attn_jax.models.hopfield.layers import HopfieldLayer, HopfieldPooling
@@ -22,6 +23,7 @@ __all__ = [
     "MAX_UPDATES",
     "Entmax",
     "Hopfield",
+    "HopfieldAttention",
     "HopfieldDecoderLayer",
     "HopfieldEncoderLayer",
     "HopfieldLayer",
