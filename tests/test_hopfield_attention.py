@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from attn_jax.analysis import attention_maps
+from attn_jax.convert.bert import write as write_bert
+from attn_jax.convert.vit import write as write_vit
 from attn_jax.models.bert import Bert
 from attn_jax.models.hopfield import HopfieldAttention
 from attn_jax.models.vit import ViT
@@ -134,3 +136,12 @@ def test_the_default_dropout_of_bert_is_named():
     module = bert(attention=HopfieldAttention(num_heads=2))
     with pytest.raises(ValueError, match="config.model.attention_dropout=0.1 has no"):
         jax.eval_shape(lambda x: module.init(jax.random.key(0), **x), TOKENS)
+
+
+def test_other_libraries_have_no_such_attention(tmp_path):
+    attention = HopfieldAttention(num_heads=2)
+    with pytest.raises(ValueError, match="no BERT with HopfieldAttention"):
+        write_bert.to_hf(bert(attention=attention), {}, tmp_path, None, None)
+    images = write_vit.Images((8, 8))
+    with pytest.raises(ValueError, match="attention"):
+        write_vit.to_hf(vit(attention=attention, pool="cls"), {}, tmp_path, images)

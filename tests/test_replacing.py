@@ -38,9 +38,9 @@ def test_a_replaced_head_averages_over_the_keys_it_sees(attention):
 
 
 def test_the_command_reports_each_metric_with_and_without(copied, capsys):
-    main(["analyze", f"--workdir={copied}", "--replace=1.1,0.0"])
+    main(["analyze", f"--workdir={copied}", "--replace=0.1,0.0"])
     effect = json.loads(capsys.readouterr().out)
-    assert effect["replaced"] == ["0.0", "1.1"]
+    assert effect["replaced"] == ["0.0", "0.1"]
     main(["evaluate", f"--workdir={copied}"])
     plain = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert effect["step"] == plain.pop("step")

@@ -75,8 +75,8 @@ def replace_heads(heads: Sequence[Head]) -> Iterator[None]:
                 inside.pop()
         # The one dropout of an attention is that of its weights [B, N, Q, K].
         if inside and isinstance(module, nn.Dropout):
-            chosen, mask = inside[-1]
-            args = (average(args[0], chosen, mask), *args[1:])
+            replaced, mask = inside[-1]
+            args = (average(args[0], replaced, mask), *args[1:])
         return call(*args, **kwargs)
 
     with nn.intercept_methods(intercept):
