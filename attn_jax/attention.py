@@ -8,7 +8,8 @@ Axes: B batch, Q queries, K keys, N heads, C channels per head, D width.
 """
 
 import functools
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -139,6 +140,28 @@ class MultiHeadAttention(nn.Module):
             dtype=self.dtype,
             name="out",
         )(mix(weights, value))
+
+
+def check_attention(
+    attention: nn.Module, fields: Mapping[str, tuple[Any, Any]], num_heads: int
+) -> None:
+    """Raises ValueError if a model's own fields contradict the attention it was given.
+
+    Args:
+        fields: {field of the model: (its value, the value with which it does nothing)}.
+    """
+    for field, (value, idle) in fields.items():
+        if value != idle:
+            raise ValueError(
+                f"config.model.{field}={value!r} has no effect on config.model.attention; "
+                f"set it to {idle!r}, and choose in config.model.attention."
+            )
+    heads = getattr(attention, "num_heads", num_heads)
+    if heads != num_heads:
+        raise ValueError(
+            f"config.model.attention.num_heads={heads} must be config.model.num_heads="
+            f"{num_heads}; change one of them."
+        )
 
 
 def layer_norm(epsilon: float, name: str) -> "LayerNorm":

@@ -1,14 +1,16 @@
 """`python -m attn_jax analyze`: figures of a finished run, from its folder alone."""
 
 import argparse
+import json
 from collections.abc import Sequence
 
 from attn_jax import commands
 from attn_jax.analysis.figures import analyze
+from attn_jax.analysis.replacing import measure_replacement, parse_heads
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Prints the path of every figure."""
+    """Prints the path of every figure, or the effect of `--replace`."""
     parser = commands.make_parser("analyze", "Draw what a run's model attends to.")
     commands.add_checkpoint_arguments(parser)
     parser.add_argument(
@@ -31,6 +33,12 @@ def main(arguments: Sequence[str]) -> None:
         help="instead of the figures, over how many tokens each head averages: heads.png, "
         "heads.json",
     )
+    parser.add_argument(
+        "--replace",
+        metavar="LAYER.HEAD,...",
+        help="instead of the figures, the evaluations with these heads averaging uniformly, "
+        "and without: one JSON object; 0.0,0.1 are two heads of block 0",
+    )
     parser.add_argument("--out", help="folder of the figures; default WORKDIR/analysis")
     # argparse takes only one word after "=", but --images=A B C should mean three files.
     words: list[str] = []
@@ -41,6 +49,12 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run(options: argparse.Namespace) -> list[str]:
+    if options.replace is not None:
+        heads = parse_heads(options.replace)
+        effect = measure_replacement(
+            options.workdir, options.step, options.params, heads, trust=options.trust
+        )
+        return [json.dumps(effect)]
     files = analyze(
         options.workdir,
         options.step,

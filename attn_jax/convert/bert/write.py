@@ -38,10 +38,15 @@ def to_hf(
         labels: names of the classes or tags of `module.head`, in order.
 
     Raises:
-        ValueError: transformers has no class with these heads; the vocabulary or the labels do
+        ValueError: transformers has no class with these heads or this attention; the vocabulary or the labels do
             not have the size of the model.
     """
     check_head(module, "export")
+    if module.attention is not None:
+        raise ValueError(
+            f"export: transformers has no BERT with {type(module.attention).__name__} for its "
+            "attention, so its results would differ there."
+        )
     pieces, lower_case = read_pieces(module, vocabulary)
     config = describe_model(module, labels, pieces)
     leaves = {n: np.asarray(a) for n, a in named_leaves(variables["params"]).items()}

@@ -53,6 +53,7 @@ def to_hf(
             "pool": module.pool != "cls",
             "stem": module.stem is not None,
             "pooling": module.pooling is not None,
+            "attention": module.attention is not None,
             "registers": module.registers > 0,
             "pre_norm": module.pre_norm,
             "layer_scale": module.layer_scale is not None,
@@ -141,6 +142,7 @@ def to_timm(
         {
             "stem": module.stem is not None,
             "pooling": module.pooling is not None,
+            "attention": module.attention is not None,
             "representation_size": module.representation_size is not None,
             "patch_outputs": module.patch_outputs > 0,
             "mask_token": module.mask_token,

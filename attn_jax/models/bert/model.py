@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from attn_jax.attention import MultiHeadAttention, layer_norm
+from attn_jax.attention import MultiHeadAttention, check_attention, layer_norm
 from attn_jax.bounds import Depth, NonNegativeFloat, Probability, Width
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -39,7 +39,10 @@ class Bert(nn.Module):
     `heads` may contain "mlm", masked language modeling with the token table as decoder,
     and "nsp", next-sentence prediction from the pooled first token. `head` is a module for
     fine-tuning, such as `ClassHead`; see `attn_jax.models.bert.heads`. `dropout` applies to the
-    embeddings and to each branch, `attention_dropout` to the attention weights.
+    embeddings and to each branch, `attention_dropout` to the attention weights. `attention` is a
+    module with the call of `MultiHeadAttention`, such as
+    `attn_jax.models.hopfield.HopfieldAttention`, of which each block has its own copy; its own
+    `dropout` replaces `attention_dropout`, which must be 0.
 
     Several sequences may be packed in one row: `sequence_ids` numbers them from 1 (0 is padding),
     and tokens attend only to tokens of their own sequence; `position_ids` starts again in each;
@@ -55,7 +58,8 @@ class Bert(nn.Module):
         ValueError: the sequence is longer than the position table (not checked if
             `position_ids` are given: JAX reads the last row for a position that is too large);
             a head is unknown; "nsp" is used without the pooler; the width is not divisible by
-            `num_heads`.
+            `num_heads`; `attention` has another number of heads, or `attention_dropout` is set
+            beside it.
 
     Source: google-research/bert modeling.py, run_pretraining.py; paper sec. 3.
     """
@@ -69,6 +73,7 @@ class Bert(nn.Module):
     num_segments: Width = 2
     heads: tuple[str, ...] = ("mlm", "nsp")
     head: nn.Module | None = None
+    attention: nn.Module | None = None
     pooler: bool = True
     dialect: Literal["google", "hf"] = "google"
     gelu: Literal["tanh", "erf"] | None = None
@@ -196,17 +201,30 @@ class Bert(nn.Module):
         block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
         for layer in range(self.depth):
             x = block(
-                num_heads=self.num_heads,
+                attention=self.make_attention(),
                 mlp_width=self.mlp_width,
                 activation=GELU[self.gelu_kind],
                 kernel_init=DIALECTS[self.dialect][1],
                 dropout=self.dropout,
-                attention_dropout=self.attention_dropout,
                 norm_epsilon=self.norm_epsilon,
                 dtype=self.dtype,
                 name=f"block_{layer}",
             )(x, mask, train)
         return x
+
+    def make_attention(self) -> nn.Module:
+        """The attention of one block, which becomes its submodule."""
+        if self.attention is None:
+            return MultiHeadAttention(
+                self.num_heads,
+                dropout=self.attention_dropout,
+                kernel_init=DIALECTS[self.dialect][1],
+                dtype=self.dtype,
+                parent=None,
+            )
+        replaced = {"attention_dropout": (self.attention_dropout, 0.0)}
+        check_attention(self.attention, replaced, self.num_heads)
+        return self.attention.clone(parent=None)
 
     def decode(
         self, x: Float[Array, "B P D"], table: nn.Embed
@@ -240,15 +258,15 @@ def take_tokens(
 class Block(nn.Module):
     """Post-norm: LN(x + attention(x)), then LN(x + MLP(x)) (paper sec. 3).
 
-    As in the original code, there is no dropout inside the MLP.
+    As in the original code, there is no dropout inside the MLP. `attention` has the call of
+    `MultiHeadAttention`.
     """
 
-    num_heads: Width
+    attention: nn.Module
     mlp_width: Width
     activation: Activation
     kernel_init: Initializer
     dropout: Probability
-    attention_dropout: Probability
     norm_epsilon: NonNegativeFloat
     dtype: str
 
@@ -264,14 +282,7 @@ class Block(nn.Module):
             return branch.astype(jnp.float32)
 
         y = x.astype(self.dtype)
-        attend = MultiHeadAttention(
-            self.num_heads,
-            dropout=self.attention_dropout,
-            kernel_init=self.kernel_init,
-            dtype=self.dtype,
-            name="attention",
-        )
-        x = x + drop(attend(y, y, mask, train=train))
+        x = x + drop(self.attention(y, y, mask, train=train))
         x = layer_norm(self.norm_epsilon, "norm_1")(x)
         mlp = MLP(
             self.mlp_width, self.activation, self.kernel_init, self.dtype, name="mlp"

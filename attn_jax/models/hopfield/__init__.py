@@ -4,11 +4,12 @@
 member of a family (`Softmax`, `Entmax`, `Normmax`, `Subsets`); `theory` has the paper's bounds.
 `Hopfield` adds projections and norms; `HopfieldPooling` learns the states, `HopfieldLayer` the
 stored patterns. `HopfieldEncoderLayer` and `HopfieldDecoderLayer` are layers of a Transformer.
-`binary` is the classical network, `dense` the one of sharper interactions, `epanechnikov` the one of
-patterns with a radius.
+`HopfieldAttention` is the attention of a ViT or a BERT. `binary` is the classical network, `dense`
+the one of sharper interactions, `epanechnikov` the one of patterns with a radius.
 """
 
 from attn_jax.models.hopfield.association import ACTIVATIONS, Hopfield
+from attn_jax.models.hopfield.attention import HopfieldAttention
 from attn_jax.models.hopfield.equations import energy, retrieve
 from attn_jax.models.hopfield.family import Entmax, Normmax, Softmax, Subsets
 from attn_jax.models.hopfield.layers import HopfieldLayer, HopfieldPooling
@@ -28,6 +29,7 @@ __all__ = [
     "MAX_UPDATES",
     "Entmax",
     "Hopfield",
+    "HopfieldAttention",
     "HopfieldDecoderLayer",
     "HopfieldEncoderLayer",
     "HopfieldLayer",

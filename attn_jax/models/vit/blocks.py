@@ -56,16 +56,14 @@ class Block(nn.Module):
     """Pre-norm: x + MSA(LN(x)), then x + MLP(LN(x)) (paper eq. 2 and 3).
 
     `layer_scale` multiplies a branch by a learned factor per channel; `drop_path` is the
-    rate at which an example skips the branch (Huang et al., 2016).
+    rate at which an example skips the branch (Huang et al., 2016). `attention` has the call of
+    `MultiHeadAttention`.
     """
 
-    num_heads: int
+    attention: nn.Module
     mlp_width: int
-    qkv_bias: bool
-    qk_norm: bool
     layer_scale: float | None
     dropout: float
-    attention_dropout: float
     drop_path: float
     norm_epsilon: float
     gelu: str
@@ -83,15 +81,7 @@ class Block(nn.Module):
             return per_example(branch, deterministic=not train)
 
         y = layer_norm(self.norm_epsilon, "norm_1")(x).astype(self.dtype)
-        attend = MultiHeadAttention(
-            self.num_heads,
-            dropout=self.attention_dropout,
-            qkv_bias=self.qkv_bias,
-            qk_norm=self.norm_epsilon if self.qk_norm else None,
-            dtype=self.dtype,
-            name="attention",
-        )
-        x = x + residual(attend(y, y, train=train), 1)
+        x = x + residual(self.attention(y, y, train=train), 1)
         y = layer_norm(self.norm_epsilon, "norm_2")(x).astype(self.dtype)
         mlp = MLP(self.mlp_width, self.dropout, self.gelu, self.dtype, name="mlp")
         x = x + residual(mlp(y, train), 2)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from attn_jax.attention import layer_norm
+from attn_jax.attention import MultiHeadAttention, check_attention, layer_norm
 from attn_jax.bounds import (
     Classes,
     Count,
@@ -52,6 +52,9 @@ class ViT(nn.Module):
             a learned probe to the patches (Zhai et al., 2022).
         stem: a module from images to a feature grid, from which patches are taken.
         pooling: a module from all tokens to [B, D] that replaces `pool`.
+        attention: a module with the call of `MultiHeadAttention`, such as
+            `attn_jax.models.hopfield.HopfieldAttention`; each block has its own copy. None:
+            that of the paper. It replaces `qkv_bias`, `qk_norm` and `attention_dropout`.
         class_token: whether there is one. None: only if `pool` is "cls".
         registers: number of extra learned tokens (Darcet et al., 2024).
         position: "sincos2d" is fixed and added to patches only (Beyer et al., 2022).
@@ -79,7 +82,7 @@ class ViT(nn.Module):
     Raises:
         ValueError: the image is not divisible by `patch_size`, or the width by
             `num_heads`; `pool` needs a class token, or `patch_mask` a mask token, that the
-            model does not have.
+            model does not have; a field that `attention` replaces is set, too.
 
     Source: paper sec. 3.1, eq. 1-4; initialization as in the paper's code.
     """
@@ -93,6 +96,7 @@ class ViT(nn.Module):
     pool: Literal["cls", "gap", "map"] = "cls"
     stem: nn.Module | None = None
     pooling: nn.Module | None = None
+    attention: nn.Module | None = None
     class_token: bool | None = None
     registers: Count = 0
     position: Literal["learned", "sincos2d"] = "learned"
@@ -168,13 +172,10 @@ class ViT(nn.Module):
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         for layer in range(self.depth):
             x = block(
-                num_heads=self.num_heads,
+                attention=self.make_attention(),
                 mlp_width=self.mlp_width,
-                qkv_bias=self.qkv_bias,
-                qk_norm=self.qk_norm,
                 layer_scale=self.layer_scale,
                 dropout=self.dropout,
-                attention_dropout=self.attention_dropout,
                 drop_path=self.stochastic_depth * layer / max(self.depth - 1, 1),
                 norm_epsilon=rules.norm_epsilon,
                 gelu=rules.gelu,
@@ -217,6 +218,25 @@ class ViT(nn.Module):
             head = nn.Dense(self.patch_outputs, name="patch_head")
             outputs["patch_logits"] = head(patches)
         return outputs
+
+    def make_attention(self) -> nn.Module:
+        """The attention of one block, which becomes its submodule."""
+        if self.attention is None:
+            return MultiHeadAttention(
+                self.num_heads,
+                dropout=self.attention_dropout,
+                qkv_bias=self.qkv_bias,
+                qk_norm=self.rules.norm_epsilon if self.qk_norm else None,
+                dtype=self.dtype,
+                parent=None,
+            )
+        replaced = {
+            "attention_dropout": (self.attention_dropout, 0.0),
+            "qkv_bias": (self.qkv_bias, True),
+            "qk_norm": (self.qk_norm, False),
+        }
+        check_attention(self.attention, replaced, self.num_heads)
+        return self.attention.clone(parent=None)
 
     def mask_patches(
         self, x: Float[Array, "B P D"], mask: Bool[Array, "B P"] | None
