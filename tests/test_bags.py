@@ -11,6 +11,7 @@ from attn_jax.data import sources
 from attn_jax.models.bags import (
     BagClassifier,
     FeatureEncoder,
+    GatedAttentionPooling,
     ImageEncoder,
     MeanPooling,
 )
@@ -30,7 +31,11 @@ def classifier(pooling):
 
 @pytest.mark.parametrize(
     "pooling",
-    [MeanPooling(), HopfieldPooling(Hopfield(num_heads=2, max_updates=1), quantity=2)],
+    [
+        MeanPooling(),
+        GatedAttentionPooling(width=3),
+        HopfieldPooling(Hopfield(num_heads=2, max_updates=1), quantity=2),
+    ],
 )
 def test_padding_and_the_order_of_instances_change_no_bag(pooling):
     instances, _ = inputs()
@@ -46,6 +51,21 @@ def test_padding_and_the_order_of_instances_change_no_bag(pooling):
     # Another value at padding: multiplied by an exact zero.
     other = jnp.where(mask[:, :, None], instances, 9)
     np.testing.assert_array_equal(apply(variables, other, mask)["logits"], expected)
+
+
+def test_gated_attention_is_its_equation():
+    rng = np.random.default_rng(0)
+    stored = jnp.asarray(rng.normal(size=(2, 4, 6)), jnp.float32)
+    mask = jnp.asarray(np.arange(4) < np.array([[3], [0]]))
+    model = GatedAttentionPooling(width=3)
+    params = model.init(jax.random.key(0), stored, stored_mask=mask)
+    pooled = model.apply(params, stored, stored_mask=mask)
+    V, U, w = (params["params"][name]["kernel"] for name in ("value", "gate", "out"))
+    present = stored[0, :3]
+    logits = np.tanh(present @ V) / (1 + np.exp(-present @ U)) @ w
+    weights = np.exp(logits) / np.exp(logits).sum()
+    np.testing.assert_allclose(pooled[0], (weights * present).sum(0), atol=1e-6)
+    np.testing.assert_array_equal(pooled[1], 0)  # no instance at all
 
 
 def test_the_head_multiplies_what_is_called_pooled():

@@ -62,6 +62,46 @@ class FlatPooling(nn.Module):
         return stored.reshape(stored.shape[0], -1).astype(self.dtype)
 
 
+class GatedAttentionPooling(nn.Module):
+    """The mean of the patterns, weighted by a softmax over a gated two-layer network.
+
+    The weight of a pattern h follows from w^T (tanh(V h) * sigmoid(U h)).
+
+    Attributes:
+        width: outputs of V and of U.
+
+    Source: Ilse et al. 2018, eq. 9, where V, U and w have no biases. A bag without instances gives
+    zeros.
+    """
+
+    width: Width = 128
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self,
+        stored: Float[Array, "B K D"],
+        *,
+        stored_mask: Bool[Array, "B K"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B D"]:
+        del train  # the same in training and evaluation
+        if stored_mask is None:
+            stored_mask = jnp.ones(stored.shape[:2], bool)
+
+        def dense(features: int, name: str) -> nn.Dense:
+            return nn.Dense(features, use_bias=False, dtype=self.dtype, name=name)
+
+        gate = nn.sigmoid(dense(self.width, "gate")(stored))
+        logits = dense(1, "out")(jnp.tanh(dense(self.width, "value")(stored)) * gate)
+        # Not -inf, whose softmax is nan if all are masked.
+        smallest = jnp.finfo(jnp.float32).min
+        logits = jnp.where(stored_mask, logits[:, :, 0].astype(jnp.float32), smallest)
+        weights = jnp.where(stored_mask, nn.softmax(logits), 0)
+        pooled = jnp.einsum("bk,bkd->bd", weights, stored.astype(jnp.float32))
+        return pooled.astype(self.dtype)
+
+
 class ImageEncoder(nn.Module):
     """Encodes an image: convolutions with ReLU and 2x2 max-pooling, then a dense layer.
 
