@@ -13,7 +13,6 @@ takes all. The AUC of a repeat is the mean over its folds; the deviation is that
 
 import argparse
 import functools
-import json
 import pathlib
 import statistics
 import sys
