@@ -16,6 +16,11 @@ import train
 
 ROOT = pathlib.Path(__file__).parent.parent
 
+if jax.__version_info__ < (0, 11):  # later releases do not know this flag
+    # The kernels of before compile in half the time. Also for the processes that tests start.
+    flag = "--xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+
 jax.config.update("jax_platforms", "cpu")  # a plugin may have imported jax before us
 jax.config.update("jax_num_cpu_devices", 8)
 # [B, D] + [D] is fine when written out; done silently it has hidden many a wrong axis.

@@ -6,12 +6,9 @@ several runs is asked once per pair of model class and task class.
 
 import ast
 import collections
-import functools
 import inspect
 import json
 import logging
-import math
-import pathlib
 import pkgutil
 import re
 import runpy
@@ -21,45 +18,17 @@ import textwrap
 import jax
 import numpy as np
 import pytest
+from kinds import KINDS, RECIPES, ROOT, arrays, debug
 
 import train
 from attn_jax import config as config_lib
-from attn_jax import evaluation, paths, runtime, sharding
+from attn_jax import evaluation, runtime, sharding
 from attn_jax.run import prepare
 from configs import common
 
-ROOT = pathlib.Path(__file__).parent.parent
-RECIPES = [
-    str(path.relative_to(ROOT))
-    for path in sorted(ROOT.glob("configs/*/*.py"))
-    if not path.name.startswith("_")
-]
-MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
 NO_NOISE = ("dropout", "attention_dropout", "stochastic_depth")
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
-def debug(recipe, **changes):
-    """The recipe at "debug" size with `key__subkey=value` changes."""
-    settings = [
-        f"{key.replace('__', '.')}={json.dumps(value)}"
-        for key, value in changes.items()
-    ]
-    return config_lib.load(f"{ROOT / recipe}:debug", settings)
-
-
-def one_recipe_of_each_kind():
-    kinds = {}
-    for recipe in RECIPES:
-        config = debug(recipe)
-        kinds.setdefault((config.model.cls, config.task.cls), recipe)
-    return list(kinds.values())
-
-
-KINDS = one_recipe_of_each_kind()
-# What depends on the model and its layout, but hardly on the objective, is asked once per model.
-MODELS = list({debug(r).model.cls: r for r in reversed(KINDS)}.values())[::-1]
 
 
 def losses(workdir):
@@ -67,16 +36,6 @@ def losses(workdir):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     return [(r["step"], r["train/loss"]) for r in records if "train/loss" in r]
-
-
-def arrays(tree):
-    """{name: array} of a tree; a random key is shown by its numbers."""
-
-    def array(leaf):
-        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-
-    return {name: array(leaf) for name, leaf in paths.named_leaves(tree).items()}
 
 
 def check_equal(ours, theirs):
@@ -279,76 +238,6 @@ def test_an_interrupted_run_equals_a_straight_one_bit_for_bit(
     state = train.train(straight.config, str(tmp_path))
     check_equal(state, straight.state)
     assert losses(tmp_path) == losses(straight.workdir)
-
-
-Steps = collections.namedtuple("Steps", "params losses")
-
-
-@pytest.fixture(scope="module")
-def three_steps(kind):
-    """(optimizer, mesh) -> parameters and losses; mesh (1, 1, 1) is a single device."""
-
-    @functools.cache
-    def take_steps(optimizer, mesh):
-        config = debug(
-            kind,
-            duration="3 steps",
-            log_every="1 steps",
-            # A large eps: Adam blows up the rounding of gradients that should be zero (a
-            # key's bias) to the full rate.
-            optimizer={"name": optimizer, "learning_rate": 0.01}
-            | ({} if optimizer == "sgd" else {"eps": 1e-3}),
-            schedule={"name": "constant"},
-            mesh=dict(zip(sharding.AXES, mesh, strict=True)),
-            fsdp_min_elements=1,
-            ema_decay=None,
-            evals={},
-            keep_best=None,
-        )
-        run = prepare(config, jax.devices()[: math.prod(mesh)])
-        state, losses = run.init_state(run.init_params()), []
-        update, batches = run.make_update(), run.read_batches()
-        for _ in range(run.total_steps):
-            state, sums = update(state, run.place(next(batches)))
-            total, count = sums["loss"]
-            losses.append(float(total / count))
-        return Steps(arrays(state.params), losses)
-
-    return take_steps
-
-
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("kind", MODELS, indirect=True)
-def test_every_mesh_leads_to_the_parameters_of_a_single_device(three_steps, mesh):
-    check_mesh(three_steps, mesh)
-
-
-@pytest.mark.parametrize("kind", [k for k in KINDS if k not in MODELS], indirect=True)
-def test_a_mesh_of_three_axes_leads_to_the_parameters_of_a_single_device(three_steps):
-    check_mesh(three_steps, (2, 2, 2))
-
-
-def check_mesh(three_steps, mesh):
-    sharded, single = three_steps("sgd", mesh), three_steps("sgd", (1, 1, 1))
-    assert sharded.params.keys() == single.params.keys()
-    for name, array in single.params.items():
-        # A mesh reorders float32 sums over the batch: some roundings of gradients that
-        # are at most 1, times the rate 0.01. A row missed or seen twice moves 1e-4.
-        np.testing.assert_allclose(
-            sharded.params[name], array, rtol=0, atol=1e-6, err_msg=name
-        )
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
-@pytest.mark.parametrize("kind", MODELS, indirect=True)
-def test_a_mesh_leads_to_the_losses_of_a_single_device(kind, three_steps, optimizer):
-    single = three_steps(optimizer, (1, 1, 1))
-    # What an optimiser does on a mesh depends on the layout, not on the architecture: one
-    # of them is asked for every mesh, the others for the one that splits all three axes.
-    for mesh in MESHES if kind == MODELS[1] else MESHES[-1:]:
-        sharded = three_steps(optimizer, mesh)
-        # A rounding of a loss near 2.3 is 2.4e-7.
-        np.testing.assert_allclose(sharded.losses, single.losses, rtol=0, atol=2e-6)
 
 
 def without_noise(section):
