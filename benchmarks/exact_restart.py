@@ -46,7 +46,8 @@ def train(options: argparse.Namespace, mode: str, workdir: pathlib.Path) -> None
         f'duration="{options.steps} steps"',
         f'checkpoint_every="{options.steps // 2} steps"',
         f"model.dtype={options.dtype}",
-        "log_every='1 steps'",
+        'schedule.warmup="2 steps"',
+        'log_every="1 steps"',
         *settings,
     ]
     cache = {"XDG_CACHE_HOME": str(workdir.parent / "cache")}
