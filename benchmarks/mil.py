@@ -4,19 +4,23 @@
 
 Ten-fold cross-validation, stratified and repeated --repeats times, with the same folds for every
 method: Hopfield pooling, gated attention (Ilse et al. 2018) and mean pooling, which share the
-encoder, and a logistic regression on the mean, smallest and largest value of each feature. Hyper-parameters are chosen in every
-fold anew (nested): each setting of SEARCH is trained on eight ninths of the fold's training bags,
-the one with the best AUC on the last ninth is trained on all of them. The features are standardized
-by the training bags. Training takes up to 64 random instances of a bag in each epoch; evaluation
-takes all. The AUC of a repeat is the mean over its folds; the deviation is that over repeats.
+encoder, and a logistic regression on the mean, smallest and largest value of each feature.
+--settings=1 trains all with the first setting of SEARCH. With more, hyper-parameters are chosen in every
+fold anew (nested): each setting is trained on eight ninths of the fold's training bags, and the one
+with the best AUC on the last ninth is trained on all of them. The features are standardized by the
+training bags. Training takes up to 64 random instances of a bag in each epoch; evaluation takes
+all. The AUC of a repeat is the mean over its folds; the deviation is that over repeats.
 """
 
 import argparse
 import functools
+import itertools
+import json
 import pathlib
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -25,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import report
-from sklearn.linear_model import LogisticRegressionCV
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -63,6 +67,11 @@ class Setting(NamedTuple):
 
 SEARCH = [
     Setting(),
+    Setting(epochs=80),
+    Setting(rate=3e-4, epochs=80),
+    Setting(widths=(256, 256), dropout=0.5),
+    Setting(beta=1.0),
+    Setting(heads=12, channels=64, beta=0.1),
 ]
 
 
@@ -160,7 +169,7 @@ def train_folds(
     return jax.lax.map(train_fold, (train, means, seeds))
 
 
-def pad_rows(parts: list[np.ndarray]) -> np.ndarray:
+def pad_rows(parts: Sequence[np.ndarray]) -> np.ndarray:
     """[F, M] bag numbers of folds, filled with -1."""
     length = max(map(len, parts))
     return np.stack(
@@ -168,71 +177,54 @@ def pad_rows(parts: list[np.ndarray]) -> np.ndarray:
     )
 
 
-def measure_scales(found: list, parts: list[np.ndarray]) -> tuple:
+def measure_scales(found: list, parts: Sequence[np.ndarray]) -> tuple:
     """Mean and deviation [F, features] of the instances of each fold's training bags."""
     stacks = [np.concatenate([found[bag].instances for bag in part]) for part in parts]
     scales = np.stack([stack.std(axis=0) for stack in stacks])
     return np.stack([s.mean(axis=0) for s in stacks]), np.where(scales > 0, scales, 1)
 
 
-def cross_validate(name: str, found: list, methods: list[str], repeat: int) -> dict:
-    """{method: mean AUC over the folds} of one repeat; the chosen settings too."""
+def cross_validate(
+    found: list, method: str, repeat: int, search: list[Setting]
+) -> dict[str, Any]:
+    """{"auc": mean over the folds, "folds": of each, "chosen": the settings} of one repeat."""
     labels = np.array([int(float(bag.label) > 0) for bag in found])
+    folds = StratifiedKFold(10, shuffle=True, random_state=repeat).split(labels, labels)
+    outer, tests = zip(*folds, strict=True)
+    if method == "linear":
+        aucs = [
+            score_linear(found, labels, *fold)
+            for fold in zip(outer, tests, strict=True)
+        ]
+        return {"auc": statistics.mean(aucs), "folds": aucs}
     size = max(len(bag.instances) for bag in found)
     padded = [bags.pad_bag(list(b.instances), size, name=b.name) for b in found]
     data = Bags(*(np.stack(x) for x in zip(*padded, strict=True)), labels)
-    folds = list(
-        StratifiedKFold(10, shuffle=True, random_state=repeat).split(labels, labels)
-    )
-    outer = [train for train, _ in folds]
-    split = [
-        train_test_split(t, test_size=1 / 9, stratify=labels[t], random_state=repeat)
-        for t in outer
-    ]
-    inner, held = zip(*split, strict=True)
     seeds = np.arange(10) + 100 * repeat
-    results: dict[str, Any] = {}
-    for method in methods:
-        if method == "linear":
-            aucs = [score_linear(found, labels, train, test) for train, test in folds]
-            results[method] = {"auc": statistics.mean(aucs)}
-            continue
-        settings = [s for s in SEARCH if method == "Hopfield" or s == plain(s)]
-        chosen = np.zeros(10, int)
-        if len(settings) > 1:
-            validation = []
-            for setting in settings:
-                logits = np.asarray(
-                    train_folds(
-                        method,
-                        setting,
-                        data,
-                        pad_rows(inner),
-                        measure_scales(found, inner),
-                        seeds,
-                    )
-                )
-                validation.append(
-                    [
-                        bags.area_under_roc(labels[h], row[h])
-                        for h, row in zip(held, logits, strict=True)
-                    ]
-                )
-            chosen = np.argmax(validation, axis=0)
-        aucs, scales = np.zeros(10), measure_scales(found, outer)
-        for number in set(chosen.tolist()):
-            some = np.flatnonzero(chosen == number)
-            # All folds, so that every setting is one program.
-            logits = np.asarray(
-                train_folds(
-                    method, settings[number], data, pad_rows(outer), scales, seeds
-                )
+
+    def score(setting: Setting, parts: tuple, asked: tuple) -> list[float]:
+        scales = measure_scales(found, parts)
+        logits = train_folds(method, setting, data, pad_rows(parts), scales, seeds)
+        return [
+            bags.area_under_roc(labels[rows], row[rows])
+            for rows, row in zip(asked, np.asarray(logits), strict=True)
+        ]
+
+    settings = [s for s in search if method == "Hopfield" or s == plain(s)]
+    chosen = np.zeros(10, int)
+    if len(settings) > 1:
+        split = [
+            train_test_split(
+                part, test_size=1 / 9, stratify=labels[part], random_state=repeat
             )
-            for fold in some:
-                test = folds[fold][1]
-                aucs[fold] = bags.area_under_roc(labels[test], logits[fold][test])
-        results[method] = {"auc": float(aucs.mean()), "chosen": chosen.tolist()}
-    return results
+            for part in outer
+        ]
+        inner, held = zip(*split, strict=True)
+        chosen = np.argmax([score(s, inner, held) for s in settings], axis=0)
+    # Every chosen setting is trained on all folds: folds of one shape are one program.
+    tested = {n: score(settings[n], outer, tests) for n in set(chosen.tolist())}
+    aucs = [tested[n][fold] for fold, n in enumerate(chosen.tolist())]
+    return {"auc": statistics.mean(aucs), "folds": aucs, "chosen": chosen.tolist()}
 
 
 def plain(setting: Setting) -> Setting:
@@ -246,6 +238,7 @@ def plain(setting: Setting) -> Setting:
 def score_linear(
     found: list, labels: np.ndarray, train: np.ndarray, test: np.ndarray
 ) -> float:
+    """AUC of a logistic regression on the mean, smallest and largest value of each feature."""
     features = np.stack(
         [
             np.concatenate(
@@ -254,12 +247,7 @@ def score_linear(
             for b in found
         ]
     )
-    model = make_pipeline(
-        StandardScaler(),
-        LogisticRegressionCV(
-            Cs=np.logspace(-4, 1, 6), scoring="roc_auc", cv=5, max_iter=2000
-        ),
-    )
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
     model.fit(features[train], labels[train])
     return bags.area_under_roc(labels[test], model.decision_function(features[test]))
 
@@ -270,21 +258,59 @@ def main() -> None:
     parser.add_argument("--sets", default="tiger,elephant,fox,musk1,musk2")
     parser.add_argument("--methods", default="Hopfield,gated attention,mean,linear")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--settings", type=int, default=len(SEARCH))
     parser.add_argument("--out", type=pathlib.Path, help="results as JSON lines")
     options = parser.parse_args()
     methods = options.methods.split(",")
+    known: list[dict[str, Any]] = []
+    if options.out and options.out.exists():
+        known = [json.loads(line) for line in options.out.read_text().splitlines()]
+    done = {(record["set"], record["repeat"], record["method"]) for record in known}
     for name in options.sets.split(","):
         columns = bag_tables.Columns(group=name)
         found = bag_tables.read_bags(str(options.data), columns)
-        for repeat in range(options.repeats):
+        for repeat, method in itertools.product(range(options.repeats), methods):
+            if (name, repeat, method) in done:
+                continue
             began = time.perf_counter()
-            print(
-                name,
-                repeat,
-                cross_validate(name, found, methods, repeat),
-                round(time.perf_counter() - began, 1),
-                flush=True,
-            )
+            record = {"set": name, "repeat": repeat, "method": method}
+            record |= cross_validate(found, method, repeat, SEARCH[: options.settings])
+            known.append(record | {"seconds": round(time.perf_counter() - began, 1)})
+            print(json.dumps(known[-1]), file=sys.stderr, flush=True)
+            if options.out:
+                with options.out.open("a") as file:
+                    file.write(json.dumps(known[-1]) + "\n")
+    report.write("mil", make_table(known, methods, options))
+
+
+def make_table(
+    known: list[dict], methods: list[str], options: argparse.Namespace
+) -> list[str]:
+    lines = [
+        "### Multiple-instance data sets: AUC of ten-fold cross-validation",
+        "",
+        f"`python benchmarks/mil.py --data={options.data.name} --sets={options.sets} "
+        f"--methods={','.join(methods)} --repeats={options.repeats} --settings={options.settings}` ({report.provenance()}).",
+        f"Mean and deviation over repeats, in percent; settings searched: {options.settings}.",
+        "",
+        f"| set | {' | '.join(methods)} | Hopfield, paper | repeats |",
+        "|---" * (len(methods) + 3) + "|",
+    ]
+    for name in options.sets.split(","):
+        cells = []
+        for method in methods:
+            aucs = [
+                100 * r["auc"]
+                for r in known
+                if (r["set"], r["method"]) == (name, method)
+            ]
+            spread = f" +- {statistics.stdev(aucs):.1f}" if len(aucs) > 1 else ""
+            cells.append(f"{statistics.mean(aucs):.1f}{spread}" if aucs else "")
+        repeats = {r["repeat"] for r in known if r["set"] == name}
+        lines.append(
+            f"| {name} | {' | '.join(cells)} | {PAPER.get(name, '')} | {len(repeats)} |"
+        )
+    return lines
 
 
 if __name__ == "__main__":
