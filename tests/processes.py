@@ -7,16 +7,18 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
-INHERITED = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "JAX_COMPILATION_CACHE_DIR")
+REPLACED = ("JAX_NUM_CPU_DEVICES", "JAX_COMPILATION_CACHE_DIR")
 
 
 def start(*arguments, devices=1, **variables):
     """`python ARGUMENTS` in the repository's root, on so many CPU devices."""
-    environment = {k: v for k, v in os.environ.items() if k not in INHERITED}
+    environment = {k: v for k, v in os.environ.items() if k not in REPLACED}
     environment |= {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "PYTHONUNBUFFERED": "1",
+        # Most of the time of these processes is compilation, of programs that take a few steps.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         **variables,
     }
     if not {"JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"} & variables.keys():
