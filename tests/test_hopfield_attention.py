@@ -103,7 +103,8 @@ def test_sparse_weights_leave_keys_out():
     variables = perturb(variables, 0.7)
     weights = attention_maps(module, variables, images=IMAGES)["block_1/attention"]
     assert (weights == 0).mean() > 0.5
-    np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-6)
+    # beta = 50 makes logits near 1,000, with roundings of 6e-5, which these weights share.
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=2e-4)
 
 
 @pytest.mark.parametrize(
