@@ -8,7 +8,8 @@ Command:  python train.py --config=configs/hopfield/my_bags.py --workdir=runs/my
           python -m attn_jax predict --workdir=runs/my_bags new.csv
 Hardware: 2 CPU cores.
 Expect:   AUC of ten-fold cross-validation, 5 times (benchmarks/mil.py, whose rate decays by 5 % an
-          epoch): Tiger 0.908, Elephant 0.926, Fox 0.639, Musk1 0.952; pooled by the mean 0.816, 0.904, 0.607, 0.942.
+          epoch): Tiger 0.908, Elephant 0.926, Fox 0.639, Musk1 0.952; pooled by the mean 0.816,
+          0.904, 0.607, 0.942.
 Source:   the form of the model is that of Ramsauer et al. 2021, sec. 4 and A.5.2; widths, rates and
           durations are ours. The variant "mean" pools by the mean, "gated" by the gated attention of
           Ilse et al. 2018.
