@@ -17,7 +17,7 @@ import train
 ROOT = pathlib.Path(__file__).parent.parent
 
 if jax.__version_info__ < (0, 11):  # later releases do not know this flag
-    # The kernels of before compile in half the time. Also for the processes that tests start.
+    # The older kernels compile in half the time. Started processes inherit the variable.
     flag = "--xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 

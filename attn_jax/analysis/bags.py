@@ -28,8 +28,9 @@ def draw(
     """Writes association.png and completion.png.
 
     association.png: the instances of each bag, sorted by the association weight of the pooling
-    (not for one that has none, such as the mean); completion.png: patterns retrieved from their upper half. Of bags of
-    feature vectors there is only association.png, with the weights as bars.
+    (not for one that has none, such as the mean); completion.png: patterns retrieved from
+    their upper half. Of bags of feature vectors there is only association.png, with the
+    weights as bars.
 
     Raises:
         ValueError: nothing can be drawn of such a pooling over feature vectors.

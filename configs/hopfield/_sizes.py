@@ -11,6 +11,17 @@ POOLING = [
     [".*/hopfield/out/kernel", ["tensor", None, "fsdp"]],
 ]
 
+# Variants of the recipes of official examples.
+EXAMPLES = (
+    "base",
+    "debug",
+    "pooling",
+    "lookup",
+    "base_default",
+    "pooling_default",
+    "lookup_default",
+)
+
 
 def make_classifier(
     kind: str, *, adapted: bool, patterns: list[list[float]]

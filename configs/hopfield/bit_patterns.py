@@ -25,15 +25,7 @@ from ml_collections import ConfigDict
 from configs import common
 from configs.hopfield import _sizes
 
-VARIANTS = (
-    "base",
-    "debug",
-    "pooling",
-    "lookup",
-    "base_default",
-    "pooling_default",
-    "lookup_default",
-)
+VARIANTS = _sizes.EXAMPLES
 
 
 def get_config(variant: str = "base") -> ConfigDict:

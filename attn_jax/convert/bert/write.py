@@ -38,8 +38,8 @@ def to_hf(
         labels: names of the classes or tags of `module.head`, in order.
 
     Raises:
-        ValueError: transformers has no class with these heads or this attention; the vocabulary or the labels do
-            not have the size of the model.
+        ValueError: transformers has no class with these heads or this attention; the
+            vocabulary or the labels do not have the size of the model.
     """
     check_head(module, "export")
     if module.attention is not None:
