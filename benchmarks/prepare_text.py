@@ -6,7 +6,8 @@ The text is a folder of *.txt, copied until it has each size in MB. The command 
 with two processes; its memory is the largest sum of the resident memory of its processes, read
 every 50 ms. The peer, where transformers is installed, tokenizes the same files line by line with
 the same vocabulary, on one core and on all. Then a run is prepared on the shards: seconds until
-its first batch, and its memory after 200 batches.
+its first batch, and its memory after 200 batches. `--processes=2 --no_peer` leaves out the rest;
+each set of sizes has a table of its own.
 """
 
 import argparse
@@ -97,24 +98,32 @@ def copy_text(source: pathlib.Path, folder: pathlib.Path, megabytes: int) -> flo
 
 
 def measure(
-    folder: pathlib.Path, megabytes: float, vocabulary: pathlib.Path, say: Callable
+    folder: pathlib.Path, megabytes: float, options: argparse.Namespace, say: Callable
 ) -> None:
+    vocabulary = options.vocabulary.resolve()
     pieces = len(vocabulary.read_text().split("\n")) - 1
     text, cells = folder / "text", []
     for processes in (1, 2):
-        out = folder / f"shards{processes}"
+        if processes not in options.processes:
+            cells += ["-", "-"]
+            continue
+        out = folder / "shards"
+        shutil.rmtree(out, ignore_errors=True)
         command = [sys.executable, "-m", "attn_jax", "prepare-text", f"--input={text}"]
         command += [f"--out={out}", f"--vocabulary={vocabulary}"]
         found, _, peak = run([*command, f"--processes={processes}"])
         cells += [f"{megabytes / found['seconds']:.2f}", f"{peak:,.0f}"]
     for parallel in ("false", "true"):
+        if options.no_peer:
+            cells.append("-")
+            continue
         try:
             command = [sys.executable, "-c", PEER, str(text), str(vocabulary)]
             found, _, _ = run(command, TOKENIZERS_PARALLELISM=parallel)
             cells.append(f"{found['MB'] / found['seconds']:.2f}")
         except SystemExit:
             cells.append("-")
-    command = [sys.executable, "-c", TRAIN, str(folder / "shards1"), str(pieces)]
+    command = [sys.executable, "-c", TRAIN, str(folder / "shards"), str(pieces)]
     found, _, peak = run([*command, str(SEQUENCE_LENGTH), str(BATCH)])
     cells += [f"{found['seconds']:.1f}", f"{found['rows']:,}", f"{peak:,.0f}"]
     say(f"| {megabytes:,.0f} | {' | '.join(cells)} |")
@@ -125,21 +134,27 @@ def main() -> None:
     parser.add_argument("--text", type=pathlib.Path, required=True)
     parser.add_argument("--vocabulary", type=pathlib.Path, required=True)
     parser.add_argument("--sizes", default="20,200,2000")
+    parser.add_argument(
+        "--processes", type=lambda text: set(map(int, text.split(","))), default={1, 2}
+    )
+    parser.add_argument("--no_peer", action="store_true")
     options = parser.parse_args()
     rows: list[str] = []
     for size in map(int, options.sizes.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             place = pathlib.Path(folder)
             megabytes = copy_text(options.text, place / "text", size)
-            measure(place, megabytes, options.vocabulary.resolve(), rows.append)
+            measure(place, megabytes, options, rows.append)
             print(rows[-1], file=sys.stderr)
     report.write(
-        "prepare text",
+        f"prepare text {options.sizes}",
         [
-            "### prepare-text: speed and memory by the size of the text",
+            f"### prepare-text: speed and memory by the size of the text ({options.sizes} MB)",
             "",
             f"`python benchmarks/prepare_text.py --text={options.text.name} "
-            f"--vocabulary={options.vocabulary.name} --sizes={options.sizes}`",
+            f"--vocabulary={options.vocabulary.name} --sizes={options.sizes}"
+            f"{'' if options.processes == {1, 2} else f' --processes={min(options.processes)}'}"
+            f"{' --no_peer' if options.no_peer else ''}`",
             f"({report.provenance()})",
             "",
             "| text, MB | 1 process, MB/s | its memory, MB | 2 processes, MB/s | their memory, MB "
