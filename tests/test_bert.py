@@ -9,9 +9,11 @@ import numpy as np
 import optax
 import pytest
 
+from attn_jax.attention import MultiHeadAttention
 from attn_jax.convert import load_pretrained
 from attn_jax.convert.bert import read_hf as convert
 from attn_jax.models.bert import Bert
+from attn_jax.models.bert.model import GELU, Block
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -185,6 +187,59 @@ def test_hidden_states_and_attention_are_those_of_transformers(name):
         np.testing.assert_allclose(
             ours * real, io[f"attentions_{i}"] * real, rtol=0, atol=1e-5
         )
+
+
+def test_blocks_are_those_of_a_published_classifier(shared):
+    """Of the classifier all is published but its embedding tables."""
+    golden = np.load(shared / "golden/bert/bert_tiny_emotion/encoder.npz")
+    block = Block(
+        attention=MultiHeadAttention(2, parent=None),
+        mlp_width=512,
+        activation=GELU["erf"],
+        kernel_init=jax.nn.initializers.zeros,
+        dropout=0.0,
+        norm_epsilon=1e-12,
+        dtype="float32",
+    )
+    x = jnp.asarray(golden["embedded_input"])[None]
+    for layer in ("l0", "l1"):
+        params = convert_block(golden, layer, num_heads=2)
+        apply = functools.partial(block.apply, train=False, mutable=["intermediates"])
+        with jax.default_matmul_precision("highest"):
+            x, state = jax.jit(apply)({"params": params}, x, None)
+        [weights] = state["intermediates"]["attention"]["attention"]
+        for ours, theirs in [(x, "hidden"), (weights, "attention_probs")]:
+            # Theirs is float64; the tanh GELU is 1.7e-3 off.
+            np.testing.assert_allclose(
+                ours[0], golden[f"out/{layer}.{theirs}"], rtol=0, atol=1e-5
+            )
+
+
+def convert_block(golden, layer, num_heads):
+    def dense(name):
+        weights = golden[f"{layer}.{name}.w_in_out"], golden[f"{layer}.{name}.b"]
+        return dict(zip(("kernel", "bias"), weights, strict=True))
+
+    def norm(name):
+        return {
+            "scale": golden[f"{layer}.{name}_g"],
+            "bias": golden[f"{layer}.{name}_b"],
+        }
+
+    attention = {name: dense(name) for name in ("query", "key", "value")}
+    for leaves in attention.values():
+        leaves["kernel"] = np.stack(np.split(leaves["kernel"], num_heads, 1), 1)
+        leaves["bias"] = np.stack(np.split(leaves["bias"], num_heads))
+    attention["out"] = dense("attn_out")
+    attention["out"]["kernel"] = np.stack(
+        np.split(attention["out"]["kernel"], num_heads)
+    )
+    return {
+        "attention": attention,
+        "mlp": {"dense_1": dense("mlp_in"), "dense_2": dense("mlp_out")},
+        "norm_1": norm("selfoutput.ln"),
+        "norm_2": norm("output.ln"),
+    }
 
 
 def test_gradients_are_those_of_transformers():

@@ -25,7 +25,7 @@ from runs import (
 import attn_jax
 import train
 from attn_jax import config as config_lib
-from attn_jax.convert import load_pretrained
+from attn_jax.convert import export, load_pretrained
 from attn_jax.models.bert import Bert
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -81,6 +81,25 @@ def test_a_renamed_copy_of_the_text_gives_the_same_loss(reader, tmp_path):
     results = attn_jax.evaluate(run, overrides={"task.data": copy})
     assert results == attn_jax.evaluate(run)
     assert results["validation/mlm_loss"] == masked_word_loss(run)
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_going_on_from_a_checkpoint_starts_at_its_loss(reader, tmp_path, exported):
+    run, data = reader
+    start = run
+    if exported:
+        module, variables, _ = attn_jax.restore(run)
+        start = tmp_path / "exported"
+        words = {"vocab.txt": (run / "assets/vocab.txt").read_text()}
+        export(module, variables, start, "hf", vocabulary=words)
+    changes = FROZEN | {
+        "init_from": [[str(start), "", ""]],
+        "task.vocabulary": str(start),
+    }
+    del changes["evals"]
+    train.train(tiny_bert(data, changes), str(tmp_path / "on"))
+    # The same parameters and rows; other parameters are 0.1 and more away.
+    assert abs(masked_word_loss(tmp_path / "on") - masked_word_loss(run)) < 1e-4
 
 
 def test_a_run_from_another_reads_other_text_with_its_vocabulary(reader, tmp_path):
