@@ -11,10 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from absl import app, flags
 
 from attn_jax import config as config_lib
-from attn_jax import metrics, runtime, workdir
+from attn_jax import launch, metrics, runtime, workdir
 from attn_jax.checkpoint import Checkpoints
 from attn_jax.initialize import initialize_from
 from attn_jax.logs import Log
@@ -182,39 +181,5 @@ def save_after_error(
         checkpoints.say(f"the state could not be saved: {failure}")
 
 
-def main(arguments: list[str]) -> None:
-    """Runs the command; `run_command` reports errors and sets the exit status."""
-    options = flags.FLAGS
-
-    def command() -> None:
-        if None in (options.config, options.workdir):
-            raise ValueError("--config and --workdir are needed; see --help.")
-        if len(arguments) > 1:
-            raise ValueError(
-                f"{arguments[1]!r} is not a flag; settings are --config.key=value"
-            )
-        config = config_lib.load(options.config, [text[9:] for text in overrides])
-        if config.deterministic:
-            runtime.ask_for_determinism()
-        runtime.start_distributed(
-            options.coordinator, options.num_processes, options.process_id
-        )
-        train(config, options.workdir)
-
-    runtime.run_command(command, traceback=options.traceback)
-
-
 if __name__ == "__main__":
-    flags.DEFINE_string("config", None, "Recipe: path/to/file.py[:variant].")
-    flags.DEFINE_string("workdir", None, "Folder of the run.")
-    flags.DEFINE_string("coordinator", None, "host:port of process 0, if not detected.")
-    flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
-    flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is.")
-    flags.DEFINE_bool("traceback", False, "Show the traceback of an error.")
-    try:
-        words = flags.FLAGS.read_flags_from_files(sys.argv)  # expands --flagfile=FILE
-    except flags.Error as error:
-        sys.exit(f"error: {str(error).removeprefix('ERROR:: ')}")
-    # attn_jax.config parses these once it knows the model's fields.
-    overrides = [text for text in words[1:] if text.startswith("--config.")]
-    app.run(main, [text for text in words if text not in overrides])
+    launch.run_from_flags(train, sys.argv)

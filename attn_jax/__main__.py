@@ -1,4 +1,4 @@
-"""Dispatches `python -m attn_jax COMMAND ...`; each command has a file of its own."""
+"""Dispatches `python -m attn_jax COMMAND ...`, or `attn-jax COMMAND ...`, to attn_jax/commands."""
 
 import importlib
 import sys
@@ -12,6 +12,8 @@ COMMANDS = {
     "extend-vocabulary": "add words to the vocabulary of a BERT",
     "prepare-text": "tokenize text that is too large for memory",
     "predict": "predict for images or texts, with a run or another checkpoint",
+    "recipes": "list the recipes that come with attn_jax",
+    "train": "train by a recipe, or go on with a run",
 }
 
 
@@ -33,5 +35,10 @@ def main(arguments: list[str]) -> None:
         sys.exit("\n".join(lines))
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The console script `attn-jax`."""
     runtime.run_command(lambda: main(sys.argv[1:]), traceback="--traceback" in sys.argv)
+
+
+if __name__ == "__main__":
+    run()

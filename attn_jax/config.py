@@ -6,7 +6,6 @@ function. Resolving fills in every default, so that a saved config is complete, 
 every key that nothing would read.
 """
 
-import importlib.util
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -16,10 +15,10 @@ from ml_collections import ConfigDict
 
 from attn_jax import migrations
 from attn_jax.bounds import to_steps
-from attn_jax.folder import expand_local
 from attn_jax.knobs import CHANGEABLE_KNOBS, FIXED_KNOBS, KNOBS
 from attn_jax.migrations import migrate
 from attn_jax.optim import OPTIMIZERS
+from attn_jax.recipes import find_recipe, load_recipe
 from attn_jax.schedules import SCHEDULES, Section
 from attn_jax.sections import (
     check_fields,
@@ -67,35 +66,22 @@ MAX_FILE = 1_000_000  # bytes of a saved config; a recipe's is a few thousand
 
 
 def load(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """The resolved config of `path/to/recipe.py[:variant]` with `key=value` overrides.
+    """The resolved config of a recipe with `key=value` overrides.
+
+    Args:
+        recipe: "path/to/recipe.py", or a name such as "vit/digits" of one that comes with
+            attn_jax; with ":variant" behind it if that is not the default.
 
     Raises:
         ValueError: the file, the variant or a key does not exist, or a value has the wrong
             type.
     """
-    path, _, variant = recipe.partition(":")
-    file = expand_local(path)
-    if not file.is_file():
-        raise ValueError(
-            f"--config={recipe}: there is no file {path}; name a recipe such as "
-            "configs/vit/digits.py, with :variant behind it if it is not the default."
-        )
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if spec is None or spec.loader is None:
-        raise ValueError(
-            f"--config={recipe}: {path} is not a Python file. To resume a run, name the "
-            "recipe that it was started with."
-        )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config") or not hasattr(module, "VARIANTS"):
-        raise ValueError(
-            f"--config={recipe}: {path} is not a recipe: it needs VARIANTS and get_config."
-        )
+    name, _, variant = recipe.partition(":")
+    module = load_recipe(find_recipe(name))
     # After a comma, a recipe may take more, which it checks itself: "sst2,tiny".
     if variant and variant.partition(",")[0] not in module.VARIANTS:
         raise ValueError(
-            f"--config={recipe}: {variant!r} is not a variant of {path}; "
+            f"--config={recipe}: {variant!r} is not a variant of {name}; "
             f"{suggest(variant, module.VARIANTS)}"
         )
     return override(module.get_config(*[variant] if variant else []), overrides)

@@ -10,8 +10,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 REPLACED = ("JAX_NUM_CPU_DEVICES", "JAX_COMPILATION_CACHE_DIR")
 
 
-def start(*arguments, devices=1, **variables):
-    """`python ARGUMENTS` in the repository's root, on so many CPU devices."""
+def start(*arguments, devices=1, folder=ROOT, **variables):
+    """`python ARGUMENTS` in the folder, on so many CPU devices."""
     environment = {k: v for k, v in os.environ.items() if k not in REPLACED}
     environment |= {
         "JAX_PLATFORMS": "cpu",
@@ -25,7 +25,7 @@ def start(*arguments, devices=1, **variables):
         environment["JAX_ENABLE_COMPILATION_CACHE"] = "0"  # leaves the user's alone
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
+        cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
