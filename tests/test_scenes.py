@@ -188,7 +188,9 @@ def test_scenes_that_cannot_be_drawn_say_why(options, words):
 
 
 def test_unknown_data_or_splits_say_what_is_known():
-    with pytest.raises(ValueError, match="config.task.data='clever'.*'tetrominoes'"):
+    with pytest.raises(
+        ValueError, match="config.task.data='clever' is unknown.*'tetrominoes'"
+    ):
         Reconstruct("clever").source("train")
     with pytest.raises(ValueError, match="split='dev' must be one of train"):
         Reconstruct("tetrominoes").source("dev")

@@ -52,13 +52,50 @@ MOST_COVERED = 0.35  # share of the canvas; above it, most random placements ove
 TRIES = 10_000
 
 
-class Tetrominoes:
+class Generated:
+    """Scenes that are drawn when they are read: functions of (seed, split, index, settings).
+
+    The splits draw from different streams. A subclass defines `draw(rng)`, which returns a
+    record, and `describe()`, a text of all that changes a record, and of its version.
+
+    Raises:
+        ValueError: the split is unknown or empty.
+    """
+
+    labels = None
+
+    def __init__(self, split: str, size: int, seed: int):
+        if split not in SPLITS:
+            raise ValueError(f"{split=} must be one of {', '.join(map(repr, SPLITS))}.")
+        if size < 1:
+            raise ValueError(f"{size=} images; a split must have at least one.")
+        self.split, self.size, self.seed = split, size, seed
+
+    def draw(self, rng: np.random.Generator) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        entropy = [self.seed, SPLITS.index(self.split), int(index)]
+        return self.draw(np.random.default_rng(entropy))
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.describe().encode()).hexdigest()[:16]
+
+
+class Tetrominoes(Generated):
     """Images of tetrominoes on black, without overlap; a record is generated when read.
 
     Shape, position (in whole pixels) and color of every piece are uniform; pieces may touch
-    and share a color. A scene is a pure function of (seed, split, index, size of canvas
-    and tile, number of pieces), and the splits draw from different streams. Small canvases
-    have few scenes, so two splits may contain the same one by chance.
+    and share a color. Small canvases have few scenes, so two splits may contain the same
+    one by chance.
 
     Args:
         canvas: side of the image in pixels; 35 in the original.
@@ -70,14 +107,12 @@ class Tetrominoes:
     the pieces; `label` 0, as there are no classes.
 
     Raises:
-        ValueError: the split is unknown, or the pieces do not fit.
+        ValueError: the split is unknown or empty, or the pieces do not fit.
 
     Source: replaces Tetrominoes of Kabra et al. 2019 (multi_object_datasets); colors and
     shading are those of its preview image. The original has 17 of the 19 shapes and does
     not say which; this class has all of them.
     """
-
-    labels = None
 
     def __init__(
         self,
@@ -89,10 +124,7 @@ class Tetrominoes:
         pieces: int = 3,
         seed: int = 0,
     ):
-        if split not in SPLITS:
-            raise ValueError(f"{split=} must be one of {', '.join(map(repr, SPLITS))}.")
-        if size < 1:
-            raise ValueError(f"{size=} images; a split must have at least one.")
+        super().__init__(split, size, seed)
         if tile < 2 or pieces < 1 or canvas < 4 * tile:
             raise ValueError(
                 f"{canvas=}, {tile=}, {pieces=}: a tile must have at least 2 pixels, and "
@@ -105,20 +137,12 @@ class Tetrominoes:
                 f"{canvas}x{canvas} pixels; at most {MOST_COVERED:.0%} can be placed "
                 "at random. Use fewer pieces, smaller tiles or a larger canvas."
             )
-        self.split, self.size, self.seed = split, size, seed
         self.canvas, self.tile, self.pieces = canvas, tile, pieces
         rows = np.rint(np.linspace(0, len(TILE) - 1, tile)).astype(int)
         self.shading = np.tile(TILE[np.ix_(rows, rows)], (4, 4))
         self.shapes = [make_mask(shape, tile) for shape in SHAPES]
 
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < self.size:
-            raise IndexError(index)
-        entropy = [self.seed, SPLITS.index(self.split), int(index)]
-        rng = np.random.default_rng(entropy)
+    def draw(self, rng: np.random.Generator) -> dict[str, Any]:
         shapes = [self.shapes[i] for i in rng.integers(len(SHAPES), size=self.pieces)]
         colors = rng.integers(len(COLORS), size=self.pieces)
         image = np.zeros((self.canvas, self.canvas, 3), np.uint8)
@@ -153,7 +177,7 @@ class Tetrominoes:
             "canvas."
         )
 
-    def fingerprint(self) -> str:
+    def describe(self) -> str:
         settings = (
             self.split,
             self.size,
@@ -162,7 +186,16 @@ class Tetrominoes:
             self.pieces,
             self.seed,
         )
-        return hashlib.sha256(f"tetrominoes 1: {settings}".encode()).hexdigest()[:16]
+        return f"tetrominoes 1: {settings}"
+
+
+def check_objects(fewest: int, most: int, limit: int) -> None:
+    """Raises ValueError unless 1 <= fewest <= most <= limit."""
+    if not 1 <= fewest <= most <= limit:
+        raise ValueError(
+            f"{fewest=}, {most=} objects in an image; they must be from 1 to {limit}, and "
+            "fewest at most most."
+        )
 
 
 def make_mask(shape: str, tile: int) -> Bool[np.ndarray, "h w"]:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from attn_jax import metrics
-from attn_jax.bounds import Path, Pixels
-from attn_jax.data import images, scenes, sources
+from attn_jax.bounds import Path, Pixels, PositiveInt
+from attn_jax.data import images, scene_sources, sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +23,13 @@ class Reconstruct:
     the step.
 
     Attributes:
-        data: "tetrominoes" (generated, see `attn_jax.data.scenes`).
+        data: generated images (see `attn_jax.data.scene_sources`): "tetrominoes",
+            "multi_dsprites/VARIANT" with VARIANT one of binarized, colored_on_grayscale,
+            colored_on_colored; "clevr_lite", or "clevr_lite/whole" without its crop.
         image_size: side of the images, in pixels.
         tile_pixels: side of a tile of a tetromino, in pixels.
-        num_objects: objects per image.
+        num_objects: the most objects of an image.
+        fewest_objects: the fewest; None: as `scene_sources.open_generated` says.
         train_images, validation_images, test_images: number of images; an epoch is a pass
             over the same images.
         data_seed: seed of the images; runs with different seeds share them.
@@ -37,7 +40,8 @@ class Reconstruct:
     data: Path
     image_size: Pixels = 35
     tile_pixels: Pixels = 5
-    num_objects: int = 3
+    num_objects: PositiveInt = 3
+    fewest_objects: PositiveInt | None = None
     train_images: int = 60_000
     validation_images: int = 320
     test_images: int = 320
@@ -48,11 +52,6 @@ class Reconstruct:
         return {"squared_error": 1.0}
 
     def source(self, split: str) -> sources.Source:
-        if self.data != "tetrominoes":
-            raise ValueError(
-                f"config.task.data={self.data!r} is unknown; this task can read "
-                "'tetrominoes'."
-            )
         sizes = {
             "train": self.train_images,
             "validation": self.validation_images,
@@ -60,12 +59,14 @@ class Reconstruct:
         }
         if split not in sizes:
             raise ValueError(f"{split=} must be one of {', '.join(sizes)}.")
-        return scenes.Tetrominoes(
+        return scene_sources.open_generated(
+            self.data,
             split,
             sizes[split],
             canvas=self.image_size,
             tile=self.tile_pixels,
-            pieces=self.num_objects,
+            fewest=self.fewest_objects,
+            most=self.num_objects,
             seed=self.data_seed,
         )
 

@@ -1,0 +1,64 @@
+"""What the recipes of object discovery share."""
+
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+
+class Training(NamedTuple):
+    batch_size: int
+    learning_rate: float
+    duration: str
+    warmup: str
+    half_life: str
+    every: str  # cadence of evaluation and checkpoint
+
+
+PAPER = Training(
+    batch_size=64,
+    learning_rate=4e-4,
+    duration="500000 steps",
+    warmup="10000 steps",
+    half_life="100000 steps",
+    every="5000 steps",
+)
+SMALL = Training(
+    batch_size=32,
+    learning_rate=1e-3,
+    duration="20000 steps",
+    warmup="1000 steps",
+    half_life="7000 steps",
+    every="2000 steps",
+)
+DEBUG = Training(
+    batch_size=16,
+    learning_rate=1e-3,
+    duration="8 steps",
+    warmup="2 steps",
+    half_life="4 steps",
+    every="4 steps",
+)
+
+
+def set_training(c: ConfigDict, training: Training) -> None:
+    """Sets Adam and a rate that is halved regularly, also during the warm-up."""
+    c.batch_size = training.batch_size
+    c.duration = training.duration
+    c.optimizer = {"name": "adamw", "learning_rate": training.learning_rate}
+    c.weight_decay_on = []  # none: plain Adam
+    c.schedule = {
+        "name": "exponential",
+        "warmup": training.warmup,
+        "half_life": training.half_life,
+    }
+    c.sharding_rules = []  # matrices are small, so only the batch is split
+    c.evals = {
+        "validation": {
+            "split": "validation",
+            "every": training.every,
+            "batch_size": 64,
+        },
+        "test": {"split": "test", "batch_size": 64},
+    }
+    c.checkpoint_every = training.every
+    c.log_every = "1 steps" if training is DEBUG else "100 steps"
