@@ -5,7 +5,6 @@ a value per head, D width.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -23,8 +22,16 @@ from attn_jax.bounds import (
     Probability,
     Width,
 )
+from attn_jax.models.hopfield.arguments import (
+    append_zeros,
+    check_beta,
+    check_chunk,
+    check_updates,
+    find_widths,
+    merge_masks,
+)
 from attn_jax.models.hopfield.equations import SOFTMAX, associate
-from attn_jax.models.hopfield.family import Member, Softmax
+from attn_jax.models.hopfield.family import Member
 from attn_jax.models.hopfield.streaming import associate_in_chunks
 from attn_jax.models.hopfield.updates import Differentiate, update_heads
 
@@ -159,14 +166,19 @@ class Hopfield(nn.Module):
         state = stored if state is None else state
         projection = stored if projection is None else projection
         output_width = self.output_width or state.shape[-1]
-        channels = self.association_width(stored, state)
-        value_channels = self.value_width(projection, channels)
-
-        stored = self.norm("stored", self.norm_stored, self.norm_stored_epsilon)(stored)
-        state = self.norm("state", self.norm_state, self.norm_state_epsilon)(state)
-        projection = self.norm(
-            "projection", self.norm_projection, self.norm_projection_epsilon
-        )(projection)
+        channels, value_channels = find_widths(
+            *(x.shape[-1] for x in (stored, state, projection)),
+            num_heads=self.num_heads,
+            head_dim=self.head_dim,
+            value_dim=self.value_dim,
+            static_stored=self.static_stored,
+            static_state=self.static_state,
+            static_projection=self.static_projection,
+            connected=self.connected,
+        )
+        stored = self.norm("stored")(stored)
+        state = self.norm("state")(state)
+        projection = self.norm("projection")(projection)
 
         if self.static_state:
             query = self.copy_to_heads(state)
@@ -183,39 +195,32 @@ class Hopfield(nn.Module):
         else:
             value = self.to_heads("value", value_channels)(projection)
 
-        if self.norm_association != "off":
-            norm = self.norm(
-                "association", self.norm_association, self.norm_association_epsilon
-            )
-            query, key = norm(query), norm(key)
+        norm = self.norm("association")
+        query, key = norm(query), norm(key)
 
         mask, bias = merge_masks(stored_mask, association_mask, association_bias)
         if self.zero_association:
-            one_more = ((0, 0), (0, 1), (0, 0), (0, 0))
-            patterns = key.shape[1]
-            key, value = jnp.pad(key, one_more), jnp.pad(value, one_more)
-            mask, bias = (
-                append_pattern(mask, patterns, True),
-                append_pattern(bias, patterns, 0),
-            )
+            key, value, mask, bias = append_zeros(key, value, mask, bias)
 
-        scale = self.scale(channels)
+        given: dict[str, Any] = {"key": key, "mask": mask, "bias": bias}
+        given["scale"] = self.scale(channels)
         sown = self.is_mutable_collection("intermediates")
         if self.chunk is not None and not sown:
-            self.check_chunk(self.chunk)
-            stream = functools.partial(
-                associate_in_chunks,
-                key=key,
-                scale=scale,
-                mask=mask,
-                bias=bias,
-                chunk=self.chunk,
+            updates = check_chunk(
+                self.chunk,
+                self.max_updates,
+                self.eps,
+                self.num_heads,
+                self.member,
+                self.dropout,
+                self.differentiate,
             )
-            for _ in range(self.per_head("max_updates", self.max_updates)[0]):
+            stream = functools.partial(associate_in_chunks, chunk=self.chunk, **given)
+            for _ in range(updates):
                 query = stream(query, value=key)
             output = stream(query, value=value)
         else:
-            weights = self.associate_repeatedly(query, key, scale, mask, bias, train)
+            weights = self.associate_repeatedly(query, given, train)
             self.sow("intermediates", "attention", weights)
             weights = nn.Dropout(self.dropout, deterministic=not train)(weights)
             output = mix(weights, value)  # [B, Q, N, P]
@@ -232,65 +237,21 @@ class Hopfield(nn.Module):
             output = output.reshape(*output.shape[:2], -1)
         return ACTIVATIONS[self.activation](output) if self.activation else output
 
-    def check_chunk(self, chunk: int) -> None:
-        """Raises ValueError if another field needs all weights at once."""
-        if not isinstance(self.member, Softmax) or self.dropout:
-            raise ValueError(
-                f"{chunk=} needs member=Softmax() and dropout=0.0, not {self.member} and "
-                f"{self.dropout}."
-            )
-        if self.differentiate == "implicit":
-            raise ValueError(
-                f"{chunk=} needs differentiate='unrolled'; its updates keep no matrix of "
-                "weights, only the states."
-            )
-        updates = set(self.per_head("max_updates", self.max_updates))
-        stops = updates != {0} and self.eps is not None
-        if len(updates) > 1 or None in updates or stops:
-            raise ValueError(
-                f"{chunk=} needs the same number of updates for all heads and eps=None, not "
-                f"max_updates={self.max_updates!r} and eps={self.eps!r}: the stopping rule "
-                "compares whole association matrices."
-            )
-
     def associate_repeatedly(
-        self,
-        query: jax.Array,
-        key: jax.Array,
-        scale: float | jax.Array,
-        mask: jax.Array | None,
-        bias: jax.Array | None,
-        train: bool,
+        self, query: jax.Array, given: dict[str, Any], train: bool
     ) -> jax.Array:
-        """The association weights [B, N, Q, K] after the updates of the states."""
-        limits = self.per_head("max_updates", self.max_updates)
-        if None in limits and train and self.differentiate == "unrolled":
-            raise ValueError(
-                f"max_updates={self.max_updates!r} cannot be trained: a loop without a "
-                "fixed length has no gradient. Set max_updates to a number, or "
-                "differentiate='implicit'."
-            )
-        if any(limit is not None and limit < 0 for limit in limits):
-            raise ValueError(f"max_updates={self.max_updates!r} must be 0 or more.")
-        if self.differentiate == "implicit" and 0 in limits:
-            raise ValueError(
-                f"differentiate='implicit' needs updates in every head, not max_updates="
-                f"{self.max_updates!r}: without one no state is near a fixed point."
-            )
-        eps = None
-        if self.eps is not None and limits != (0,) * self.num_heads:
-            eps = self.per_head("eps", self.eps)
-            if not all(distance >= 0 for distance in eps):
-                raise ValueError(f"eps={self.eps!r} must be 0 or more.")
-        if None in limits and eps is None:
-            raise ValueError("max_updates=None needs a stopping rule; set eps.")
-        step = functools.partial(
-            associate, key=key, scale=scale, mask=mask, bias=bias, member=self.member
+        """The association weights [B, N, Q, K] after the updates of the states.
+
+        Args:
+            given: arguments of `associate`.
+        """
+        limits, eps = check_updates(
+            self.max_updates, self.eps, self.num_heads, self.differentiate, train
         )
         return update_heads(
-            step,
+            functools.partial(associate, member=self.member, **given),
             query,
-            key,
+            given["key"],
             limits,
             eps,
             remat=self.remat,
@@ -300,9 +261,7 @@ class Hopfield(nn.Module):
     def scale(self, channels: int) -> float | jax.Array:
         """beta as a float if it is fixed and the same for all heads, else as [N, 1]."""
         beta = channels**-0.5 if self.beta is None else self.beta
-        heads = self.per_head("beta", beta)
-        if not all(0 < value < math.inf for value in heads):
-            raise ValueError(f"{beta=} must be positive and finite for every head.")
+        heads = check_beta(beta, self.num_heads)
         if not self.trainable_beta and isinstance(beta, float):
             return beta
         values = jnp.array(heads)
@@ -311,63 +270,12 @@ class Hopfield(nn.Module):
             values = jnp.exp(log_beta)
         return values.reshape(-1, 1)
 
-    def per_head(self, field: str, value: Any) -> tuple:
-        """The setting as a tuple with one entry per head."""
-        if not isinstance(value, tuple):
-            return (value,) * self.num_heads
-        if len(value) != self.num_heads:
-            raise ValueError(
-                f"{field}={value!r} has {len(value)} entries for num_heads="
-                f"{self.num_heads}; give one for each head, or a single number."
-            )
-        return value
-
-    def association_width(self, stored: jax.Array, state: jax.Array) -> int:
-        channels, width = self.head_dim, state.shape[-1]
-        if channels is None and self.static_state:
-            channels = width
-        elif channels is None and self.static_stored:
-            channels = stored.shape[-1]
-        elif channels is None:
-            if width % self.num_heads:
-                raise ValueError(
-                    f"state width {width} must be divisible by num_heads="
-                    f"{self.num_heads}; change one of them, or set head_dim."
-                )
-            channels = width // self.num_heads
-        for role, static, x in (
-            ("state", self.static_state, state),
-            ("stored", self.static_stored, stored),
-        ):
-            if static and x.shape[-1] != channels:
-                raise ValueError(
-                    f"static_{role}=True uses {role} without a projection, so its width "
-                    f"{x.shape[-1]} must be head_dim={channels}."
-                )
-        return channels
-
-    def value_width(self, projection: jax.Array, channels: int) -> int:
-        width = self.value_dim or channels
-        if self.connected and not self.static_stored:
-            if self.static_projection and width != channels:
-                raise ValueError(
-                    f"value_dim={width} must be head_dim={channels} if connected and "
-                    "static_projection are both True: W_K alone computes the values."
-                )
-        elif self.static_projection:
-            if self.value_dim not in (None, projection.shape[-1]):
-                raise ValueError(
-                    "static_projection=True uses projection unchanged, so its width "
-                    f"{projection.shape[-1]} must be value_dim={self.value_dim}."
-                )
-            width = projection.shape[-1]
-        return width
-
-    def norm(self, name: str, kind: Normalization, epsilon: float) -> Callable:
+    def norm(self, name: str) -> Callable:
+        kind = getattr(self, f"norm_{name}")
         if kind == "off":
             return lambda x: x
         return LayerNorm(
-            epsilon,
+            getattr(self, f"norm_{name}_epsilon"),
             affine=kind == "affine",
             dtype=jnp.promote_types(self.dtype, jnp.float32).name,
             name=f"{name}_norm",
@@ -386,29 +294,3 @@ class Hopfield(nn.Module):
     def copy_to_heads(self, x: jax.Array) -> jax.Array:
         shape = (*x.shape[:2], self.num_heads, x.shape[-1])
         return jnp.broadcast_to(x[:, :, None].astype(self.dtype), shape)
-
-
-def merge_masks(
-    stored_mask: jax.Array | None,
-    association_mask: jax.Array | None,
-    association_bias: jax.Array | None,
-) -> tuple[jax.Array | None, jax.Array | None]:
-    """(all masks as one [#B, #N, #Q, K], the bias with its -inf moved into the mask)."""
-    masks = [] if stored_mask is None else [stored_mask[:, None, None, :]]
-    masks += [] if association_mask is None else [association_mask]
-    if association_bias is not None:
-        excluded = jnp.isneginf(association_bias)
-        masks.append(~excluded)
-        association_bias = jnp.where(excluded, 0, association_bias)
-    mask = None
-    for each in masks:
-        mask = each if mask is None else mask & each
-    return mask, association_bias
-
-
-def append_pattern(x: jax.Array | None, patterns: int, value: float | bool) -> Any:
-    """Appends the entry `value` for one more pattern to a mask or bias [#B, #N, #Q, #K]."""
-    if x is None:
-        return None
-    x = jnp.broadcast_to(x, (*x.shape[:-1], patterns))
-    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=value)
