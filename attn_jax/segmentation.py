@@ -1,13 +1,21 @@
-"""How well predicted segments cover the true ones, and whether they only cover positions.
+"""How well segments cover the true ones, and whether slots divide every image alike.
 
 Axes: B images, T true and P predicted segments, H W pixels. Ids out of range form one
 additional segment, as in `metrics.adjusted_rand_index`.
 """
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from attn_jax import metrics
+
+# Above it slots are stripes. Objects that lie anywhere agree by 0.2 from image to image, by
+# 0.5 if their slots share out the background by nearness; bands of the image whose borders
+# move by a twentieth of its side agree by 0.8.
+STRIPES = 0.65
 
 
 def measure_best_overlaps(
@@ -72,6 +80,31 @@ def segmentation_covering(
         true, predicted, num_true=num_true, num_predicted=num_predicted
     )
     return _average(best, _leave_out(size, background))
+
+
+@functools.partial(jax.jit, static_argnames=("number", "others"))
+def measure_position_agreement(
+    segments: Integer[Array, "N H W"], *, number: int, others: int = 4
+) -> Float[Array, " N"]:
+    """How far the segments of an image are those of other images: 1 if the same.
+
+    The adjusted Rand index between an image's segments and those of each of the `others`
+    next images (the first ones follow the last); the largest of them, because slots may
+    divide images in a few ways, such as into rows or into columns. Segments that follow the
+    content agree less, see `STRIPES`. Slots that divide every image by position, whatever it
+    shows, agree: the "stripes" of one of five seeds in Locatello et al. 2020.
+
+    Args:
+        number: segments of an image; see `metrics.adjusted_rand_index`.
+        others: N - 1 if there are fewer. A single image has nothing to agree with: NaN.
+    """
+    compare = functools.partial(
+        metrics.adjusted_rand_index, segments, num_true=number, num_predicted=number
+    )
+    best = jnp.full(len(segments), jnp.nan)
+    for distance in range(1, min(others, len(segments) - 1) + 1):
+        best = jnp.fmax(best, compare(jnp.roll(segments, -distance, axis=0)))
+    return best
 
 
 def _leave_out(

@@ -71,3 +71,20 @@ def test_a_slot_without_a_pixel_changes_no_metric():
     )
     for name, (total, _) in one.items():
         np.testing.assert_array_equal(total, other[name][0], err_msg=name)
+
+
+def test_stripes_are_told_in_the_log_and_counted(caplog):
+    bands = np.broadcast_to(np.arange(12) // 4, (5, 12, 12))
+    found = SMALL_TASK.score({"segments": bands.astype(np.int32)}, None)
+    assert found == {"position_agreement": 1.0, "stripes": 1.0}
+    assert "the slots are stripes" in caplog.text
+    caplog.clear()
+    noise = np.random.default_rng(0).integers(0, 3, (5, 12, 12), np.int32)
+    found = SMALL_TASK.score({"segments": noise}, None)
+    assert found["stripes"] == 0 and not caplog.text
+
+
+def test_segments_of_large_images_are_of_every_nth_pixel():
+    masks = jax.random.uniform(KEY, (2, 3, 70, 40))
+    found = SMALL_TASK.predictions({"masks": masks}, {})["segments"]
+    np.testing.assert_array_equal(found, masks.argmax(axis=1)[:, ::3, ::3])

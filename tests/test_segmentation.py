@@ -6,6 +6,7 @@ import pytest
 from sklearn.metrics import jaccard_score
 
 from attn_jax import metrics, segmentation
+from attn_jax.data import scenes
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -88,3 +89,49 @@ def test_renaming_the_predicted_segments_changes_no_metric():
             for ids in (predicted, renamed)
         )
         np.testing.assert_allclose(one, other, **CLOSE)
+
+
+def draw_bands(images, seed, side=20, bands=4):
+    """Rows or columns of an image as bands, named anew and moved a little in each."""
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(images):
+        borders = np.arange(1, bands) * side / bands + rng.uniform(-1, 1, bands - 1)
+        band = rng.permutation(bands)[np.searchsorted(borders, np.arange(side))]
+        rows = np.broadcast_to(band, (side, side))
+        drawn.append(rows if rng.random() < 0.5 else rows.T)
+    return jnp.asarray(np.stack(drawn))
+
+
+def test_bands_agree_from_image_to_image_and_objects_do_not():
+    def mean(segments, number):
+        return segmentation.measure_position_agreement(
+            jnp.asarray(segments), number=number
+        ).mean()
+
+    assert mean(draw_bands(32, 0), 4) > segmentation.STRIPES + 0.1
+    # 3 pieces of 35x35 pixels; the background in one slot, or in those of the pieces.
+    source = scenes.Tetrominoes("train", 32)
+    masks = np.stack([source[i]["mask"] for i in range(32)]).astype(np.int32)
+    assert mean(masks, 4) < 0.3
+    assert mean(nearest_piece(masks), 4) < segmentation.STRIPES - 0.1
+
+
+def nearest_piece(masks):
+    """Each pixel in the segment of the piece whose center is nearest."""
+    rows, columns = np.indices(masks.shape[1:])
+    found = []
+    for mask in masks:
+        centers = [np.argwhere(mask == i).mean(axis=0) for i in (1, 2, 3)]
+        far = [(rows - y) ** 2 + (columns - x) ** 2 for y, x in centers]
+        found.append(np.argmin(far, axis=0))
+    return np.stack(found).astype(np.int32)
+
+
+def test_an_image_agrees_with_its_own_copies_and_not_with_itself():
+    one = draw_segments(0)[0][:1]
+    found = segmentation.measure_position_agreement(jnp.asarray(one), number=5)
+    assert np.isnan(found).all()
+    twice = jnp.concatenate([one, (one + 1) % 5])
+    found = segmentation.measure_position_agreement(twice, number=5)
+    np.testing.assert_array_equal(found, [1, 1])

@@ -8,11 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jaxtyping import Array, Float
 
 from attn_jax import metrics, segmentation
 from attn_jax.bounds import Depth, Path, Pixels, Width
 from attn_jax.data import images, scenes, sources
+
+SEGMENTS_SIDE = 32  # pixels that a whole split is compared at; enough for stripes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +125,37 @@ class Reconstruct:
                 found = self.measure(image, masks, batch)
                 terms |= {f"{name}_after_{t}": pair for name, pair in found.items()}
         return terms
+
+    def predictions(
+        self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """`segments`: the slot of each pixel [B, h, w], of every n-th row and column."""
+        del batch
+        found = outputs["masks"].argmax(axis=1).astype(jnp.int32)
+        step = -(-max(found.shape[1:]) // SEGMENTS_SIDE)
+        return {"segments": found[:, ::step, ::step]}
+
+    def score(self, rows: Mapping[str, np.ndarray], source: Any) -> dict[str, float]:
+        """`position_agreement` over the split, and `stripes`: 1 if it is above the bound.
+
+        Slots that divide the images by position, whatever they show, are named in the log;
+        see `segmentation.measure_position_agreement`.
+        """
+        del source
+        segments = jnp.asarray(rows["segments"])
+        found = segmentation.measure_position_agreement(
+            segments, number=int(segments.max()) + 1
+        )
+        agreement = float(np.asarray(found).mean())
+        stripes = agreement > segmentation.STRIPES
+        if stripes:
+            logging.warning(
+                "the slots are stripes: those of different images agree by %.2f (Rand index; "
+                "objects by less than %.2f), so they follow positions and not what the images "
+                "show. Start again with another --config.seed; smaller kernels help.",
+                *(agreement, segmentation.STRIPES),
+            )
+        return {"position_agreement": agreement, "stripes": float(stripes)}
 
     def measure(
         self,
