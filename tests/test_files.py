@@ -101,10 +101,15 @@ def test_a_malformed_tree_is_refused(tmp_path, write, changes, says):
 @pytest.mark.parametrize(
     ("tree", "says"),
     [
-        ({}, "holds nothing; expected SPLIT/CLASS/IMAGE"),
+        ({}, "holds nothing; expected CLASS/IMAGE, or SPLIT/"),
         (
             {"cat/a.png": png(0)},
-            r"holds cat.*; expected SPLIT/CLASS/IMAGE with SPLIT one",
+            r"holds cat.*; .* or SPLIT/CLASS/IMAGE with SPLIT one",
+        ),
+        # Splits of other names are no classes.
+        (
+            {"learn/cat/a.png": png(0), "hold/cat/a.png": png(0)},
+            "; expected CLASS/IMAG",
         ),
         ({"test/cat/a.png": png(0)}, "has no split 'train'; it has: test"),
         ({"train/cat/a.png": b""}, "none of 1 images can be decoded. Check the files"),
@@ -122,7 +127,7 @@ def test_a_split_folder_without_classes_is_refused(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train/a.png").write_bytes(png(0))
     with pytest.raises(
-        ValueError, match="train holds no class folder; expected SPLIT/"
+        ValueError, match="train holds no class folder; expected CLASS/"
     ):
         sources.open_split(str(tmp_path), "train")
 
@@ -184,6 +189,27 @@ def test_a_suffix_in_capitals_is_that_suffix(tmp_path):
     assert values(sources.open_split(str(path), "train")) == [0, 1, 2, 3]
     path = pathlib.Path(write_npz(tmp_path)).rename(tmp_path / "SET.NPZ")
     assert len(sources.open_split(str(path), "test")) == 4
+
+
+@pytest.mark.parametrize("write", [write_folder, write_zip])
+@pytest.mark.parametrize("around", ["", "photos/"])
+def test_class_folders_without_splits_are_the_training_split(tmp_path, write, around):
+    if around and write is write_folder:
+        return
+    tree = {"cat/a.png": png(1), "dog/b.png": png(2), "dog/.c.png": b"", "d.txt": b""}
+    path = write(tmp_path, {around + name: data for name, data in tree.items()})
+    source = sources.open_split(path, "train")
+    assert source.labels == ("cat", "dog")
+    assert [source[i]["label"] for i in range(len(source))] == [0, 1]
+    assert source[1]["image"] == png(2)
+    assert [reason for _, reason in source.left_out] == [
+        "beside the class folders",
+        "hidden",
+    ]
+    with pytest.raises(
+        ValueError, match="has no validation split. Set config.task.hol"
+    ):
+        sources.open_split(path, "validation")
 
 
 @pytest.mark.parametrize("write", [write_folder, write_zip, write_npz, write_idx])

@@ -98,7 +98,7 @@ def test_a_setting_that_cannot_be_honoured_is_refused_in_one_line(
 
 def test_an_empty_data_folder_is_refused(tmp_path):
     (tmp_path / "data").mkdir()
-    with pytest.raises(ValueError, match="data holds nothing; expected SPLIT/CLASS"):
+    with pytest.raises(ValueError, match="data holds nothing; expected CLASS/IMAGE"):
         train.train(toy({"task.data": str(tmp_path / "data")}), str(tmp_path / "run"))
 
 

@@ -1,4 +1,4 @@
-"""Labeled images in folders: SPLIT/CLASS/IMAGE, or deeper below a class.
+"""Labeled images in folders: CLASS/IMAGE, or SPLIT/CLASS/IMAGE and deeper below a class.
 
 `open_folder` returns {split: function that opens it}, of which `sources.open_split` calls
 one. `zips.py` shares `group_by_class`.
@@ -25,9 +25,11 @@ FOLDERS = {  # folder name: split
     "val": "validation",
     "valid": "validation",
     "test": "test",
+    ".": "train",  # of CLASS/IMAGE, which has no splits
 }
 LAYOUT = (
-    "expected SPLIT/CLASS/IMAGE with SPLIT one of train, validation (val, valid), test"
+    "expected CLASS/IMAGE, or SPLIT/CLASS/IMAGE with SPLIT one of train, validation (val, "
+    "valid), test"
 )
 MAX_DEPTH = 32  # folders below a split
 
@@ -83,11 +85,16 @@ class FolderImages:
 def open_folder(root: pathlib.Path) -> Mapping[str, Callable[[], FolderImages]]:
     """Returns {split: opener} for ROOT/SPLIT/CLASS/.../IMAGE; classes are sorted by name.
 
+    ROOT/CLASS/IMAGE is the split "train".
+
     Raises:
-        ValueError: the folder has no split, or two names of one.
+        ValueError: the folder has no split and no class, or two names of one split.
     """
     inside = sorted(path.name for path in root.iterdir())
-    splits = find_splits([name for name in inside if (root / name).is_dir()], root)
+    folders = [name for name in inside if (root / name).is_dir()]
+    splits = find_splits(folders, root)
+    if not splits and is_unsplit(list_files(root)):
+        splits, inside = find_splits(["."], root), []
     if not splits:
         shown = bounded.printable(", ".join(inside[:5])) or "nothing"
         raise ValueError(
@@ -115,6 +122,17 @@ def open_folder(root: pathlib.Path) -> Mapping[str, Callable[[], FolderImages]]:
         )
 
     return {split: functools.partial(open_split, split) for split in splits}
+
+
+def is_unsplit(paths: Iterable[str]) -> bool:
+    """Whether the paths are CLASS/IMAGE of several classes, none named like a split.
+
+    If an image lies deeper, the folders may be splits of other names.
+    """
+    images = [path.split("/") for path in paths if is_image(path)]
+    classes = {parts[0] for parts in images if len(parts) == 2}
+    deepest = max(map(len, images), default=0)
+    return deepest == 2 and len(classes) > 1 and not classes & FOLDERS.keys()
 
 
 def list_images(folder: pathlib.Path) -> list[str]:

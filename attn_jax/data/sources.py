@@ -92,7 +92,8 @@ def open_split(
                 images uint8 [N, H, W] or [N, H, W, C];
             "DIR" with idx files (train-images-idx3-ubyte[.gz], ... t10k for the test
                 set), or one of these files;
-            "DIR" or "FILE.zip" with SPLIT/CLASS/IMAGE, or deeper below CLASS;
+            "DIR" or "FILE.zip" with CLASS/IMAGE, which are the split "train", or with
+                SPLIT/CLASS/IMAGE, or deeper below CLASS;
             "tfds:NAME" or "tfds:NAME@DATA_DIR": a prepared set of TensorFlow Datasets.
         split: "train", "validation" or "test".
         holdout: number of training examples that form the validation set if the data

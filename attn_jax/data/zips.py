@@ -1,4 +1,4 @@
-"""Labeled images in a zip file of SPLIT/CLASS/IMAGE, read without unpacking the file."""
+"""Labeled images in a zip file, in folders as in `files.py`, read without unpacking it."""
 
 import functools
 import hashlib
@@ -75,15 +75,21 @@ class ZipImages:
 def open_zip(path: pathlib.Path) -> Mapping[str, Callable[[], ZipImages]]:
     """Returns {split: opener} for [FOLDER/]SPLIT/CLASS/.../IMAGE inside a zip.
 
+    [FOLDER/]CLASS/IMAGE is the split "train".
+
     Raises:
-        ValueError: the file is no whole zip, or has no such split.
+        ValueError: the file is no whole zip, or has no split and no class.
     """
     members = read_contents(path)
     paths = {name: name for name in members if not name.startswith("__MACOSX/")}
     tops = {name.split("/")[0] for name in paths if "/" in name}
-    if len(tops) == 1 and not tops & files.FOLDERS.keys():  # one folder around all
-        [top] = tops
+    is_flat = files.is_unsplit(paths)
+    if len(tops) == 1 and not tops & files.FOLDERS.keys() and not is_flat:
+        [top] = tops  # one folder around all
         paths = {name.removeprefix(f"{top}/"): whole for name, whole in paths.items()}
+        is_flat = files.is_unsplit(paths)
+    if is_flat:
+        paths = {f"./{name}": whole for name, whole in paths.items() if name}
     tree: dict[str, list[str]] = {}  # {folder: paths below it}
     beside: set[str] = {"__MACOSX"} if len(paths) < len(members) else set()
     for name in filter(None, paths):
