@@ -26,9 +26,11 @@ from attn_jax.sections import (
     fill_class,
     fill_evaluation,
     fill_named,
+    find_open,
     unknown_key,
 )
 from attn_jax.values import (
+    AUTO,
     check_against,
     check_structure,
     check_value,
@@ -157,8 +159,12 @@ def resolve(config: Section, trust: Sequence[str] | None = None) -> ConfigDict:
                 f"config.evals={show(given[key])} must be a section; {{}} is none at all."
             )
         given[key] = check_against(given[key], knob.type, f"config.{key}", knob.example)
+    if isinstance(given["init_from"], str):
+        given["init_from"] = [[given["init_from"], "", AUTO]]
     for key in ("model", "task"):
-        given[key] = fill_class(given[key], f"config.{key}", trust)
+        # A saved config has no open fields.
+        open_keys = find_open(given[key]) if trust is None else ()
+        given[key] = fill_class(given[key], f"config.{key}", trust, open_keys=open_keys)
     for key, functions in NAMED.items():
         given[key] = fill_named(given[key], f"config.{key}", functions)
     given["evals"] = {

@@ -12,6 +12,7 @@ from absl import logging
 from attn_jax import config as config_lib
 from attn_jax import convert, paths
 from attn_jax.run import Run
+from attn_jax.values import AUTO
 
 
 def initialize_from(run: Run, params: Any) -> tuple[Any, list[str]]:
@@ -76,7 +77,7 @@ def read_checkpoint(
     module, leaves = convert.load_parameters(
         path,
         shapes,
-        skip,
+        "" if skip == AUTO else skip,
         image_size=size,
         # Code that this run's own config names runs anyway.
         trust=config_lib.foreign_packages(run.config),
@@ -88,6 +89,8 @@ def read_checkpoint(
         ):
             raise ValueError(f"{path}: {misfit}")
     ours = find_labels(run)
+    if skip == AUTO:
+        leaves = leave_out_other_parts(path, module, leaves, shapes, run.model, ours)
     if ours and any(n.startswith("head/") for n in leaves):
         names = convert.label_names(path)
         if not names:
@@ -103,6 +106,29 @@ def read_checkpoint(
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     return module, leaves
+
+
+def leave_out_other_parts(
+    path: str,
+    theirs: nn.Module,
+    leaves: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    ours: nn.Module,
+    labels: Sequence[str],
+) -> dict[str, Any]:
+    """The parameters without parts that the model lacks, and without a head that is not its own.
+
+    The head is kept if it is of the same kind and names the run's classes.
+    """
+    parts = {name.split("/")[0] for name in leaves}
+    missing = parts - {name.split("/")[0] for name in shapes}
+    kinds = [type(getattr(owner, "head", None)) for owner in (theirs, ours)]
+    names = convert.label_names(path) if "head" in parts and labels else None
+    if "head" in parts and not (
+        kinds[0] is kinds[1] and names and set(names) == set(labels)
+    ):
+        missing.add("head")
+    return {n: leaf for n, leaf in leaves.items() if n.split("/")[0] not in missing}
 
 
 def find_labels(run: Run) -> Sequence[str]:

@@ -31,7 +31,8 @@ FIXED_KNOBS = {
     "model": Knob(dict),
     "task": Knob(dict),
     "init_from": Knob(
-        list[tuple[Path, str, Regex]], '[["runs/digits", "", "head/.*"]]'
+        Path | list[tuple[Path, str, Regex]],
+        'runs/digits, or [["runs/digits", "", "head/.*"]]',
     ),
     "seed": Knob(NonNegativeInt),
     "batch_size": Knob(BatchSize),

@@ -23,7 +23,7 @@ def adopt_saved_fields(
     """The config with the behavior of older releases where the saved run relies on it.
 
     If the default of a newer field differs from what an older release did, the field keeps
-    the saved value unless the user sets it.
+    the saved value unless the user sets it. Fields that are "auto" get the saved values, too.
 
     Args:
         saved: the run's config, in the current format.
@@ -31,11 +31,15 @@ def adopt_saved_fields(
     Returns: the config, and a log line for each such field.
     """
     notes: list[str] = []
+    filled: list[str] = []
 
     def adopt(ours: Any, theirs: Any, where: str) -> Any:
         if not isinstance(ours, Mapping) or not isinstance(theirs, Mapping):
             return ours
         merged = {k: adopt(v, theirs.get(k), f"{where}{k}.") for k, v in ours.items()}
+        known = {k: theirs[k] for k in sections.find_open(ours) if k in theirs}
+        merged |= known
+        filled.extend(known)
         for field in migrations.younger_fields(ours.get("cls")):
             default = sections.default_value(ours["cls"], field)
             if field in theirs and ours[field] == default != theirs[field]:
@@ -44,7 +48,7 @@ def adopt_saved_fields(
         return merged
 
     adopted = adopt(config_lib.to_plain(config), saved, "")
-    return (config_lib.resolve(adopted) if notes else config), notes
+    return (config_lib.resolve(adopted) if notes or filled else config), notes
 
 
 def restore_state(

@@ -26,10 +26,8 @@ from attn_jax import (
     workdir,
 )
 from attn_jax.data import pipeline, sources, vocabulary
+from attn_jax.derived import derive
 from attn_jax.evaluation import Evaluation, open_evaluation
-from attn_jax.folder import expand_local
-
-PLACEHOLDER = "DATA"  # in recipes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +50,7 @@ class Run:
         schedule: step -> factor of the learning rate.
         optimizer: gradients -> updates, which are added to the parameters.
         evaluations: {name: evaluation} of those that have a cadence.
+        derived: log lines about the values that the config left open.
     """
 
     config: ConfigDict
@@ -71,6 +70,7 @@ class Run:
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     evaluations: dict[str, Evaluation]
+    derived: Sequence[str]
 
     @functools.cached_property
     def state_shapes(self) -> step.TrainState:
@@ -180,6 +180,7 @@ class Run:
             f"devices: {self.mesh.size} x {jax.devices()[0].device_kind} of "
             f"{jax.process_count()} process(es), mesh {axes}",
             f"parameters: {count_elements(self.param_shapes):,}",
+            *self.derived,
         ]
         if self.config.freeze:
             frozen = optim.describe_frozen(self.config.freeze, self.param_shapes)
@@ -215,13 +216,12 @@ def prepare(
     Raises:
         ValueError: a setting cannot be honored.
     """
-    config = config_lib.resolve(config)
+    config, derived = derive(config_lib.resolve(config))
     runtime.check_determinism(config.deterministic)
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch_size(config.batch_size, mesh, config.micro_batches)
     batch_sharding = sharding.batch_sharding(mesh)
 
-    check_data_is_named(config.task)
     task = bind_task(config_lib.build(config.task), config.init_from, assets)
     source = task.source("train")
     assets = task.assets(source) if hasattr(task, "assets") else {}
@@ -267,17 +267,8 @@ def prepare(
         schedule=schedule,
         optimizer=optim.make_optimizer(config, param_shapes, schedule),
         evaluations=open_evaluations(config, model, mesh, assets),
+        derived=derived,
     )
-
-
-def check_data_is_named(task: config_lib.Section) -> None:
-    """Raises ValueError if `data` is what stands for it in a recipe."""
-    if task.get("data") == PLACEHOLDER and not expand_local(PLACEHOLDER).exists():
-        name = task["cls"].rpartition(":")[2]
-        raise ValueError(
-            f"config.task.data={PLACEHOLDER!r} only stands for your data in the recipe; set "
-            f"--config.task.data=PATH to what the docstrings of the recipe and of {name} name."
-        )
 
 
 def bind_task(task: Any, init_from: Any, assets: Mapping[str, str] | None) -> Any:

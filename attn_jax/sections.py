@@ -5,7 +5,7 @@ import dataclasses
 import inspect
 import pkgutil
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +13,7 @@ import flax.linen as nn
 from attn_jax.knobs import EVALUATION
 from attn_jax.migrations import explain_removed, find_successor
 from attn_jax.schedules import Section
-from attn_jax.values import check_value, is_json, show, suggest, to_plain
+from attn_jax.values import AUTO, check_value, is_json, show, suggest, to_plain
 
 TASK_VERBS = ("source", "example", "inputs", "loss")
 MISSING = object()
@@ -71,9 +71,18 @@ def is_task(cls: Any) -> bool:
 
 
 def fill_class(
-    section: Mapping, where: str, trust: Sequence[str] | None, dtype: Any = None
+    section: Mapping,
+    where: str,
+    trust: Sequence[str] | None,
+    dtype: Any = None,
+    open_keys: Collection[str] = (),
 ) -> dict:
-    """A section of a class with all defaults; `dtype` is that of the enclosing module."""
+    """A section of a class with all defaults.
+
+    Args:
+        dtype: that of the enclosing module.
+        open_keys: fields that stay "auto", until `attn_jax.derived` fills them in.
+    """
     cls = class_of(section, where, trust)
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = {
@@ -83,13 +92,20 @@ def fill_class(
     }
     if dtype is not None and "dtype" in fields:
         fields["dtype"] = (fields["dtype"][0], dtype)
-    settings = {k: v for k, v in section.items() if k != "cls"}
-    filled = fill(settings, fields, where, section["cls"])
+    left_open = {key: AUTO for key in open_keys if key in fields}
+    settings = {k: v for k, v in section.items() if k not in ("cls", *left_open)}
+    closed = {k: field for k, field in fields.items() if k not in left_open}
+    filled = fill(settings, closed, where, section["cls"]) | left_open
     for key, value in filled.items():
         if isinstance(value, Mapping) and "cls" in value:
             inherited = filled.get("dtype")
             filled[key] = fill_class(value, f"{where}.{key}", trust, inherited)
     return {"cls": section["cls"], **filled}
+
+
+def find_open(section: Mapping[str, Any]) -> list[str]:
+    """The keys whose values are left to the data or a checkpoint."""
+    return [key for key, value in section.items() if value == AUTO]
 
 
 def fill_named(section: Mapping, where: str, functions: Mapping) -> dict:
@@ -120,7 +136,9 @@ def fill_evaluation(
     if "cls" in task:
         filled["task"] = fill_class(task, f"{where}.task", trust)
     else:  # keeps only what differs, so that later changes of `task` carry over
-        whole = fill_class({**training, **task}, f"{where}.task", trust)
+        open_keys = set(find_open(training)) - task.keys()
+        merged = {**training, **task}
+        whole = fill_class(merged, f"{where}.task", trust, open_keys=open_keys)
         filled["task"] = {key: whole[key] for key in task}
     return filled
 

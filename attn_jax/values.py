@@ -22,6 +22,8 @@ MAX_VALUES = 10_000
 MAX_TEXT = 10_000
 MAX_INT = 2**63
 
+AUTO = "auto"  # a value that is taken from the data or a checkpoint, see `attn_jax.derived`
+
 
 # --- checks ---------------------------------------------------------------------------
 

@@ -13,10 +13,13 @@ from ml_collections.config_dict import placeholder
 def get_config() -> ConfigDict:
     c = ConfigDict()
 
-    # What: a Flax module and a task, each {"cls": "package.module:Class", **fields}.
+    # What: a Flax module and a task, each {"cls": "package.module:Class", **fields}. A field
+    # may be "auto": that of the checkpoint in `init_from`, or what the data says.
     c.model = {}
     c.task = {}
-    c.init_from = []  # [[checkpoint, into-prefix, skip-regex], ...]; "" is the whole tree
+    # A checkpoint, of which parts that the model lacks and the head of other classes are left
+    # out; or [[checkpoint, into-prefix, skip-regex], ...], where prefix "" is the whole tree.
+    c.init_from = []
 
     # How long.
     c.seed = 0  # of initialization, data order, augmentation, dropout

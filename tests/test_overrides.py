@@ -77,7 +77,10 @@ def test_an_override_is_read_by_the_type_of_its_key(text, value):
         ("clip_norm=true", "config.clip_norm=True must be of type float"),
         ("mesh.data=true", "config.mesh.data=True must be of type int"),
         ("profile=[true, false]", "config.profile=.* must be of type list.int"),
-        ("init_from=runs/a", r"init_from='runs/a' must .*: \[\[\"runs/digits\", \"\""),
+        (
+            "init_from=3",
+            r"init_from=3 must .*: runs/digits, or \[\[\"runs/digits\", \"\"",
+        ),
         (
             "evals.test.every=5",
             r"every=5 must be of type str \| None. For example: '500 steps', '10",
@@ -88,7 +91,7 @@ def test_an_override_is_read_by_the_type_of_its_key(text, value):
         ('evals={"test": ', "is neither JSON nor a Python literal"),
         (
             'init_from=["runs/a"]',
-            r"config.init_from=.*For example: \[\[\"runs/digits\"",
+            r"config.init_from=.*For example: runs/digits, or \[\[\"runs/digits\"",
         ),
         ('init_from=[["runs/a"]]', "config.init_from=.*tuple.str, str, str"),
         ('learning_rate_multipliers=["a", 1]', "learning_rate_multipliers=.*example"),

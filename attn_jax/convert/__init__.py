@@ -1,5 +1,6 @@
 """Converts foreign checkpoints to our modules and parameter trees, and back."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,8 +26,10 @@ from attn_jax.convert.vit.fit import (
 )
 from attn_jax.models.bert import Bert
 from attn_jax.models.vit import ViT
+from attn_jax.restore import restore
 
 __all__ = [
+    "describe_checkpoint",
     "explain_gelu",
     "explain_mismatch",
     "explain_statistics",
@@ -98,6 +101,22 @@ def load_with_task(
     assets = section.pop("assets", {})
     task = config.build(section)
     return loaded.module, {"params": loaded.params}, task.bind(assets)
+
+
+def describe_checkpoint(
+    path: epath.PathLike, trust: Sequence[str] = ()
+) -> tuple[nn.Module, Mapping[str, Any]]:
+    """(module, fields of its task) of a checkpoint; of a foreign one as `load_with_task` says.
+
+    Raises:
+        ValueError: as `load_with_task`.
+    """
+    if is_run(path):
+        module, _, task = restore(path, trust=trust)
+        fields = dataclasses.fields(task)
+        return module, {field.name: getattr(task, field.name) for field in fields}
+    loaded = open_checkpoint(path, {}, {})
+    return loaded.module, describe_task(str(path), loaded)
 
 
 def open_checkpoint(

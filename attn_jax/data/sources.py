@@ -148,6 +148,11 @@ def open_split(
     return source
 
 
+def list_splits(data: str) -> list[str]:
+    """The splits that the data itself has; errors as in `open_split`."""
+    return list(_open(data))
+
+
 def describe_left_out(source: Source) -> str:
     """Describes the files that are not read, to follow the number of records; or ""."""
     parts = []

@@ -81,6 +81,27 @@ class Classify(CroppedImageReading):
                     "must be non-negative and finite, such as 0.2; 0 is off."
                 )
 
+    @staticmethod
+    def derive(fields: Mapping[str, Any]) -> dict[str, Any]:
+        """What the data says of fields that a config leaves open.
+
+        `num_classes`, and `holdout`: a tenth of the training images, or none if the data has
+        a validation split.
+
+        Args:
+            fields: those that are known, among them `data`.
+        """
+        data = fields["data"]
+        source = sources.open_split(data, "train")
+        highest = find_highest_label(source)
+        if highest is None:
+            raise ValueError(
+                f"{data!r} does not list its classes; set config.task.num_classes."
+            )
+        has_validation = "validation" in sources.list_splits(data)
+        holdout = 0 if has_validation else max(1, round(len(source) / 10))
+        return {"num_classes": highest + 1, "holdout": holdout}
+
     @property
     def coefficients(self) -> dict[str, float]:
         return {"cross_entropy": 1.0}
