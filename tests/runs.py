@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+import train
 from attn_jax import config as config_lib
 from attn_jax.paths import named_leaves
 
@@ -36,6 +37,13 @@ def tiny(changes=()):
         f"{ROOT}/configs/vit/digits.py:debug",
         [f"{key}={json.dumps(value)}" for key, value in settings.items()],
     )
+
+
+def save_untrained(config, folder):
+    """Writes a run's folder as it is at step 0: the training step need not be compiled."""
+    run, checkpoints, state, _ = train.begin(config, str(folder))
+    checkpoints.finish(state, run.make_record(), {})
+    checkpoints.close()
 
 
 class Toy(nn.Module):
@@ -72,6 +80,16 @@ def records(folder):
     """The lines of metrics.jsonl."""
     lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
+
+
+def numbers(folder):
+    """All that was logged but times; a line that is being written does not count yet."""
+    path = pathlib.Path(folder) / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    times = {"seconds", "examples_per_second", "data_wait_fraction", "mfu"}
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in times} for line in lines
+    ]
 
 
 def contents(folder):

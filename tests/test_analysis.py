@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from runs import save_untrained
 
-import train
 from attn_jax import config as config_lib
 from attn_jax.__main__ import main
 from attn_jax.analysis import attention_maps, figures
@@ -31,7 +31,11 @@ def test_maps_of_a_vit_are_in_the_order_of_its_blocks_and_sum_to_one():
         num_classes=3, patch_size=2, width=4, depth=11, mlp_width=4, num_heads=2
     )
     images = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
-    variables = jax.jit(module.init)(jax.random.key(1), images)
+    rng = np.random.default_rng(0)  # the program of `init` takes seconds to compile
+    variables = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype),
+        jax.eval_shape(module.init, jax.random.key(1), images),
+    )
     maps = attention_maps(module, variables, images=images)
     assert list(maps) == [f"block_{i}/attention" for i in range(11)]
     for weights in maps.values():
@@ -163,9 +167,9 @@ FIGURES = {
 
 @pytest.mark.parametrize("recipe", FIGURES)
 def test_analyze_draws_the_figures_of_a_run(recipe, tmp_path, capsys):
-    settings = ["duration=2 steps", "evals={}", "keep_best=null"]
+    settings = ["evals={}", "keep_best=null"]
     config = config_lib.load(f"{ROOT / recipe}:debug", settings)
-    train.train(config, str(tmp_path / "run"))
+    save_untrained(config, tmp_path / "run")
     capsys.readouterr()
     main(["analyze", f"--workdir={tmp_path / 'run'}", "--examples=2"])
     files = [pathlib.Path(line) for line in capsys.readouterr().out.splitlines()]

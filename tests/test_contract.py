@@ -12,6 +12,7 @@ import logging
 import pkgutil
 import re
 import runpy
+import shutil
 import subprocess
 import textwrap
 
@@ -19,23 +20,20 @@ import jax
 import numpy as np
 import pytest
 from kinds import KINDS, RECIPES, ROOT, arrays, debug
+from runs import numbers
 
 import train
 from attn_jax import config as config_lib
 from attn_jax import evaluation, runtime, sharding
-from attn_jax.run import prepare
 from configs import common
-
-NO_NOISE = ("dropout", "attention_dropout", "stochastic_depth")
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def losses(workdir):
     """[(step, training loss)] as the run wrote them."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    return [(r["step"], r["train/loss"]) for r in records if "train/loss" in r]
+    lines = numbers(workdir)
+    return [(r["step"], r["train/loss"]) for r in lines if "train/loss" in r]
 
 
 def check_equal(ours, theirs):
@@ -115,8 +113,9 @@ def test_recipes_that_need_data_say_how_to_set_it(recipe, tmp_path, monkeypatch)
 def test_every_recipe_takes_a_step(recipe, tmp_path, monkeypatch):
     stop_at(monkeypatch, 1)
     use_devices(monkeypatch, 1)  # a quarter less to compile
-    with pytest.raises(runtime.Preempted):
+    with pytest.raises(runtime.Preempted) as stopped:
         train.train(debug(recipe, log_every="1 steps"), str(tmp_path))
+    assert stopped.value.code == runtime.EXIT_PREEMPTED == 75
     [(at, loss)] = losses(tmp_path)
     assert at == 1
     assert np.isfinite(loss)
@@ -191,7 +190,7 @@ Run = collections.namedtuple("Run", "config state workdir compiled")
 @pytest.fixture(scope="module")
 def straight(kind, tmp_path_factory):
     """A run from start to end, and how often each function was compiled meanwhile."""
-    config = debug(kind, log_every="1 steps")
+    config = debug(kind, log_every="1 steps", checkpoint_every="2 steps")
     workdir = tmp_path_factory.mktemp("straight")
     compiled = collections.Counter()
 
@@ -224,81 +223,40 @@ def test_nothing_is_compiled_after_the_first_step(straight):
     assert straight.compiled["eval_step"] <= len(periodic)
 
 
-def test_an_interrupted_run_equals_a_straight_one_bit_for_bit(
-    straight, tmp_path, monkeypatch
+# That a run which is asked to stop saves its last step is tested in test_runtime.py.
+def test_a_run_resumed_from_a_checkpoint_equals_a_straight_one_bit_for_bit(
+    straight, tmp_path, capsys
 ):
     total = int(straight.state.step)
-    with monkeypatch.context() as patch:
-        stop_at(patch, total // 2)
-        with pytest.raises(runtime.Preempted) as stopped:
-            train.train(straight.config, str(tmp_path))
-    assert stopped.value.code == runtime.EXIT_PREEMPTED == 75
-    assert losses(tmp_path)[-1][0] == total // 2
-
-    state = train.train(straight.config, str(tmp_path))
+    folder = shutil.copytree(straight.workdir, tmp_path / "resumed")
+    shutil.rmtree(folder / "checkpoints" / str(total))
+    state = train.train(straight.config, str(folder))
+    assert f"resumed from step {total - 2}" in capsys.readouterr().out
     check_equal(state, straight.state)
-    assert losses(tmp_path) == losses(straight.workdir)
+    assert numbers(folder) == numbers(straight.workdir)
 
 
-def without_noise(section):
-    """The section with every random operation of the model switched off."""
-    if not isinstance(section, dict):
-        return section
-    return {
-        key: 0.0 if key in NO_NOISE else without_noise(value)
-        for key, value in section.items()
-    }
-
-
-def test_micro_batches_with_unequal_counts_are_one_batch(straight):
-    config = straight.config.copy_and_resolve_references().unlock()
-    config.optimizer = {"name": "sgd", "learning_rate": 0.01}
-    config.schedule, config.clip_norm = {"name": "constant"}, None
-    config.model = without_noise(config_lib.to_plain(config.model))
-    params = jax.device_get(straight.state.params)
-
-    def update(micro_batches):
-        config.micro_batches = micro_batches
-        run = prepare(config, jax.devices()[:1])
-        # Micro-batches are strided, so padding on even rows falls into the first alone.
-        batch = next(run.read_batches())
-        batch["valid"] = ~np.isin(np.arange(len(batch["valid"])), [0, 2, 4])
-        state, sums = run.make_update()(run.init_state(params), run.place(batch))
-        total, count = sums["loss"]
-        return arrays(state.params), float(total / count)
-
-    (whole, loss), (parts, parts_loss) = update(1), update(2)
-    # Two partial sums instead of one: a rounding or two of a loss near 2.3, and less of
-    # the parameters. A mean of the two means would be wrong by about 1e-3.
-    assert abs(loss - parts_loss) < 1e-6
-    for name in whole:
-        np.testing.assert_allclose(parts[name], whole[name], rtol=0, atol=1e-7)
-
-
-def test_an_evaluation_does_not_depend_on_its_batch_size(straight):
+def test_an_evaluation_does_not_depend_on_its_batch_size_and_devices(straight):
     config = straight.config
-    name, section = next(iter(config.evals.items()))
+    name = next(name for name, each in config.evals.items() if each.every is not None)
     task = config_lib.build(config_lib.evaluation_task(config, name))
-    params = jax.device_get(straight.state.params)
-
-    def results(batch_size):
+    params = jax.device_get(straight.state.averaged_params)
+    last = numbers(straight.workdir)[-1]  # on all devices
+    large = {key: value for key, value in last.items() if key.startswith(f"{name}/")}
+    for batch_size in (1, 7):
         one = evaluation.Evaluation(
             name,
             config_lib.build(config.model),
             task,
-            section.split,
+            config.evals[name].split,
             mesh=sharding.make_mesh({}, jax.devices()[:1]),
             batch_size=batch_size,
-            key=jax.random.key(0),
+            key=evaluation.make_key(config.seed),
         )
-        first, second = one.run(params), one.run(params)
-        assert first == second
-        return first
-
-    large = results(64)
-    for other in (results(1), results(7)):
-        assert other.keys() == large.keys()
-        for metric, value in other.items():
+        results = one.run(params)
+        assert one.run(params) == results
+        assert results.keys() == large.keys()
+        for metric, value in results.items():
             if metric.endswith("accuracy"):  # a sum of ones is exact
                 assert large[metric] == value, metric
             else:  # other sums are of float32 in another order

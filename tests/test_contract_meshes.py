@@ -1,4 +1,8 @@
-"""Any mesh leads to the numbers of a single device, for a model of every kind."""
+"""Any mesh leads to the numbers of a single device, and so do micro-batches.
+
+Asked of a model of every kind. A step is compiled once per kind, mesh and number of
+micro-batches; these are most of the time, so several tests read the same steps.
+"""
 
 import collections
 import functools
@@ -9,10 +13,13 @@ import numpy as np
 import pytest
 from kinds import KINDS, MODELS, arrays, debug
 
+from attn_jax import config as config_lib
 from attn_jax import sharding
 from attn_jax.run import prepare
 
-MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
+SINGLE, MIXED = (1, 1, 1), (2, 2, 2)
+MESHES = [(8, 1, 1), (1, 8, 1), MIXED]
+NO_NOISE = ("dropout", "attention_dropout", "stochastic_depth")
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -22,15 +29,39 @@ def kind(request):
     return request.param
 
 
+# Parameters and losses after each step.
 Steps = collections.namedtuple("Steps", "params losses")
+
+
+def without_noise(section):
+    """The section with every random operation of the model switched off."""
+    if not isinstance(section, dict):
+        return section
+    return {
+        key: 0.0 if key in NO_NOISE else without_noise(value)
+        for key, value in section.items()
+    }
+
+
+def train_a_little(params):
+    """Parameters as after some training: a head of zeros would hide what differs below it."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: np.asarray(leaf) + rng.normal(0, 0.05, leaf.shape).astype("f"),
+        params,
+    )
 
 
 @pytest.fixture(scope="module")
 def three_steps(kind):
-    """(optimizer, mesh) -> parameters and losses; mesh (1, 1, 1) is a single device."""
+    """(optimizer, mesh, micro-batches) -> `Steps`, without the model's noise or with it."""
+
+    # A second block asks nothing more of the task, and the model is in MODELS in full.
+    whole = debug(kind).model
+    size = {"model__depth": 1} if kind not in MODELS and "depth" in whole else {}
 
     @functools.cache
-    def take_steps(optimizer, mesh):
+    def take_steps(optimizer="sgd", mesh=SINGLE, micro_batches=1, noise=False):
         config = debug(
             kind,
             duration="3 steps",
@@ -40,20 +71,38 @@ def three_steps(kind):
             optimizer={"name": optimizer, "learning_rate": 0.01}
             | ({} if optimizer == "sgd" else {"eps": 1e-3}),
             schedule={"name": "constant"},
+            micro_batches=micro_batches,
             mesh=dict(zip(sharding.AXES, mesh, strict=True)),
             fsdp_min_elements=1,
             ema_decay=None,
             evals={},
             keep_best=None,
-        )
+            **size,
+        ).unlock()
+        if not noise:
+            config.model = without_noise(config_lib.to_plain(config.model))
+            config.clip_norm = None
         run = prepare(config, jax.devices()[: math.prod(mesh)])
-        state, losses = run.init_state(run.init_params()), []
+        state = run.init_state(train_a_little(initialize(run)))
         update, batches = run.make_update(), run.read_batches()
+        params, losses = [], []
         for _ in range(run.total_steps):
-            state, sums = update(state, run.place(next(batches)))
+            batch = next(batches)
+            # Devices and strided micro-batches have unequal counts.
+            batch["valid"] = ~np.isin(np.arange(len(batch["valid"])), [0, 2, 4])
+            state, sums = update(state, run.place(batch))
             total, count = sums["loss"]
             losses.append(float(total / count))
-        return Steps(arrays(state.params), losses)
+            params.append(arrays(state.params))
+        return Steps(params, losses)
+
+    @functools.cache
+    def initialize_once():
+        return prepare(debug(kind, **size), jax.devices()[:1]).init_params()
+
+    def initialize(run):
+        # That a mesh draws the same parameters depends on the model, not on the task.
+        return run.init_params() if kind in MODELS else initialize_once()
 
     return take_steps
 
@@ -61,31 +110,43 @@ def three_steps(kind):
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("kind", MODELS, indirect=True)
 def test_every_mesh_leads_to_the_parameters_of_a_single_device(three_steps, mesh):
-    check_mesh(three_steps, mesh)
+    check_mesh(three_steps, mesh, noise=True)
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k not in MODELS], indirect=True)
 def test_a_mesh_of_three_axes_leads_to_the_parameters_of_a_single_device(three_steps):
-    check_mesh(three_steps, (2, 2, 2))
+    check_mesh(three_steps, MIXED, noise=False)
 
 
-def check_mesh(three_steps, mesh):
-    sharded, single = three_steps("sgd", mesh), three_steps("sgd", (1, 1, 1))
-    assert sharded.params.keys() == single.params.keys()
-    for name, array in single.params.items():
+def check_mesh(three_steps, mesh, noise):
+    sharded, single = (three_steps(mesh=m, noise=noise) for m in (mesh, SINGLE))
+    assert sharded.params[-1].keys() == single.params[-1].keys()
+    for name, array in single.params[-1].items():
         # A mesh reorders float32 sums over the batch: some roundings of gradients that
         # are at most 1, times the rate 0.01. A row missed or seen twice moves 1e-4.
         np.testing.assert_allclose(
-            sharded.params[name], array, rtol=0, atol=1e-6, err_msg=name
+            sharded.params[-1][name], array, rtol=0, atol=1e-6, err_msg=name
         )
 
 
-# What an optimiser does on a mesh depends on the layout, not on the architecture.
+def test_micro_batches_with_unequal_counts_are_one_batch(three_steps):
+    whole, parts = three_steps(), three_steps(micro_batches=2)
+    # Two partial sums instead of one: a rounding or two of a loss near 2.3, and less of
+    # the parameters. A mean of the two means would be wrong by about 1e-3.
+    assert abs(whole.losses[0] - parts.losses[0]) < 1e-6
+    for name, array in whole.params[0].items():
+        np.testing.assert_allclose(
+            parts.params[0][name], array, rtol=0, atol=1e-7, err_msg=name
+        )
+
+
+# What an optimiser does on a mesh depends on the layout, not on the architecture; and a mesh
+# of three axes splits its state in each of the ways in which the others do.
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
 @pytest.mark.parametrize("kind", MODELS[1:2], indirect=True)
 def test_a_mesh_leads_to_the_losses_of_a_single_device(three_steps, optimizer):
-    single = three_steps(optimizer, (1, 1, 1))
-    for mesh in MESHES:
-        sharded = three_steps(optimizer, mesh)
-        # A rounding of a loss near 2.3 is 2.4e-7.
-        np.testing.assert_allclose(sharded.losses, single.losses, rtol=0, atol=2e-6)
+    single, sharded = (
+        three_steps(optimizer, mesh, noise=True) for mesh in (SINGLE, MIXED)
+    )
+    # A rounding of a loss near 2.3 is 2.4e-7.
+    np.testing.assert_allclose(sharded.losses, single.losses, rtol=0, atol=2e-6)

@@ -1,6 +1,5 @@
 """Several real processes that train as one, over `jax.distributed` on CPU devices."""
 
-import json
 import pathlib
 import shutil
 import signal
@@ -9,6 +8,7 @@ import time
 import numpy as np
 import pytest
 from processes import finish_all, launch, launch_command
+from runs import numbers
 
 import attn_jax
 from attn_jax.checkpoint_reader import CheckpointReader
@@ -34,15 +34,6 @@ def run(number, devices, folder, *settings):
     return finish_all(launch(number, devices, folder, *settings))
 
 
-def metrics(folder):
-    """All that was logged but times."""
-    path = pathlib.Path(folder) / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    times = {"seconds", "examples_per_second", "data_wait_fraction", "mfu"}
-    records = [json.loads(line) for line in lines]
-    return [{k: v for k, v in record.items() if k not in times} for record in records]
-
-
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     """The folder of a run of 8 steps: 1 process x 8 devices."""
@@ -60,13 +51,13 @@ def two(tmp_path_factory):
 
 
 def test_two_processes_log_the_numbers_of_one_bit_for_bit(one, two):
-    assert [r["step"] for r in metrics(one)] == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]
-    assert metrics(two) == metrics(one)
+    assert [r["step"] for r in numbers(one)] == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]
+    assert numbers(two) == numbers(one)
 
 
 def test_four_processes_log_the_numbers_of_one_bit_for_bit(one, tmp_path):
     run(4, 2, tmp_path)
-    assert metrics(tmp_path) == metrics(one)
+    assert numbers(tmp_path) == numbers(one)
 
 
 @pytest.fixture
@@ -79,7 +70,7 @@ def halfway(two, tmp_path):
 
 def test_two_processes_resume_what_two_have_saved_bit_for_bit(two, halfway):
     assert "resumed from step 4" in run(2, 4, halfway)
-    assert metrics(halfway) == metrics(two)
+    assert numbers(halfway) == numbers(two)
     ours, theirs = (
         CheckpointReader(folder).record(8)["leaves"] for folder in (halfway, two)
     )
@@ -107,7 +98,7 @@ def test_processes_that_share_the_rows_of_a_batch_log_the_numbers_of_one(tmp_pat
     one = launch(1, 2, tmp_path / "one", *mesh, *QUICK, **UNOPTIMISED)
     two = launch(2, 1, tmp_path / "two", *mesh, *QUICK, **UNOPTIMISED)
     finish_all([*one, *two])
-    assert metrics(tmp_path / "two") == metrics(tmp_path / "one") != []
+    assert numbers(tmp_path / "two") == numbers(tmp_path / "one") != []
 
 
 @pytest.mark.parametrize("recipe", OTHER_TASKS)
@@ -119,7 +110,7 @@ def test_two_processes_log_the_numbers_of_one_whatever_the_task(recipe, tmp_path
         return launch_command(number, devices, command, **UNOPTIMISED)
 
     finish_all([*start(1, 2), *start(2, 1)])
-    one, two = metrics(tmp_path / "1"), metrics(tmp_path / "2")
+    one, two = numbers(tmp_path / "1"), numbers(tmp_path / "2")
     assert any("train/loss" not in record for record in one)  # an evaluation, too
     assert two == one
 
@@ -136,11 +127,11 @@ def test_a_signal_to_one_process_stops_both_at_the_same_saved_step(tmp_path, sen
         **UNOPTIMISED,
     )
     end = time.monotonic() + 120
-    while len(metrics(tmp_path)) < 20:
+    while len(numbers(tmp_path)) < 20:
         assert time.monotonic() < end and group[0].poll() is None
         time.sleep(0.01)
     group[1].send_signal(sent)  # not the one that writes
     out = finish_all(group, status=75)
     [step] = CheckpointReader(tmp_path).steps()
-    assert metrics(tmp_path)[-1]["step"] == step
+    assert numbers(tmp_path)[-1]["step"] == step
     assert f"saved step {step:,}" in out
