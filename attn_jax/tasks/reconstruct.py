@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 
 from attn_jax import metrics
 from attn_jax.bounds import Path, Pixels, PositiveInt
-from attn_jax.data import images, scene_sources, sources
+from attn_jax.data import framing, images, scene_sources, sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +25,16 @@ class Reconstruct:
     Attributes:
         data: generated images (see `attn_jax.data.scene_sources`): "tetrominoes",
             "multi_dsprites/VARIANT" with VARIANT one of binarized, colored_on_grayscale,
-            colored_on_colored; "clevr_lite", or "clevr_lite/whole" without its crop.
+            colored_on_colored; "clevr_lite", or "clevr_lite/whole" without its crop. Or images
+            in files, with masks or without (see `scene_sources.open_files`).
         image_size: side of the images, in pixels.
         tile_pixels: side of a tile of a tetromino, in pixels.
         num_objects: the most objects of an image.
         fewest_objects: the fewest; None: as `scene_sources.open_generated` says.
-        train_images, validation_images, test_images: number of images; an epoch is a pass
-            over the same images.
+        crop: of images in files, see `framing.frame_scene`; generated ones have the right
+            size.
+        train_images, validation_images, test_images: number of images, and the most of them
+            if they lie in files; an epoch is a pass over the same images.
         data_seed: seed of the images; runs with different seeds share them.
 
     Source: Locatello et al. 2020, sec. 4.1.
@@ -42,9 +45,10 @@ class Reconstruct:
     tile_pixels: Pixels = 5
     num_objects: PositiveInt = 3
     fewest_objects: PositiveInt | None = None
-    train_images: int = 60_000
-    validation_images: int = 320
-    test_images: int = 320
+    crop: Literal["center", "whole", "clevr"] = "center"
+    train_images: PositiveInt = 60_000
+    validation_images: PositiveInt = 320
+    test_images: PositiveInt = 320
     data_seed: int = 0
 
     @property
@@ -59,6 +63,14 @@ class Reconstruct:
         }
         if split not in sizes:
             raise ValueError(f"{split=} must be one of {', '.join(sizes)}.")
+        if self.data not in scene_sources.NAMES:
+            return scene_sources.open_files(
+                self.data,
+                split,
+                sizes,
+                fewest=self.fewest_objects,
+                most=self.num_objects,
+            )
         return scene_sources.open_generated(
             self.data,
             split,
@@ -78,9 +90,17 @@ class Reconstruct:
     def example(
         self, record: Mapping[str, Any], rng: np.random.Generator | None
     ) -> dict[str, Any]:
-        """uint8 `images` [H, W, 3] and `object_ids` [H, W]; no augmentation."""
+        """`images` [H, W, 3], 0 to 255, and `object_ids` [H, W]; no augmentation.
+
+        Images in files are cropped and resized, and float32; generated ones are uint8. Without
+        masks there are no `object_ids`.
+        """
         del rng
-        return {"images": record["image"], "object_ids": record["mask"]}
+        image, mask = record["image"], record.get("mask")
+        if self.data not in scene_sources.NAMES:
+            image, mask = framing.frame_scene(image, mask, self.image_size, self.crop)
+        example = {"images": image}
+        return example if mask is None else example | {"object_ids": mask}
 
     def prepare(
         self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
@@ -107,6 +127,9 @@ class Reconstruct:
         valid = batch["valid"].astype(jnp.float32)
         error = outputs["reconstruction"].astype(jnp.float32) - batch["images"]
         squared = jnp.square(error).mean(axis=(1, 2, 3))
+        terms = {"squared_error": ((squared * valid).sum(), valid.sum())}
+        if "object_ids" not in batch:
+            return terms
         true = batch["object_ids"].astype(jnp.int32)
         slots = outputs["masks"].shape[1]
         found = outputs["masks"].argmax(axis=1)
@@ -122,8 +145,7 @@ class Reconstruct:
 
         foreground = true != 0
         counted = valid * foreground.any(axis=(1, 2))
-        return {
-            "squared_error": ((squared * valid).sum(), valid.sum()),
+        return terms | {
             "ari": ((agreement(None) * valid).sum(), valid.sum()),
             "fg_ari": ((agreement(foreground) * counted).sum(), counted.sum()),
         }
