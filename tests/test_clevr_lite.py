@@ -172,23 +172,16 @@ def test_a_scene_depends_on_seed_split_and_index_alone():
 
 def test_properties_are_the_target_of_the_original_code(shared):
     golden = np.load(shared / "golden" / "slot_attention" / "preprocess_clevr.npz")
-    codes = {name: golden[f"objects/{name}"] for name in ("size", "material", "shape")}
-    found = properties.encode(
-        golden["objects/3d_coords"],
-        codes["size"],
-        codes["material"],
-        codes["shape"],
-        golden["objects/color"],
-        rows=10,
-    )
+    codes = {name: golden[f"objects/{name}"] for name in properties.NAMES}
+    found = properties.encode(golden["objects/3d_coords"], **codes, rows=10)
     # The division of float32 against that of TensorFlow: a rounding.
     np.testing.assert_allclose(found, golden["target"], rtol=0, atol=1e-7)
 
 
 def test_more_objects_than_rows_are_named():
-    codes = np.zeros(4, int)
+    codes = dict.fromkeys(properties.NAMES, np.zeros(4, int))
     with pytest.raises(ValueError, match="4 objects, but only 3 rows.*num_objects"):
-        properties.encode(np.zeros((4, 3)), codes, codes, codes, codes, rows=3)
+        properties.encode(np.zeros((4, 3)), **codes, rows=3)
 
 
 @pytest.mark.parametrize(

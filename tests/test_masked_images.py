@@ -24,9 +24,13 @@ def paint(path, seed=0, size=(2, 3)):
     )
 
 
+def open_pools(path):
+    return scene_sources.open_pools(str(path), scene_sources.make_need(SIZES, None, 9))
+
+
 def open_all(folder, **options):
     """All records, in the order of their names."""
-    pool = scene_sources.open_pools(folder)["train"]
+    pool = open_pools(folder)["train"]
     kept, left_out = scene_sources.choose_by_objects(pool, None, options.get("most", 9))
     return [pool[int(i)] for i in kept], [*pool.left_out, *left_out]
 
@@ -83,7 +87,7 @@ def test_an_image_without_its_mask_is_counted_and_named(tmp_path):
         paint(tmp_path / "images" / f"{name}.png")
     for name in ("b", "d"):
         save(tmp_path / "masks" / f"{name}.png", np.uint8(IDS))
-    pool = scene_sources.open_pools(tmp_path)["train"]
+    pool = open_pools(tmp_path)["train"]
     assert len(pool) == 1
     assert sources.describe_left_out(pool) == (
         " (left out: 2 without a mask: images/a.png, images/c.png; 1 a mask without an "
@@ -93,7 +97,7 @@ def test_an_image_without_its_mask_is_counted_and_named(tmp_path):
     with pytest.raises(
         ValueError, match="none of 3 images .* has a mask, but there are"
     ):
-        scene_sources.open_pools(tmp_path)
+        open_pools(tmp_path)
 
 
 def test_masks_of_another_size_are_named_with_their_image(tmp_path):
@@ -129,7 +133,7 @@ def test_masks_that_are_no_ids_say_why(tmp_path):
     with pytest.raises(
         ValueError, match="a.png has several masks: masks/a.png, masks/a/1"
     ):
-        scene_sources.open_pools(tmp_path)
+        open_pools(tmp_path)
 
 
 def write_npz(path, number=9, **changes):
@@ -212,23 +216,24 @@ def test_splits_of_a_folder_are_kept(tmp_path):
 def test_archives_that_cannot_be_used_say_why(tmp_path, changes, words):
     write_npz(tmp_path / "a.npz", **changes)
     with pytest.raises(ValueError, match=words):
-        scene_sources.open_pools(tmp_path / "a.npz")
+        open_pools(tmp_path / "a.npz")
 
 
 def test_data_that_is_no_set_of_images_says_why(tmp_path):
     with pytest.raises(
-        ValueError, match="'nothing' is unknown.*exists, or one of 'tetrom"
+        ValueError,
+        match="'nothing' is unknown.*exists, 'tfds:clevr', or one of 'tetrom",
     ):
         scene_sources.open_files("nothing", "train", SIZES, fewest=None, most=3)
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(ValueError, match="a.txt is no set of images"):
-        scene_sources.open_pools(tmp_path / "a.txt")
+        open_pools(tmp_path / "a.txt")
     (tmp_path / "a.npz").write_text("no zip")
     with pytest.raises(ValueError, match="a.npz is no readable .npz file"):
-        scene_sources.open_pools(tmp_path / "a.npz")
+        open_pools(tmp_path / "a.npz")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty holds no image; expected images/NAME"):
-        scene_sources.open_pools(tmp_path / "empty")
+        open_pools(tmp_path / "empty")
 
 
 def test_the_crop_of_clevr_is_the_original_codes(shared):

@@ -39,7 +39,7 @@ class FolderScenes:
 
     def __init__(self, pairs: Sequence[Pair], left_out: files.LeftOut = ()):
         self.pairs, self.left_out = pairs, left_out
-        self.has_masks = bool(pairs[0].masks)
+        self.has_masks = self.has_counts = bool(pairs[0].masks)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -93,7 +93,7 @@ class ArrayScenes:
     ):
         self.images, self.instances, self.where = images, instances, where
         self.left_out = left_out
-        self.has_masks = instances is not None
+        self.has_masks = self.has_counts = instances is not None
 
     def __len__(self) -> int:
         return len(self.images)
