@@ -11,6 +11,7 @@ from attn_jax.data import (
     bounded,
     catalogue,
     clevr_lite,
+    coco,
     masked_images,
     packed_scenes,
     scenes,
@@ -97,7 +98,8 @@ def open_files(
 
     Args:
         data: a folder (`masked_images.LAYOUT`, also below train/, validation/ and test/), or an
-            .npz with `images` and, if there are masks, `instances`; or a TFRecord file of
+            .npz with `images` and, if there are masks, `instances`; a .json as COCO's
+            (`coco.open_json`); a TFRecord file of
             DeepMind's Tetrominoes, Multi-dSprites or CLEVR with masks (`packed_scenes`), of
             which the first `sizes["train"]` records are for training, as in the paper, the next
             for validation, then for testing; or "tfds:clevr" (no masks; see `catalogue`).
@@ -151,9 +153,11 @@ def open_pools(data: str, need: packed_scenes.Need) -> Mapping[str, Any]:
         return {"train": packed_scenes.open_tfrecords(path, need)}
     if path.suffix.lower() == ".npz":
         return masked_images.open_npz(path)
+    if path.suffix.lower() == ".json":
+        return coco.open_json(path)
     raise ValueError(
-        f"{bounded.printable(path)} is no set of images; expected a folder, an .npz or "
-        f"a TFRecord file ({packed_scenes.SUFFIXES[0]})."
+        f"{bounded.printable(path)} is no set of images; expected a folder, an .npz, a .json as "
+        f"COCO's, or a TFRecord file ({packed_scenes.SUFFIXES[0]})."
     )
 
 

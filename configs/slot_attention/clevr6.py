@@ -35,8 +35,9 @@ def get_config(variant: str = "base") -> ConfigDict:
     }
     c.task = {
         "cls": "attn_jax.tasks.reconstruct:Reconstruct",
-        "data": "clevr_lite" if debug else "DATA",
+        "data": "tetrominoes" if debug else "DATA",
         "image_size": _sizes.PIXELS[variant],
+        "tile_pixels": 2,  # of "debug"
         "crop": "clevr",
         "num_objects": 3 if debug else 6,
         "train_images": 128 if debug else 70_000,

@@ -2,8 +2,9 @@
 
 Command:  python train.py --config=configs/slot_attention/clevr_lite.py --workdir=DIR
           tested on more objects, with more slots and iterations:
-          python -m attn_jax evaluate --workdir=DIR --set 'evals={"more": {"split": "test", "task":
-              {"num_objects": 10, "fewest_objects": 7}}}' --set model.num_slots=11 --set model.iterations=5
+          python -m attn_jax evaluate --workdir=DIR --set model.num_slots=11 \
+              --set model.iterations=5 \
+              --set 'evals={"more": {"split": "test", "task": {"num_objects": 10, "fewest_objects": 7}}}'
 Hardware: base is the paper's network for CLEVR6 (5 days 13 hours on one V100 there) and
           was not run here; small, 64x64 pixels and 32 channels, was not trained to its end.
 Expect:   no number: the images are not CLEVR's. The paper has FG-ARI 98.8 +- 0.3 % on CLEVR6.
