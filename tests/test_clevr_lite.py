@@ -1,9 +1,11 @@
 """Generated solids on a plane: what is seen, how it is lit, and their properties."""
 
+import pickle
+
 import numpy as np
 import pytest
 
-from attn_jax.data import clevr_lite, properties, raycasting
+from attn_jax.data import clevr_lite, packed_scenes, properties, raycasting
 from attn_jax.data.clevr_lite import ClevrLite
 
 SCENE = raycasting.Scene(  # one of each shape, apart
@@ -201,3 +203,21 @@ def test_a_crowd_that_has_no_place_is_refused(monkeypatch):
     monkeypatch.setattr(clevr_lite, "TRIES", 2)
     with pytest.raises(ValueError, match="no scene with 40 objects apart"):
         clevr_lite.draw_scene(np.random.default_rng(0), 40)
+
+
+def test_kept_scenes_are_those_that_were_generated(cache, monkeypatch):
+    source = ClevrLite("train", 6, canvas=16, most=4)
+    kept = packed_scenes.keep_generated(source)
+    monkeypatch.setattr(packed_scenes, "write", None)
+    again = pickle.loads(pickle.dumps(packed_scenes.keep_generated(source)))
+    assert len(kept) == 6 and kept.fingerprint() == again.fingerprint()
+    for i in (5, 2):
+        record = source[i]
+        for key in ("image", "mask", "properties"):
+            np.testing.assert_array_equal(again[i][key], record[key])
+    with pytest.raises(IndexError):
+        kept[6]
+    with pytest.raises(
+        TypeError
+    ):  # another seed is another entry, which would be written
+        packed_scenes.keep_generated(ClevrLite("train", 6, canvas=16, most=4, seed=1))

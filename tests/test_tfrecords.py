@@ -8,8 +8,8 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from attn_jax import crc32c
-from attn_jax.data import packed_scenes, scene_sources, sources, tfrecords
-from attn_jax.data.packed_scenes import Need
+from attn_jax.data import multi_object, packed_scenes, scene_sources, sources, tfrecords
+from attn_jax.data.multi_object import Need
 from attn_jax.protobuf import Damaged
 
 SIZES = {"train": 4, "validation": 1, "test": 1}
@@ -129,15 +129,15 @@ def test_an_example_gives_all_its_values():
 def test_records_come_back_and_are_read_once(tmp_path, cache, name, monkeypatch):
     scenes = [make_scene(i) for i in range(7)]
     write(tmp_path / name, scenes)
-    pool = packed_scenes.open_tfrecords(tmp_path / name, Need(4, 2, 0, 9))
+    pool = multi_object.open_tfrecords(tmp_path / name, Need(4, 2, 0, 9))
     assert len(pool) == 6  # two more than for training
     for i in (5, 0, 3):
         _, image, ids = scenes[i]
         np.testing.assert_array_equal(pool[i]["image"], image)
         np.testing.assert_array_equal(pool[i]["mask"], ids)
         assert pool[i]["name"] == f"{name}[{i}]" and pool.count_objects(i) == 3
-    monkeypatch.setattr(packed_scenes, "pack", None)
-    again = packed_scenes.open_tfrecords(tmp_path / name, Need(4, 2, 0, 9))
+    monkeypatch.setattr(packed_scenes, "write", None)
+    again = multi_object.open_tfrecords(tmp_path / name, Need(4, 2, 0, 9))
     assert again.fingerprint() == pool.fingerprint()
     assert not list(cache.glob("attn_jax/tmp*"))
 
@@ -147,7 +147,7 @@ def test_multi_dsprites_store_entities_last_and_may_be_gray(tmp_path, cache):
     arrays["mask"] = np.moveaxis(arrays["mask"], 0, 2)
     arrays["orientation"] = np.zeros(5, np.float32)
     write(tmp_path / "a.tfrecords", [(arrays,)])
-    pool = packed_scenes.open_tfrecords(tmp_path / "a.tfrecords", Need(9, 9, 0, 9))
+    pool = multi_object.open_tfrecords(tmp_path / "a.tfrecords", Need(9, 9, 0, 9))
     record = pool[0]
     np.testing.assert_array_equal(record["image"], image.repeat(3, axis=2))
     np.testing.assert_array_equal(record["mask"], ids)
@@ -190,13 +190,13 @@ def test_a_truncated_file_names_file_and_record(tmp_path, cache):
         with pytest.raises(
             ValueError, match=rf"b.tfrecords is no whole.*{words}.*Fetch it"
         ):
-            packed_scenes.open_tfrecords(tmp_path / "b.tfrecords", need)
+            multi_object.open_tfrecords(tmp_path / "b.tfrecords", need)
     zipped = gzip.compress(data)
     (tmp_path / "b.tfrecords").write_bytes(zipped[: len(zipped) * 2 // 3])
     with pytest.raises(
         ValueError, match=r"b.tfrecords is no whole.*record [12] .*Fetch it"
     ):
-        packed_scenes.open_tfrecords(tmp_path / "b.tfrecords", need)
+        multi_object.open_tfrecords(tmp_path / "b.tfrecords", need)
     assert not list(cache.glob("attn_jax/tmp*"))
 
 
@@ -236,17 +236,17 @@ def test_files_of_other_sets_say_what_they_lack(tmp_path, cache, changes, words)
         arrays["image"] = arrays["image"].astype(int)
     write(tmp_path / "a.tfrecords", [(arrays,)])
     with pytest.raises(ValueError, match=f"{words}.*Tetrominoes, Multi-dSprites"):
-        packed_scenes.open_tfrecords(tmp_path / "a.tfrecords", Need(9, 0, 0, 9))
+        multi_object.open_tfrecords(tmp_path / "a.tfrecords", Need(9, 0, 0, 9))
 
 
 def test_a_damaged_cache_is_written_again(tmp_path, cache):
     scenes = [make_scene(i) for i in range(2)]
     write(tmp_path / "a.tfrecords", scenes)
     need = Need(9, 0, 0, 9)
-    pool = packed_scenes.open_tfrecords(tmp_path / "a.tfrecords", need)
+    pool = multi_object.open_tfrecords(tmp_path / "a.tfrecords", need)
     records = pool.folder / "records"
     records.write_bytes(records.read_bytes()[:-1])
-    again = packed_scenes.open_tfrecords(tmp_path / "a.tfrecords", need)
+    again = multi_object.open_tfrecords(tmp_path / "a.tfrecords", need)
     np.testing.assert_array_equal(again[1]["image"], scenes[1][1])
     changed = bytearray(records.read_bytes())
     changed[7] ^= 255

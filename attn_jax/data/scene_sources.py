@@ -13,6 +13,7 @@ from attn_jax.data import (
     clevr_lite,
     coco,
     masked_images,
+    multi_object,
     packed_scenes,
     scenes,
     sprites,
@@ -100,7 +101,7 @@ def open_files(
         data: a folder (`masked_images.LAYOUT`, also below train/, validation/ and test/), or an
             .npz with `images` and, if there are masks, `instances`; a .json as COCO's
             (`coco.open_json`); a TFRecord file of
-            DeepMind's Tetrominoes, Multi-dSprites or CLEVR with masks (`packed_scenes`), of
+            DeepMind's Tetrominoes, Multi-dSprites or CLEVR with masks (`multi_object`), of
             which the first `sizes["train"]` records are for training, as in the paper, the next
             for validation, then for testing; or "tfds:clevr" (no masks; see `catalogue`).
         sizes: {split: most images of it}.
@@ -136,7 +137,7 @@ def open_files(
     return subset
 
 
-def open_pools(data: str, need: packed_scenes.Need) -> Mapping[str, Any]:
+def open_pools(data: str, need: multi_object.Need) -> Mapping[str, Any]:
     """Opens the images of a set, a file or a folder: {split: pool of images}."""
     if data.startswith("tfds:"):
         return catalogue.open_scenes(data.removeprefix("tfds:"))
@@ -149,23 +150,23 @@ def open_pools(data: str, need: packed_scenes.Need) -> Mapping[str, Any]:
     if path.is_dir():
         return masked_images.open_folder(path)
     bounded.check_regular(path)
-    if path.name.lower().endswith(packed_scenes.SUFFIXES):
-        return {"train": packed_scenes.open_tfrecords(path, need)}
+    if path.name.lower().endswith(multi_object.SUFFIXES):
+        return {"train": multi_object.open_tfrecords(path, need)}
     if path.suffix.lower() == ".npz":
         return masked_images.open_npz(path)
     if path.suffix.lower() == ".json":
         return coco.open_json(path)
     raise ValueError(
         f"{bounded.printable(path)} is no set of images; expected a folder, an .npz, a .json as "
-        f"COCO's, or a TFRecord file ({packed_scenes.SUFFIXES[0]})."
+        f"COCO's, or a TFRecord file ({multi_object.SUFFIXES[0]})."
     )
 
 
 def make_need(
     sizes: Mapping[str, int], fewest: int | None, most: int
-) -> packed_scenes.Need:
+) -> multi_object.Need:
     held_out = sizes["validation"] + sizes["test"]
-    return packed_scenes.Need(sizes["train"], held_out, fewest or 0, most)
+    return multi_object.Need(sizes["train"], held_out, fewest or 0, most)
 
 
 def divide_in_order(

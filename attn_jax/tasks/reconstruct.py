@@ -12,6 +12,7 @@ import numpy as np
 from attn_jax import metrics
 from attn_jax.bounds import Path, Pixels, PositiveInt
 from attn_jax.data import framing, images, scene_sources, sources
+from attn_jax.data.packed_scenes import keep_generated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Reconstruct:
             size.
         train_images, validation_images, test_images: number of images, and the most of them
             if they lie in files; an epoch is a pass over the same images.
+        keep_generated: write generated images into the cache at the first start, and read them
+            from there.
         data_seed: seed of the images; runs with different seeds share them.
 
     Source: Locatello et al. 2020, sec. 4.1.
@@ -49,6 +52,7 @@ class Reconstruct:
     train_images: PositiveInt = 60_000
     validation_images: PositiveInt = 320
     test_images: PositiveInt = 320
+    keep_generated: bool = False
     data_seed: int = 0
 
     @property
@@ -71,7 +75,7 @@ class Reconstruct:
                 fewest=self.fewest_objects,
                 most=self.num_objects,
             )
-        return scene_sources.open_generated(
+        generated = scene_sources.open_generated(
             self.data,
             split,
             sizes[split],
@@ -81,6 +85,7 @@ class Reconstruct:
             most=self.num_objects,
             seed=self.data_seed,
         )
+        return keep_generated(generated) if self.keep_generated else generated
 
     def assets(self, source: sources.Source) -> dict[str, str]:
         """Files that an evaluation needs: the value range."""
