@@ -1,6 +1,6 @@
 """What the recipes of object discovery share."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -38,6 +38,29 @@ DEBUG = Training(
     half_life="4 steps",
     every="4 steps",
 )
+
+TRAININGS = {"base": PAPER, "small": SMALL, "debug": DEBUG}
+
+PIXELS = {"base": 128, "small": 64, "debug": 16}  # that the decoders of NETWORKS make
+NETWORKS: dict[str, dict[str, Any]] = {
+    "base": {},  # the defaults are the paper's
+    "small": {
+        "encoder_channels": [32] * 4,
+        "encoder_strides": [1, 2, 1, 1],
+        "decoder_channels": [32] * 4,
+        "decoder_kernels": [5, 5, 5, 5, 3],
+        "decoder_strides": [2, 2, 2, 1, 1],
+    },
+    "debug": {
+        "width": 12,
+        "mlp_width": 16,
+        "encoder_channels": [6] * 4,
+        "decoder_initial_size": [4, 4],
+        "decoder_channels": [6] * 3,
+        "decoder_kernels": [5, 5, 5, 3],
+        "decoder_strides": [2, 2, 1, 1],
+    },
+}
 
 
 def set_training(c: ConfigDict, training: Training) -> None:
