@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(processes.ROOT / "benchmarks"))
 
 import accelerator
+import accuracy
 import fault_campaign
 import fault_files
 import faults
@@ -157,3 +158,23 @@ def test_an_example_is_solved_once_it_stays_solved():
         row
         == "| Hopfield, adapted | 88.0% | 84.6% | 90.0% | 75.0% | 75.0%, 75.0% | 60 |"
     )
+
+
+def test_seeds_that_failed_count_in_the_mean_and_are_named():
+    rows = [
+        {"test/fg_ari": 0.9, "test/stripes": 0.0},
+        {"test/fg_ari": 0.96, "test/stripes": 0.0},
+        {"test/fg_ari": float("nan"), "test/stripes": 1.0},
+    ]
+    table = accuracy.summarize(rows[:2], ["test/fg_ari"])
+    assert table == ["| mean | 93.00% | | |", "| deviation | 4.24% | | |"]
+    assert accuracy.summarize(rows[:1], ["test/fg_ari"]) == []
+    found = accuracy.describe_failures(
+        dict(zip((3, 5, 7), rows, strict=True)), "test/fg_ari", 0.95
+    )
+    assert found == [
+        "",
+        "Failed, test/fg_ari below 95%: 2 of 3 seeds (3, 7).",
+        "Stripes: 1 of 3 seeds (7).",
+    ]
+    assert accuracy.describe_failures({0: {"test/auc": 1.0}}, "test/auc", None) == []

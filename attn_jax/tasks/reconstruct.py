@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from attn_jax import metrics, segmentation
 from attn_jax.bounds import Depth, Path, Pixels, Width
 from attn_jax.data import images, scenes, sources
+from attn_jax.data.reading import ImageReading
 
 SEGMENTS_SIDE = 32  # pixels that a whole split is compared at; enough for stripes
 
@@ -54,6 +55,8 @@ class Reconstruct:
     iterations: Depth | None = None
     every_iteration: bool = False
 
+    SEGMENTS: ClassVar[bool] = True  # `predict` writes its results as images
+
     @property
     def coefficients(self) -> dict[str, float]:
         return {"squared_error": 1.0}
@@ -80,6 +83,44 @@ class Reconstruct:
             seed=self.data_seed,
         )
 
+    @property
+    def reading(self) -> ImageReading:
+        """How images that do not come from `source` are read: resized without a crop."""
+        return ImageReading(data=self.data, image_size=self.image_size)
+
+    def expand_input(self, given: Any) -> list[Any]:
+        """The images that an input of `predict` stands for; see `ImageReading`."""
+        return self.reading.expand_input(given)
+
+    def read_input(self, given: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Reads an image as `ImageReading` does; every image starts from the same slots."""
+        named, pixels = self.reading.decode_input(given)
+        height, width = pixels.shape[:2]
+        row = {
+            "images": self.reading.read({"image": pixels}, None),
+            "index": np.int32(0),
+        }
+        return {**named, "height": height, "width": width}, [row]
+
+    def describe_outputs(
+        self,
+        named: Mapping[str, Any],
+        rows: Sequence[Mapping[str, Any]],
+        outputs: Sequence[Mapping[str, np.ndarray]],
+        top: int,
+    ) -> dict[str, Any]:
+        """`segments`: the slot of each pixel, uint8 [H, W] at the image's own size.
+
+        The masks are resized before the largest is taken, so that borders are smooth. Also
+        `pixels`: how many each slot has.
+        """
+        del rows, top
+        size = named["height"], named["width"]
+        masks = outputs[0]["masks"].transpose(1, 2, 0)  # slots as channels
+        segments = images.resize(masks, size).argmax(axis=-1).astype(np.uint8)
+        counts = np.bincount(segments.ravel(), minlength=masks.shape[-1])
+        return {"segments": segments, "pixels": counts.tolist()}
+
     def assets(self, source: sources.Source) -> dict[str, str]:
         """Files that an evaluation needs: the value range."""
         del source
@@ -88,8 +129,12 @@ class Reconstruct:
     def example(
         self, record: Mapping[str, Any], rng: np.random.Generator | None
     ) -> dict[str, Any]:
-        """uint8 `images` [H, W, 3] and `object_ids` [H, W]; no augmentation."""
-        del rng
+        """uint8 `images` [H, W, 3] and `object_ids` [H, W]; no augmentation.
+
+        An image file of the user's is resized, and has no `object_ids`.
+        """
+        if isinstance(record["image"], bytes):
+            return {"images": self.reading.read(record, rng)}
         return {"images": record["image"], "object_ids": record["mask"]}
 
     def prepare(
@@ -167,11 +212,15 @@ class Reconstruct:
 
         A pixel belongs to the slot whose mask is largest there. `ari` is of all pixels;
         `fg_ari`, `mbo` and `covering` are of the objects and leave out images without any,
-        see `attn_jax.metrics` and `attn_jax.segmentation`. Padded rows do not count.
+        see `attn_jax.metrics` and `attn_jax.segmentation`. Without true masks there is only
+        `squared_error`. Padded rows do not count.
         """
         valid = batch["valid"].astype(jnp.float32)
         error = reconstruction.astype(jnp.float32) - batch["images"]
         squared = jnp.square(error).mean(axis=(1, 2, 3))
+        terms = {"squared_error": ((squared * valid).sum(), valid.sum())}
+        if "object_ids" not in batch:
+            return terms
         true = batch["object_ids"].astype(jnp.int32)
         found = masks.argmax(axis=1)
         sizes = {"num_true": self.num_objects + 1, "num_predicted": masks.shape[1]}
@@ -183,8 +232,7 @@ class Reconstruct:
             return (values * counted).sum(), counted.sum()
 
         ari = metrics.adjusted_rand_index(true, found, **sizes)
-        return {
-            "squared_error": ((squared * valid).sum(), valid.sum()),
+        return terms | {
             "ari": ((ari * valid).sum(), valid.sum()),
             "fg_ari": of_objects(metrics.adjusted_rand_index, where=foreground),
             "mbo": of_objects(segmentation.mean_best_overlap),
