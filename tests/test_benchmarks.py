@@ -1,5 +1,6 @@
 """The benchmarks run, and their verdicts can be negative."""
 
+import dataclasses
 import json
 import os
 import random
@@ -18,7 +19,10 @@ import fault_files
 import faults
 import hopfield_examples
 import large_models
+import segmentation_baselines
 from fault_runner import Commands, Done, Worker
+
+from attn_jax.tasks.reconstruct import Reconstruct
 
 RECIPE = "configs/hopfield/digit_bags.py"
 
@@ -178,3 +182,17 @@ def test_seeds_that_failed_count_in_the_mean_and_are_named():
         "Stripes: 1 of 3 seeds (7).",
     ]
     assert accuracy.describe_failures({0: {"test/auc": 1.0}}, "test/auc", None) == []
+
+
+def test_k_means_finds_colours_and_one_slot_finds_nothing():
+    task = Reconstruct("tetrominoes", image_size=12, tile_pixels=3, num_objects=1)
+    task = dataclasses.replace(task, test_images=3)
+    found = segmentation_baselines.measure_baselines(task, "test", 3, [0.0, 50.0], 0)
+    colours, positions = list(found)[:2]
+    assert list(found)[2:] == ["one slot", "random"]
+    # Three brightnesses of a piece on black: the background apart, the piece in two.
+    assert found[colours]["ari"] > 0.5 > found[positions]["ari"]
+    assert found["one slot"]["ari"] == 0 and found["one slot"]["fg_ari"] == 1
+    assert abs(found["random"]["ari"]) < 0.1
+    errors = [found[name]["squared_error"] for name in (colours, positions, "one slot")]
+    assert errors == sorted(errors)

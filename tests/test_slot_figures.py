@@ -11,7 +11,7 @@ from runs import ROOT
 
 import train
 from attn_jax import config as config_lib
-from attn_jax import predict
+from attn_jax import evaluate, predict
 from attn_jax.__main__ import main
 from attn_jax.analysis import slot_attention as figures
 from attn_jax.analysis.drawing import color_segments
@@ -26,7 +26,11 @@ def slot_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slots")
     config = config_lib.load(
         f"{ROOT}/configs/slot_attention/tetrominoes.py:debug",
-        ["duration=2 steps", "evals={}"],
+        [
+            "duration=2 steps",
+            'evals={"test": {"split": "test", "batch_size": 6}}',
+            "task.test_images=6",
+        ],
     )
     train.train(config, str(folder))
     return folder
@@ -115,6 +119,42 @@ def test_slots_of_the_user_s_images_are_drawn_with_other_slots_and_iterations(
     with Image.open(tmp_path / "slots.png") as image:
         # image, reconstruction, segments and five slots; no true objects
         assert image.width == round(8 * figures.CELL[0] * 120)
+
+
+def test_more_objects_and_iterations_are_a_table_with_the_numbers_of_evaluate(
+    slot_run, tmp_path
+):
+    main(
+        [
+            *("analyze", f"--workdir={slot_run}", f"--out={tmp_path}"),
+            *("--objects=1,2", "--iterations=2"),
+        ]
+    )
+    table = json.loads((tmp_path / "generalization.json").read_text())
+    assert table["objects"] == [1, 2] and table["slots"] == [3, 4]
+    overrides = {"task.num_objects": 1, "task.num_slots": 3}
+    found = [
+        evaluate(slot_run, overrides=overrides | {"task.iterations": t})["test/fg_ari"]
+        for t in (1, 2)
+    ]
+    # Other programs: some roundings of means near 1.
+    np.testing.assert_allclose(table["values"][0], found, atol=1e-5)
+    with Image.open(tmp_path / "generalization.png") as image:
+        assert np.asarray(image.convert("L")).std() > 5
+
+
+@pytest.mark.parametrize(
+    ("objects", "words"),
+    [("2,x", "must be numbers"), ("0", "numbers from 1 on"), ("40", "cover")],
+)
+def test_objects_that_cannot_be_drawn_are_refused(slot_run, objects, words):
+    with pytest.raises(ValueError, match=words):
+        main(["analyze", f"--workdir={slot_run}", f"--objects={objects}"])
+
+
+def test_objects_of_a_task_without_any_are_refused(copied):
+    with pytest.raises(ValueError, match="Classify.*does not generate"):
+        main(["analyze", f"--workdir={copied}", "--objects=2"])
 
 
 def test_each_true_object_has_the_color_of_the_slot_that_covers_it():

@@ -102,7 +102,7 @@ def draw_table(table: Mapping[str, Any], path: pathlib.Path) -> pathlib.Path:
     fig, axes = make_chart((2.2 + 0.62 * columns, 1.4 + 0.5 * rows))
     shown = axes.imshow(values, "viridis", vmin=0, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        color = "black" if value > 0.6 else "white"
+        color = "black" if value > 0.7 else "white"
         text = f"{value:.2f}"
         axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
     labels = [
