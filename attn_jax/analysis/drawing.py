@@ -57,7 +57,7 @@ def color_segments(ids: Integer[np.ndarray, "H W"]) -> Float[np.ndarray, "H W 3"
 
     There are 20 colors; id 20 has that of 0.
     """
-    table = np.array(colormaps["tab20"].colors)
+    table = colormaps["tab20"](np.arange(20))[:, :3]
     table = np.concatenate([table[::2], table[1::2]])  # strong ones first
     colors = table[ids % len(table)]
     return 2 * np.where(ids[..., None] < 0, BACKGROUND, colors) - 1

@@ -223,7 +223,10 @@ class Reconstruct:
             return terms
         true = batch["object_ids"].astype(jnp.int32)
         found = masks.argmax(axis=1)
-        sizes = {"num_true": self.num_objects + 1, "num_predicted": masks.shape[1]}
+        sizes: dict[str, Any] = {
+            "num_true": self.num_objects + 1,
+            "num_predicted": masks.shape[1],
+        }
         foreground = true != 0
         counted = valid * foreground.any(axis=(1, 2))
 
