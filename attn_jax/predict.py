@@ -9,6 +9,7 @@ A task takes part if it has two verbs, for inputs without labels:
 result. Each of `rows` is a dict of arrays like those of `example`; one input may need several.
 `outputs` holds the model's arrays for each row. `read_input` raises ValueError for an input that
 cannot be read. Where one input may stand for several, `expand_input(given)` lists them.
+A task whose results have `segments`, the segment of each pixel, says so by `SEGMENTS = True`.
 """
 
 import collections

@@ -5,10 +5,14 @@
         --set task.data=mnist.npz
     python benchmarks/accuracy.py --config=configs/hopfield/digit_bags.py \
         --metrics=test/auc,test/accuracy
+    python benchmarks/accuracy.py --config=configs/slot_attention/tetrominoes.py:small \
+        --seeds=0,1,2,3,4 --metrics=test/fg_ari,test/mbo --fail_below=0.95
 
 Each seed is a run of train.py in a folder of its own under --out, then `evaluate` of the best
 checkpoint if the recipe ranks them, else of the last. A run that has ended is only evaluated
-again, and its time is read from its log.
+again, and its time is read from its log. Several seeds are summed up by their mean and sample
+deviation; all of them count, also those that failed (`--fail_below`, of the first metric) and
+those whose slots are stripes (`stripes` of the evaluation).
 """
 
 import argparse
@@ -45,12 +49,50 @@ def read_numbers(assets: pathlib.Path) -> list[str]:
     ]
 
 
+def summarize(rows: list[dict[str, float]], metrics: list[str]) -> list[str]:
+    """The rows "mean" and "deviation" of the table; none of a single seed."""
+    if len(rows) < 2:
+        return []
+    lines = []
+    for name, function in (("mean", statistics.mean), ("deviation", statistics.stdev)):
+        values = (format_metric(m, function(row[m] for row in rows)) for m in metrics)
+        lines.append(f"| {name} | {' | '.join(values)} | | |")
+    return lines
+
+
+def describe_failures(
+    rows: dict[int, dict[str, float]], metric: str, least: float | None
+) -> list[str]:
+    """A line on the seeds that failed, and one on those whose slots are stripes.
+
+    Args:
+        rows: {seed: its metrics}.
+        least: a seed below it has failed; None: failures are not counted.
+    """
+
+    def line(what: str, seeds: list[int]) -> str:
+        which = f" ({', '.join(map(str, seeds))})" if seeds else ""
+        return f"{what}: {len(seeds)} of {len(rows)} seeds{which}."
+
+    lines = []
+    if least is not None:
+        failed = [seed for seed, row in rows.items() if not row[metric] >= least]
+        lines.append(line(f"Failed, {metric} below {least:.0%}", failed))
+    flag = f"{metric.rpartition('/')[0]}/stripes"
+    if all(flag in row for row in rows.values()):
+        lines.append(line("Stripes", [seed for seed, row in rows.items() if row[flag]]))
+    return lines and ["", *lines]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", required=True)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--metrics", default="test/accuracy", metavar="NAME/METRIC,...")
+    parser.add_argument(
+        "--fail_below", type=float, help="count seeds whose first metric is below it"
+    )
     parser.add_argument("--out", default="runs/accuracy", type=pathlib.Path)
     options = parser.parse_args()
     file, _, variant = options.config.partition(":")
@@ -67,6 +109,8 @@ def main() -> None:
     command += f" --seeds={options.seeds}{report.settings(options.set)}"
     if options.metrics != parser.get_default("metrics"):
         command += f" --metrics={options.metrics}"
+    if options.fail_below is not None:
+        command += f" --fail_below={options.fail_below:g}"
     about = read_numbers(options.out / f"{name}-{seeds[0]}" / "assets")
     report.write(
         f"accuracy {name}",
@@ -83,6 +127,10 @@ def main() -> None:
                 f"| {seed} | {' | '.join(format_metric(m, row[m]) for m in metrics)} | "
                 f"{row['step']:,} | {row['seconds']:.0f} |"
                 for seed, row in zip(seeds, rows, strict=True)
+            ),
+            *summarize(rows, metrics),
+            *describe_failures(
+                dict(zip(seeds, rows, strict=True)), first, options.fail_below
             ),
         ],
     )

@@ -119,7 +119,7 @@ def test_a_fifth_architecture_needs_only_a_file(tmp_path, monkeypatch):
 def test_slots_are_drawn_for_an_encoder_whose_strides_round_up(tmp_path):
     module = slot_attention.SlotAttentionAutoEncoder(
         num_slots=2,
-        iterations=1,
+        iterations=2,
         width=4,
         mlp_width=4,
         encoder_channels=(4, 4),
@@ -137,7 +137,9 @@ def test_slots_are_drawn_for_an_encoder_whose_strides_round_up(tmp_path):
     variables = jax.jit(module.init)(jax.random.key(1), **inputs)
     draw = figures.find_drawing(module).draw
     files = draw(module, variables, inputs, batch={}, assets={}, folder=tmp_path)
-    assert [file.name for file in files] == ["slots.png", "iterations.png"]
+    assert [file.name for file in files] == OF_SLOTS
+    with Image.open(tmp_path / "routing.png") as animation:
+        assert animation.n_frames == 2
 
 
 @pytest.mark.parametrize("module", [resnet.ResNet(3), nn.Dense(3)])
@@ -156,12 +158,13 @@ OF_A_VIT = [
     "filters.png",
     "analysis.npz",
 ]
+OF_SLOTS = ["slots.png", "iterations.png", "routing.png"]
 FIGURES = {
     "configs/vit/digits.py": OF_A_VIT,
     "configs/bert/pretrain_stdlib.py": ["attention.png", "filled_masks.png"],
     "configs/hopfield/digit_bags.py": ["association.png", "completion.png"],
     "configs/hopfield/vit_pooling.py": OF_A_VIT,
-    "configs/slot_attention/tetrominoes.py": ["slots.png", "iterations.png"],
+    "configs/slot_attention/tetrominoes.py": OF_SLOTS,
 }
 
 
@@ -177,7 +180,8 @@ def test_analyze_draws_the_figures_of_a_run(recipe, tmp_path, capsys):
     for file in files:
         assert file.parent == tmp_path / "run" / "analysis"
         if file.suffix == ".png":
-            pixels = np.asarray(Image.open(file).convert("L"))
+            with Image.open(file) as image:
+                pixels = np.asarray(image.convert("L"))
             assert pixels.std() > 5, "an empty page"
 
 

@@ -1,5 +1,6 @@
 """The benchmarks run, and their verdicts can be negative."""
 
+import dataclasses
 import json
 import os
 import random
@@ -12,12 +13,16 @@ import pytest
 sys.path.insert(0, str(processes.ROOT / "benchmarks"))
 
 import accelerator
+import accuracy
 import fault_campaign
 import fault_files
 import faults
 import hopfield_examples
 import large_models
+import segmentation_baselines
 from fault_runner import Commands, Done, Worker
+
+from attn_jax.tasks.reconstruct import Reconstruct
 
 RECIPE = "configs/hopfield/digit_bags.py"
 
@@ -157,3 +162,37 @@ def test_an_example_is_solved_once_it_stays_solved():
         row
         == "| Hopfield, adapted | 88.0% | 84.6% | 90.0% | 75.0% | 75.0%, 75.0% | 60 |"
     )
+
+
+def test_seeds_that_failed_count_in_the_mean_and_are_named():
+    rows = [
+        {"test/fg_ari": 0.9, "test/stripes": 0.0},
+        {"test/fg_ari": 0.96, "test/stripes": 0.0},
+        {"test/fg_ari": float("nan"), "test/stripes": 1.0},
+    ]
+    table = accuracy.summarize(rows[:2], ["test/fg_ari"])
+    assert table == ["| mean | 93.00% | | |", "| deviation | 4.24% | | |"]
+    assert accuracy.summarize(rows[:1], ["test/fg_ari"]) == []
+    found = accuracy.describe_failures(
+        dict(zip((3, 5, 7), rows, strict=True)), "test/fg_ari", 0.95
+    )
+    assert found == [
+        "",
+        "Failed, test/fg_ari below 95%: 2 of 3 seeds (3, 7).",
+        "Stripes: 1 of 3 seeds (7).",
+    ]
+    assert accuracy.describe_failures({0: {"test/auc": 1.0}}, "test/auc", None) == []
+
+
+def test_k_means_finds_colours_and_one_slot_finds_nothing():
+    task = Reconstruct("tetrominoes", image_size=12, tile_pixels=3, num_objects=1)
+    task = dataclasses.replace(task, test_images=3)
+    found = segmentation_baselines.measure_baselines(task, "test", 3, [0.0, 50.0], 0)
+    colours, positions = list(found)[:2]
+    assert list(found)[2:] == ["one slot", "random"]
+    # Three brightnesses of a piece on black: the background apart, the piece in two.
+    assert found[colours]["ari"] > 0.5 > found[positions]["ari"]
+    assert found["one slot"]["ari"] == 0 and found["one slot"]["fg_ari"] == 1
+    assert abs(found["random"]["ari"]) < 0.1
+    errors = [found[name]["squared_error"] for name in (colours, positions, "one slot")]
+    assert errors == sorted(errors)

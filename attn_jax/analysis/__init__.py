@@ -25,11 +25,17 @@ def attention_maps(
         ValueError: no layer of the module sows attention weights.
     """
 
+    # A number of iterations, say, is an argument of the call but no array.
+    arrays = {name: value for name, value in inputs.items() if hasattr(value, "dtype")}
+    constants = {name: inputs[name] for name in inputs.keys() - arrays.keys()}
+
     @jax.jit
     def run(variables: Any, arrays: Any) -> Any:
-        return module.apply(variables, **arrays, mutable=["intermediates"])[1]
+        return module.apply(
+            variables, **arrays, **constants, mutable=["intermediates"]
+        )[1]
 
-    seen = run(variables, inputs).get("intermediates", {})
+    seen = run(variables, arrays).get("intermediates", {})
     maps: dict[str, np.ndarray] = {}
 
     def walk(tree: Mapping[str, Any], path: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ image files; `analyze --images` then accepts them.
 import importlib
 import importlib.util
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -42,6 +42,7 @@ def analyze(
     text: str | None = None,
     heads: bool = False,
     out: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
     trust: Sequence[str] = (),
 ) -> list[pathlib.Path]:
     """Writes the figures of a run's architecture; returns their paths.
@@ -55,6 +56,7 @@ def analyze(
         heads: write heads.png and heads.json instead: over how many tokens each head averages,
             see `attn_jax.analysis.heads`. Any model that sows its attention has them.
         out: folder of the figures. None: DIR/analysis.
+        overrides: {"task.num_slots": 7, ...}: changes to the run's config, as for `restore`.
 
     Raises:
         ValueError: the folder holds no run, or no checkpoint of that step; the model has
@@ -65,14 +67,14 @@ def analyze(
         raise ValueError(f"--examples={examples} must be 1 or more.")
     if images and text is not None:
         raise ValueError("--images and --text exclude each other; give one of them.")
-    settings, _ = load_settings(directory, {}, trust)
-    module, variables, task = restore(directory, step, params, trust=trust)
+    settings, _ = load_settings(directory, overrides, trust)
+    module, variables, task = restore(directory, step, params, overrides, trust=trust)
     drawing = None if heads and not images else find_drawing(module)
     if images:
         if not getattr(drawing, "IMAGE_FILES", False):
             raise ValueError(
                 f"--images={images[0]}: the task {type(task).__name__} of {directory} does "
-                "not read image files; only those of a ViT do. Leave out --images to draw "
+                "not read image files. Leave out --images to draw "
                 "examples of the run's data."
             )
         files = open_image_files(images, examples)
@@ -80,8 +82,7 @@ def analyze(
     elif text is not None:
         batch = make_text_batch(task, text)
     else:
-        splits = [section.split for section in settings.evals.values()] or ["train"]
-        batch = make_batch(task, task.source(splits[-1]), examples)
+        batch = make_batch(task, task.source(choose_split(settings)), examples)
     inputs = task.inputs(batch)
     folder = expand_local(out or resolve_folder(directory) / "analysis")
     if heads or drawing is None:
@@ -96,6 +97,11 @@ def analyze(
         assets=workdir.load_assets(directory),
         folder=folder,
     )
+
+
+def choose_split(settings: Any) -> str:
+    """The split of the last evaluation of a run's config; "train" if it has none."""
+    return ["train", *(section.split for section in settings.evals.values())][-1]
 
 
 def find_drawing(module: nn.Module) -> ModuleType:

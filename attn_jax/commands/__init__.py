@@ -2,10 +2,11 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
-from attn_jax import runtime
+from attn_jax import config, runtime
 
 
 def make_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -51,6 +52,28 @@ def add_step_arguments(
     parser.add_argument(
         "--params", choices=("ema", "raw"), help="of a run; default: ema if kept"
     )
+
+
+def add_set_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds `--set`, which changes the saved config of a run; see `parse_settings`."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a model.*, task.* or evals.* key of the run's config; repeatable",
+    )
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """{key: value} of texts KEY=VALUE; a prefix "config." is left out."""
+    overrides = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set {setting} must read --set KEY=VALUE.")
+        overrides[key.removeprefix("config.")] = config.parse(text)
+    return overrides
 
 
 def check_run_flags(options: argparse.Namespace, source: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from attn_jax import commands
 from attn_jax.analysis.figures import analyze
+from attn_jax.analysis.generalization import draw_generalization
 from attn_jax.analysis.replacing import measure_replacement, parse_heads
 
 
@@ -39,6 +40,16 @@ def main(arguments: Sequence[str]) -> None:
         help="instead of the figures, the evaluations with these heads averaging uniformly, "
         "and without: one JSON object; 0.0,0.1 are two heads of block 0",
     )
+    parser.add_argument(
+        "--objects",
+        metavar="N,...",
+        help="of slots, instead of the figures, FG-ARI on new images with so many objects, after "
+        "each of --iterations: generalization.png, generalization.json",
+    )
+    parser.add_argument(
+        "--iterations", type=int, default=5, help="with --objects; default 5"
+    )
+    commands.add_set_argument(parser)
     parser.add_argument("--out", help="folder of the figures; default WORKDIR/analysis")
     # argparse takes only one word after "=", but --images=A B C should mean three files.
     words: list[str] = []
@@ -55,6 +66,18 @@ def run(options: argparse.Namespace) -> list[str]:
             options.workdir, options.step, options.params, heads, trust=options.trust
         )
         return [json.dumps(effect)]
+    if options.objects is not None:
+        files = draw_generalization(
+            options.workdir,
+            options.step,
+            options.params,
+            objects=parse_numbers(options.objects),
+            iterations=options.iterations,
+            out=options.out,
+            overrides=commands.parse_settings(options.set),
+            trust=options.trust,
+        )
+        return [str(file) for file in files]
     files = analyze(
         options.workdir,
         options.step,
@@ -64,6 +87,21 @@ def run(options: argparse.Namespace) -> list[str]:
         text=options.text,
         heads=options.heads,
         out=options.out,
+        overrides=commands.parse_settings(options.set),
         trust=options.trust,
     )
     return [str(file) for file in files]
+
+
+def parse_numbers(text: str) -> list[int]:
+    """The whole numbers of a list such as 2,3,4.
+
+    Raises:
+        ValueError: it is no such list.
+    """
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"--objects={text} must be numbers, such as --objects=2,3,4."
+        ) from error

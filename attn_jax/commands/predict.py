@@ -1,6 +1,7 @@
 """`python -m attn_jax predict`: predictions for images or texts."""
 
 import argparse
+import colorsys
 import json
 import pathlib
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from rich import console, progress
 
 from attn_jax import commands
@@ -19,10 +21,12 @@ EXAMPLES = """examples:
   %(prog)s --workdir=runs/digits photo.png folder/
   %(prog)s --workdir=runs/bert "the cat sat on the [MASK] ."
   %(prog)s --workdir=runs/squad --question="who wrote it?" --passage="It was ..."
+  %(prog)s --workdir=runs/slots folder/ --out=masks/
   %(prog)s --from=vit_b16 --json --file=list_of_images.txt
   %(prog)s --from=bert_base --embed=mean --out=vectors.npz --file=-  < texts.txt
 """
 
+GOLDEN_RATIO = 0.618034  # between hues, so that neighbors differ and none repeats
 TABLES = (".csv", ".tsv", ".json")  # their lines are no inputs
 
 
@@ -64,7 +68,11 @@ def main(arguments: Sequence[str]) -> None:
         metavar="KIND",
         help="write vectors instead: mean, cls or pooled; mean:L or cls:L of layer L",
     )
-    parser.add_argument("--out", metavar="FILE.npz", help="of the vectors of --embed")
+    parser.add_argument(
+        "--out",
+        metavar="FILE.npz",
+        help="of the vectors of --embed; of segments, a folder: an image of slot numbers each",
+    )
     parser.add_argument("--batch_size", type=int, default=32, help="default 32")
     commands.parse_and_run(parser, run, arguments)
 
@@ -87,6 +95,8 @@ def run(options: argparse.Namespace) -> list[str]:
     inputs = list(predictor.expand(inputs))
     results = predictor.run(inputs, top=options.top, batch_size=options.batch_size)
     results = show_progress(results, len(inputs))
+    folder = open_folder(predictor.task, options)
+    taken: set[str] = set()
     failed = cut = 0
     vectors: list[dict[str, Any]] = []
     for result in results:
@@ -96,6 +106,8 @@ def run(options: argparse.Namespace) -> list[str]:
             shown = "" if str(name) in result["error"] else f"{name}: "
             print(f"error: {shown}{result['error']}", file=sys.stderr)
         cut += "pieces_cut" in result
+        if "segments" in result:
+            result["segments"] = save_segments(result, folder, taken)
         if options.embed is not None and "error" not in result:
             vectors.append(result)
         elif options.json:
@@ -118,13 +130,55 @@ def run(options: argparse.Namespace) -> list[str]:
 def check_options(options: argparse.Namespace) -> None:
     if (options.question is None) != (options.passage is None):
         raise ValueError("--question and --passage belong together; give both.")
-    if (options.embed is None) != (options.out is None):
+    if options.embed is not None and options.out is None:
         raise ValueError("--embed and --out=FILE.npz belong together; give both.")
     for name in ("top", "batch_size"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name}={getattr(options, name)} must be 1 or more.")
-    if options.out is not None and not options.out.endswith(".npz"):
+    if options.embed is not None and not options.out.endswith(".npz"):
         raise ValueError(f"--out={options.out} must be FILE.npz.")
+
+
+def open_folder(task: Any, options: argparse.Namespace) -> pathlib.Path:
+    """Makes the folder of `--out` for a task that segments images.
+
+    Raises:
+        ValueError: `--out` is missing, or given for a task that writes no files.
+    """
+    segments = getattr(task, "SEGMENTS", False) and options.embed is None
+    if segments and options.out is None:
+        raise ValueError(
+            "this run segments images; give --out=FOLDER for the images of slot numbers."
+        )
+    if not segments and options.embed is None and options.out is not None:
+        raise ValueError(
+            f"--out={options.out} is for --embed, or for a run that segments images; leave it "
+            "out."
+        )
+    folder = expand_local(options.out or "")
+    if segments:
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def save_segments(result: dict[str, Any], folder: pathlib.Path, taken: set[str]) -> str:
+    """Writes a PNG whose pixels are the numbers of slots; returns the path.
+
+    It has a palette, so that viewers show colors. Of inputs of one name, the later ones get a number.
+
+    Args:
+        taken: the names of the files so far; that of this one is added.
+    """
+    stem = name = pathlib.PurePath(result.get("file", "image")).stem
+    while name in taken:
+        name = f"{stem}-{len(taken) + 1}"
+    taken.add(name)
+    image = Image.fromarray(result["segments"], "P")
+    hues = (GOLDEN_RATIO * number % 1 for number in range(256))
+    colors = [colorsys.hsv_to_rgb(hue, 0.7, 0.95) for hue in hues]
+    image.putpalette([round(255 * part) for color in colors for part in color])
+    image.save(folder / f"{name}.png")
+    return str(folder / f"{name}.png")
 
 
 def list_inputs(options: argparse.Namespace) -> Iterator[Any]:

@@ -76,16 +76,7 @@ def frame_scene(
     Source: google-research, slot_attention/data.py.
     """
     pixels = image if mask is None else np.dstack([image, mask])
-    if crop == "center":
-        pixels = images.central_crop(pixels)
-    elif crop == "clevr":
-        if image.shape[:2] != (240, 320):
-            raise ValueError(
-                f"the image has {list(image.shape[:2])} pixels (height, width), but "
-                "config.task.crop='clevr' is made for [240, 320]; set it to 'center' or "
-                "'whole'."
-            )
-        pixels = pixels[29:221, 64:256]
+    pixels = pixels[find_window((image.shape[0], image.shape[1]), crop)]
     channels = image.shape[2]
     framed = images.resize(
         pixels[..., :channels], (size, size), antialias=crop == "center"
@@ -94,6 +85,25 @@ def frame_scene(
         return framed, None
     ids = images.resize(pixels[..., channels:], (size, size), "nearest")
     return framed, ids[..., 0].astype(mask.dtype)
+
+
+def find_window(
+    size: tuple[int, int], crop: Literal["center", "whole", "clevr"]
+) -> tuple[slice, slice]:
+    """The rows and columns that `frame_scene` keeps of an image of (height, width) pixels."""
+    height, width = size
+    if crop == "whole":
+        return slice(0, height), slice(0, width)
+    if crop == "center":
+        side = min(size)
+        top, left = (height - side) // 2, (width - side) // 2
+        return slice(top, top + side), slice(left, left + side)
+    if size != (240, 320):
+        raise ValueError(
+            f"the image has {list(size)} pixels (height, width), but config.task.crop='clevr' "
+            "is made for [240, 320]; set it to 'center' or 'whole'."
+        )
+    return slice(29, 221), slice(64, 256)
 
 
 def sides(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -141,8 +141,15 @@ class ImageReading:
         Raises:
             ValueError: it does not exist or is no image.
         """
+        named, pixels = self.decode_input(given)
+        return named, [{"images": self.read({"image": pixels}, None)}]
+
+    def decode_input(
+        self, given: Any
+    ) -> tuple[dict[str, Any], UInt8[np.ndarray, "H W C"]]:
+        """(what names the image, its pixels at its own size); as `read_input`."""
         if isinstance(given, np.ndarray):
-            return {}, [{"images": self.read({"image": given}, None)}]
+            return {}, self.decode({"image": given})
         if not isinstance(given, str | os.PathLike):
             raise ValueError(
                 f"{given!r:.80} is no image; give the path of a file or folder, or an array of "
@@ -153,7 +160,7 @@ class ImageReading:
             raise ValueError(f"{given} does not exist; give an image file or a folder.")
         record = {"image": bounded.read_image_file(path), "name": str(path)}
         try:
-            return {"file": str(given)}, [{"images": self.read(record, None)}]
+            return {"file": str(given)}, self.decode(record)
         except ValueError as error:
             raise ValueError(str(error).replace(decoding.SKIP_ADVICE, ".")) from error
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,9 @@ from attn_jax import metrics, segmentation
 from attn_jax.bounds import Depth, Path, Pixels, PositiveInt, Width
 from attn_jax.data import framing, images, scene_sources, sources
 from attn_jax.data.packed_scenes import keep_generated
+from attn_jax.data.reading import ImageReading
 
+OUTSIDE = 255  # of the part of an image that is seen
 SEGMENTS_SIDE = 32  # pixels that a whole split is compared at; enough for stripes
 
 
@@ -66,6 +68,8 @@ class Reconstruct:
     iterations: Depth | None = None
     every_iteration: bool = False
 
+    SEGMENTS: ClassVar[bool] = True  # `predict` writes its results as images
+
     @property
     def coefficients(self) -> dict[str, float]:
         return {"squared_error": 1.0}
@@ -98,6 +102,44 @@ class Reconstruct:
         )
         return keep_generated(generated) if self.keep_generated else generated
 
+    @property
+    def reading(self) -> ImageReading:
+        """How images that do not come from `source` are decoded."""
+        return ImageReading(data=self.data, image_size=self.image_size)
+
+    def expand_input(self, given: Any) -> list[Any]:
+        """The images that an input of `predict` stands for; see `ImageReading`."""
+        return self.reading.expand_input(given)
+
+    def read_input(self, given: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Reads an image and crops it as in training; every image starts from the same slots."""
+        named, pixels = self.reading.decode_input(given)
+        height, width = pixels.shape[:2]
+        framed, _ = framing.frame_scene(pixels, None, self.image_size, self.crop)
+        row = {"images": framed, "index": np.int32(0)}
+        return {**named, "height": height, "width": width}, [row]
+
+    def describe_outputs(
+        self,
+        named: Mapping[str, Any],
+        rows: Sequence[Mapping[str, Any]],
+        outputs: Sequence[Mapping[str, np.ndarray]],
+        top: int,
+    ) -> dict[str, Any]:
+        """`segments`: the slot of each pixel, uint8 [H, W] at the image's own size.
+
+        `OUTSIDE` is what `crop` leaves out. The masks are resized before the largest is taken,
+        so that borders are smooth. Also `pixels`: how many each slot has.
+        """
+        del rows, top
+        segments = np.full((named["height"], named["width"]), OUTSIDE, np.uint8)
+        window = framing.find_window(segments.shape, self.crop)
+        masks = outputs[0]["masks"].transpose(1, 2, 0)  # slots as channels
+        found = images.resize(masks, segments[window].shape).argmax(axis=-1)
+        segments[window] = found
+        counts = np.bincount(found.ravel(), minlength=masks.shape[-1])
+        return {"segments": segments, "pixels": counts.tolist()}
+
     def assets(self, source: sources.Source) -> dict[str, str]:
         """Files that an evaluation needs: the value range."""
         del source
@@ -113,10 +155,12 @@ class Reconstruct:
         """
         del rng
         image, mask = record["image"], record.get("mask")
-        if self.data not in scene_sources.NAMES:
-            image, mask = framing.frame_scene(image, mask, self.image_size, self.crop)
-        example = {"images": image}
-        return example if mask is None else example | {"object_ids": mask}
+        if isinstance(image, bytes):  # a file that the user names, not from `source`
+            image = self.reading.decode(record)
+        elif self.data in scene_sources.NAMES:
+            return {"images": image, "object_ids": mask}
+        image, mask = framing.frame_scene(image, mask, self.image_size, self.crop)
+        return {"images": image} | ({} if mask is None else {"object_ids": mask})
 
     def prepare(
         self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
@@ -193,7 +237,8 @@ class Reconstruct:
 
         A pixel belongs to the slot whose mask is largest there. `ari` is of all pixels;
         `fg_ari`, `mbo` and `covering` are of the objects and leave out images without any,
-        see `attn_jax.metrics` and `attn_jax.segmentation`. Padded rows do not count.
+        see `attn_jax.metrics` and `attn_jax.segmentation`. Without true masks there is only
+        `squared_error`. Padded rows do not count.
         """
         valid = batch["valid"].astype(jnp.float32)
         error = reconstruction.astype(jnp.float32) - batch["images"]
@@ -203,7 +248,10 @@ class Reconstruct:
             return terms
         true = batch["object_ids"].astype(jnp.int32)
         found = masks.argmax(axis=1)
-        sizes = {"num_true": self.num_objects + 1, "num_predicted": masks.shape[1]}
+        sizes: dict[str, Any] = {
+            "num_true": self.num_objects + 1,
+            "num_predicted": masks.shape[1],
+        }
         foreground = true != 0
         counted = valid * foreground.any(axis=(1, 2))
 
