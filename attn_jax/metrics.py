@@ -79,6 +79,36 @@ def compute_means(sums: Sums) -> dict[str, float]:
     }
 
 
+def count_overlaps(
+    true: Integer[Array, "B ..."],
+    predicted: Integer[Array, "B ..."],
+    *,
+    num_true: int,
+    num_predicted: int,
+    where: Bool[Array, "B ..."] | None = None,
+) -> Float[Array, "B T P"]:
+    """Pixels of each pair of a true and a predicted id, as T x P tables.
+
+    T is `num_true` + 1 and P is `num_predicted` + 1: all ids out of range are counted in the
+    last row or column. Exact up to 2^24 pixels an image.
+
+    Args:
+        where: the pixels that count.
+    """
+    batch = true.shape[0]
+
+    def membership(ids: jax.Array, number: int) -> jax.Array:
+        inside = (ids >= 0) & (ids < number)  # one_hot would map the others to zeros
+        ids = jnp.where(inside, ids, number).reshape(batch, -1)
+        return jax.nn.one_hot(ids, number + 1)
+
+    member = membership(true, num_true)
+    if where is not None:
+        member = member * where.reshape(batch, -1, 1)
+    found = membership(predicted, num_predicted)
+    return jnp.einsum("BST,BSP->BTP", member, found)
+
+
 def adjusted_rand_index(
     true: Integer[Array, "B ..."],
     predicted: Integer[Array, "B ..."],
@@ -103,18 +133,10 @@ def adjusted_rand_index(
     Source: Hubert and Arabie 1985, eq. 5. Papers on scenes use `adjusted_rand_index` of
     multi_object_datasets, which is NaN if a single object is found perfectly.
     """
+    both = count_overlaps(
+        true, predicted, num_true=num_true, num_predicted=num_predicted, where=where
+    )
     batch = true.shape[0]
-
-    def membership(ids: jax.Array, number: int) -> jax.Array:
-        inside = (ids >= 0) & (ids < number)  # one_hot would map the others to zeros
-        ids = jnp.where(inside, ids, number).reshape(batch, -1)
-        return jax.nn.one_hot(ids, number + 1)
-
-    member = membership(true, num_true)
-    if where is not None:
-        member = member * where.reshape(batch, -1, 1)
-    found = membership(predicted, num_predicted)
-    both = jnp.einsum("BST,BSP->BTP", member, found)  # exact up to 2^24 pixels
     pixels = both.sum(axis=(1, 2))
     pairs = jnp.maximum(pixels * (pixels - 1), 1)
 

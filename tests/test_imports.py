@@ -31,6 +31,7 @@ ALLOWED = {
         "attn_jax.metrics",
         "attn_jax.probes",
         "attn_jax.scores",
+        "attn_jax.segmentation",
         "attn_jax.sets",
         "optax",
         "jax",

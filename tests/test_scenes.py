@@ -107,12 +107,9 @@ def test_a_perfect_reconstruction_has_no_error_and_index_1():
     masks = jnp.stack([batch["object_ids"] == i for i in (2, 0, 1)], axis=1)
     outputs = {"reconstruction": batch["images"], "masks": masks.astype(jnp.float32)}
     terms = jax.jit(SMALL_TASK.loss)(outputs, batch)
-    assert {name: float(count) for name, (_, count) in terms.items()} == {
-        "squared_error": 4.0,
-        "ari": 4.0,
-        "fg_ari": 4.0,
-    }
-    assert [float(terms[n][0]) for n in ("squared_error", "ari", "fg_ari")] == [0, 4, 4]
+    found = {name: (float(sum_), float(count)) for name, (sum_, count) in terms.items()}
+    perfect = dict.fromkeys(("ari", "fg_ari", "mbo", "covering"), (4.0, 4.0))
+    assert found == {"squared_error": (0.0, 4.0)} | perfect
 
 
 def test_padded_rows_and_images_without_objects_do_not_count():
@@ -127,8 +124,14 @@ def test_padded_rows_and_images_without_objects_do_not_count():
     }
     terms = jax.jit(SMALL_TASK.loss)(outputs, batch)
     assert float(terms["squared_error"][0]) == pytest.approx(6, rel=1e-6)  # float32
-    counts = [float(terms[n][1]) for n in ("squared_error", "ari", "fg_ari")]
-    assert counts == [3, 3, 2]
+    counts = {name: float(count) for name, (_, count) in terms.items()}
+    assert counts == {
+        "squared_error": 3,
+        "ari": 3,
+        "fg_ari": 2,
+        "mbo": 2,
+        "covering": 2,
+    }
 
 
 def test_training_draws_new_slots_each_step_and_evaluation_the_same_per_example():

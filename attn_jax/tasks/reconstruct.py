@@ -8,10 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
+from jaxtyping import Array, Float
 
-from attn_jax import metrics
-from attn_jax.bounds import Path, Pixels, PositiveInt
+from attn_jax import metrics, segmentation
+from attn_jax.bounds import Depth, Path, Pixels, PositiveInt, Width
 from attn_jax.data import images, scene_sources, sources
+
+SEGMENTS_SIDE = 32  # pixels that a whole split is compared at; enough for stripes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,10 @@ class Reconstruct:
         train_images, validation_images, test_images: number of images; an epoch is a pass
             over the same images.
         data_seed: seed of the images; runs with different seeds share them.
+        num_slots, iterations: of the model's call; None: the model's own. An evaluation may
+            so have more of them than the training: `evals.NAME.task.num_slots`.
+        every_iteration: also report every metric after each iteration t, as
+            `METRIC_after_t`. Only the last one is trained.
 
     Source: Locatello et al. 2020, sec. 4.1.
     """
@@ -46,6 +54,9 @@ class Reconstruct:
     validation_images: int = 320
     test_images: int = 320
     data_seed: int = 0
+    num_slots: Width | None = None
+    iterations: Depth | None = None
+    every_iteration: bool = False
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -93,37 +104,90 @@ class Reconstruct:
         pixels = images.normalize(batch["images"])
         return {**batch, "images": pixels, "sample_keys": keys}
 
-    def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        return {"images": batch["images"], "sample_keys": batch["sample_keys"]}
+    def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
+        changed = {
+            name: value
+            for name in ("num_slots", "iterations", "every_iteration")
+            if (value := getattr(self, name))
+        }
+        keys = ("images", "sample_keys")
+        return {name: batch[name] for name in keys} | changed
 
     def loss(
         self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
     ) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Mean squared error over pixels and channels; ARI with and without background.
+        """The metrics of `measure`; with `every_iteration` also those after each one."""
+        terms = self.measure(outputs["reconstruction"], outputs["masks"], batch)
+        if self.every_iteration:
+            each = outputs["reconstruction_per_iteration"]
+            for t, (image, masks) in enumerate(
+                zip(each, outputs["masks_per_iteration"], strict=True), 1
+            ):
+                found = self.measure(image, masks, batch)
+                terms |= {f"{name}_after_{t}": pair for name, pair in found.items()}
+        return terms
 
-        A pixel belongs to the slot whose mask is largest there. `fg_ari` leaves out the
-        background, and images without objects. Padded rows do not count.
+    def predictions(
+        self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """`segments`: the slot of each pixel [B, h, w], of every n-th row and column."""
+        del batch
+        found = outputs["masks"].argmax(axis=1).astype(jnp.int32)
+        step = -(-max(found.shape[1:]) // SEGMENTS_SIDE)
+        return {"segments": found[:, ::step, ::step]}
+
+    def score(self, rows: Mapping[str, np.ndarray], source: Any) -> dict[str, float]:
+        """`position_agreement` over the split, and `stripes`: 1 if it is above the bound.
+
+        Slots that divide the images by position, whatever they show, are named in the log;
+        see `segmentation.measure_position_agreement`.
+        """
+        del source
+        segments = jnp.asarray(rows["segments"])
+        found = segmentation.measure_position_agreement(
+            segments, number=int(segments.max()) + 1
+        )
+        agreement = float(np.asarray(found).mean())
+        stripes = agreement > segmentation.STRIPES
+        if stripes:
+            logging.warning(
+                "the slots are stripes: those of different images agree by %.2f (Rand index; "
+                "objects by less than %.2f), so they follow positions and not what the images "
+                "show. Start again with another --config.seed; smaller kernels help.",
+                *(agreement, segmentation.STRIPES),
+            )
+        return {"position_agreement": agreement, "stripes": float(stripes)}
+
+    def measure(
+        self,
+        reconstruction: Float[Array, "B H W 3"],
+        masks: Float[Array, "B K H W"],
+        batch: Mapping[str, jax.Array],
+    ) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Mean squared error over pixels and channels, and agreement with the true masks.
+
+        A pixel belongs to the slot whose mask is largest there. `ari` is of all pixels;
+        `fg_ari`, `mbo` and `covering` are of the objects and leave out images without any,
+        see `attn_jax.metrics` and `attn_jax.segmentation`. Padded rows do not count.
         """
         valid = batch["valid"].astype(jnp.float32)
-        error = outputs["reconstruction"].astype(jnp.float32) - batch["images"]
+        error = reconstruction.astype(jnp.float32) - batch["images"]
         squared = jnp.square(error).mean(axis=(1, 2, 3))
         true = batch["object_ids"].astype(jnp.int32)
-        slots = outputs["masks"].shape[1]
-        found = outputs["masks"].argmax(axis=1)
-
-        def agreement(where: jax.Array | None) -> jax.Array:
-            return metrics.adjusted_rand_index(
-                true,
-                found,
-                num_true=self.num_objects + 1,
-                num_predicted=slots,
-                where=where,
-            )
-
+        found = masks.argmax(axis=1)
+        sizes = {"num_true": self.num_objects + 1, "num_predicted": masks.shape[1]}
         foreground = true != 0
         counted = valid * foreground.any(axis=(1, 2))
+
+        def of_objects(metric: Any, **where: Any) -> tuple[jax.Array, jax.Array]:
+            values = metric(true, found, **sizes, **where)
+            return (values * counted).sum(), counted.sum()
+
+        ari = metrics.adjusted_rand_index(true, found, **sizes)
         return {
             "squared_error": ((squared * valid).sum(), valid.sum()),
-            "ari": ((agreement(None) * valid).sum(), valid.sum()),
-            "fg_ari": ((agreement(foreground) * counted).sum(), counted.sum()),
+            "ari": ((ari * valid).sum(), valid.sum()),
+            "fg_ari": of_objects(metrics.adjusted_rand_index, where=foreground),
+            "mbo": of_objects(segmentation.mean_best_overlap),
+            "covering": of_objects(segmentation.segmentation_covering),
         }

@@ -33,7 +33,8 @@ class SlotAttentionAutoEncoder(nn.Module):
 
     Returns (call): those of `SlotAttention`, where N is the encoder's grid row by row;
     `reconstruction` [B, H, W, 3]; `slot_reconstructions` [B, K, H, W, 3]; `masks`
-    [B, K, H, W], which sum to 1 over slots. Float32.
+    [B, K, H, W], which sum to 1 over slots. With `every_iteration` also these three as
+    decoded after every iteration, `NAME_per_iteration` [T, B, ...]. Float32.
 
     Raises:
         ValueError: the image does not have the decoder's size; the lists of layers differ
@@ -115,7 +116,15 @@ class SlotAttentionAutoEncoder(nn.Module):
             iterations=iterations,
             every_iteration=every_iteration,
         )
-        return found | self.decode(found["slots"])
+        if not every_iteration:
+            return found | self.decode(found["slots"])
+        slots = found["slots_per_iteration"][1:]  # [T, B, K, D]
+        each = {
+            name: array.reshape(*slots.shape[:2], *array.shape[1:])
+            for name, array in self.decode(slots.reshape(-1, *slots.shape[2:])).items()
+        }
+        found |= {f"{name}_per_iteration": array for name, array in each.items()}
+        return found | {name: array[-1] for name, array in each.items()}
 
     def decode(self, slots: Float[Array, "B K D"]) -> dict[str, Array]:
         """Decodes any number of slots to images.
