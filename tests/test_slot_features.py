@@ -1,5 +1,7 @@
 """Slots over the features of a frozen ViT: targets, decoders, masks."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +12,12 @@ from attn_jax.models.slot_attention import (
     FeatureMLPDecoder,
     FeatureTransformerDecoder,
     SlotAttention,
+    SlotAttentionAutoEncoder,
     SlotAttentionFeatureAutoEncoder,
 )
 from attn_jax.models.slot_attention.features import enlarge
 from attn_jax.models.vit import ViT
+from attn_jax.tasks.reconstruct import Reconstruct
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -77,6 +81,52 @@ def test_the_transformer_sees_no_patch_that_it_predicts_nor_a_later_one():
     (made, _), _ = jax.jit(decoder.init_with_output)(KEY, slots, both)
     np.testing.assert_allclose(made[0, :4], made[1, :4], atol=1e-5)
     assert np.abs(made[0, 4] - made[1, 4]).max() > 1e-3
+
+
+def test_pixels_are_reconstructed_from_the_patches_of_a_backbone():
+    module = SlotAttentionAutoEncoder(
+        3,
+        backbone=make("mlp").backbone,
+        decoder_initial_size=(4, 6),
+        decoder_channels=(4,),
+        decoder_kernels=(3, 3),
+        decoder_strides=(2, 1),
+    )
+
+    def shapes(module):
+        return jax.eval_shape(
+            lambda: module.init_with_output(KEY, IMAGES, sample_keys=KEYS[:2])
+        )
+
+    found, variables = shapes(module)
+    assert found["reconstruction"].shape == IMAGES.shape
+    assert found["attention"].shape == (2, 3, 6)
+    assert set(variables["params"]["encoder"]) == {"norm", "mlp_1", "mlp_2"}
+    assert "block_0" in variables["params"]["backbone"]
+    with pytest.raises(
+        ValueError, match="encoder_strides=.* no effect on config.model.ba"
+    ):
+        shapes(module.clone(encoder_strides=(2,)))
+
+
+def test_the_task_compares_features_with_features():
+    task = Reconstruct("clevr_lite", image_size=4, num_objects=1, target="features")
+    batch = {"images": jnp.zeros((2, 4, 4, 3)), "valid": jnp.array([True, False])}
+    batch["object_ids"] = jnp.ones((2, 4, 4), jnp.uint8)
+    outputs = {
+        "features": jnp.full((2, 6, 8), 3.0),
+        "feature_reconstruction": jnp.full((2, 6, 8), 1.0),
+        "masks": jnp.full((2, 3, 4, 4), 1 / 3),
+    }
+    total, count = task.loss(outputs, batch)["squared_error"]
+    assert (float(total), float(count)) == (4.0, 1.0)
+    pixels = dataclasses.replace(task, target="pixels")
+    with pytest.raises(
+        ValueError, match="target='pixels', but the model outputs no rec"
+    ):
+        pixels.loss(outputs, batch)
+    with pytest.raises(ValueError, match="every_iteration=True needs target='pixels'"):
+        dataclasses.replace(task, every_iteration=True)
 
 
 def test_masks_keep_the_order_of_rows_and_columns():

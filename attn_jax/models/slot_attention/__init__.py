@@ -18,11 +18,12 @@ from attn_jax.models.slot_attention.grids import (
     PositionEmbedding,
     SpreadConvTranspose,
 )
+from attn_jax.models.slot_attention.keras import GRU
 from attn_jax.models.slot_attention.networks import (
     SlotAttentionAutoEncoder,
     SlotAttentionClassifier,
 )
-from attn_jax.models.slot_attention.slots import GRU, SlotAttention
+from attn_jax.models.slot_attention.slots import SlotAttention
 
 __all__ = [
     "GRU",

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from attn_jax.bounds import GridSide, Width
-from attn_jax.models.slot_attention.slots import glorot
+from attn_jax.models.slot_attention.keras import glorot
 
 
 class SlotMLP(nn.Module):

@@ -17,8 +17,8 @@ from attn_jax.attention import (
     mix,
 )
 from attn_jax.bounds import Depth, Width
-from attn_jax.models.slot_attention.grids import Adapter
-from attn_jax.models.slot_attention.slots import NORM_EPSILON
+from attn_jax.models.slot_attention.grids import Adapter, read_patches
+from attn_jax.models.slot_attention.keras import NORM_EPSILON
 
 
 class SlotAttentionFeatureAutoEncoder(nn.Module):
@@ -68,8 +68,7 @@ class SlotAttentionFeatureAutoEncoder(nn.Module):
         train: bool = False,
     ) -> dict[str, Array]:
         del train  # the backbone is no object of training
-        tokens = self.backbone(images, train=False)["tokens"].astype(jnp.float32)
-        features = tokens[:, getattr(self.backbone, "prefix", 0) :]
+        features = read_patches(self.backbone, images)
         found = self.grouping(
             Adapter(self.dtype, name="adapter")(features),
             sample_keys=sample_keys,

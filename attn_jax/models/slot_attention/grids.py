@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from attn_jax.attention import layer_norm
-from attn_jax.models.slot_attention.slots import NORM_EPSILON, glorot
+from attn_jax.models.slot_attention.keras import NORM_EPSILON, glorot
 
 
 class Encoder(nn.Module):
@@ -52,6 +52,14 @@ class Adapter(nn.Module):
     @nn.compact
     def __call__(self, features: Float[Array, "B N C"]) -> Float[Array, "B N C"]:
         return norm_and_mlp(features, features.shape[-1], self.dtype)
+
+
+def read_patches(
+    backbone: nn.Module, images: Float[Array, "B H W c"]
+) -> Float[Array, "B N C"]:
+    """The final tokens of a ViT's patches, without those before them, in float32."""
+    tokens = backbone(images, train=False)["tokens"].astype(jnp.float32)
+    return tokens[:, getattr(backbone, "prefix", 0) :]
 
 
 def norm_and_mlp(x: jax.Array, width: int, dtype: str) -> jax.Array:

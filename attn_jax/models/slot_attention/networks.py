@@ -13,21 +13,33 @@ from jaxtyping import Array, Float, Key
 
 from attn_jax.attention import check_idle
 from attn_jax.bounds import Depth, GridSide, NonNegativeFloat, Pixels, Width
-from attn_jax.models.slot_attention.grids import Decoder, Encoder
-from attn_jax.models.slot_attention.slots import SlotAttention, glorot
+from attn_jax.models.slot_attention.grids import (
+    Adapter,
+    Decoder,
+    Encoder,
+    read_patches,
+)
+from attn_jax.models.slot_attention.keras import glorot
+from attn_jax.models.slot_attention.slots import SlotAttention
 
 
 class SlotAttentionAutoEncoder(nn.Module):
     """Object discovery: image -> slots -> one image and one mask per slot -> image.
 
-    The defaults are the paper's for CLEVR at 128 x 128. `decoder_channels` excludes the
-    last transposed convolution, which outputs RGB and the mask's logit; kernels and
-    strides include it. The image size is the decoder's initial size times its strides.
-    `grouping` is a module with the call of `SlotAttention`: one with other fields, or a
-    `SlotMLP`; it has as many slots as `num_slots`, and replaces `iterations`, `width`,
-    `mlp_width` and `epsilon`. `encoder_positions` False: the encoder, not the decoder, does
-    without a position embedding. `remat` recomputes the decoder in the backward pass: its activations, [B * K, H, W, C]
-    per layer, are by far the largest.
+    The defaults are the paper's for CLEVR at 128 x 128. The image size is the decoder's
+    initial size times its strides.
+
+    Attributes:
+        decoder_channels: without the last transposed convolution, which outputs RGB and the
+            mask's logit; kernels and strides include it.
+        remat: recompute the decoder in the backward pass: its activations, [B * K, H, W, C]
+            per layer, are by far the largest.
+        grouping: a module with the call of `SlotAttention`: one with other fields, or a
+            `SlotMLP`. It has `num_slots` slots and replaces `iterations`, `width`,
+            `mlp_width` and `epsilon`. None: Slot Attention with these.
+        encoder_positions: False: the encoder, not the decoder, has no position embedding.
+        backbone: a ViT, or a module with its call, whose patches take the place of the encoder's
+            convolutions; see `SlotAttentionFeatureAutoEncoder`.
 
     Call: `images` [B, H, W, 3] in [-1, 1]; the rest as in `SlotAttention`.
 
@@ -38,7 +50,7 @@ class SlotAttentionAutoEncoder(nn.Module):
 
     Raises:
         ValueError: the image does not have the decoder's size; the lists of layers differ
-            in length; a field that `grouping` replaces is set, too; see also
+            in length; a field that `grouping` or `backbone` replaces is set, too; see also
             `SlotAttention`.
 
     Source: paper sec. 2.2 and supplement; its code's object discovery model.
@@ -60,15 +72,22 @@ class SlotAttentionAutoEncoder(nn.Module):
     remat: bool = False
     grouping: nn.Module | None = None
     encoder_positions: bool = True
+    backbone: nn.Module | None = None
 
     def setup(self) -> None:
-        self.encoder = Encoder(
+        convolutions = (
             self.encoder_channels,
             self.encoder_kernels,
             self.encoder_strides,
-            self.dtype,
-            self.encoder_positions,
         )
+        if self.backbone is None:
+            self.encoder = Encoder(*convolutions, self.dtype, self.encoder_positions)
+        else:
+            usual = (64,) * 4, (5,) * 4, (1,) * 4
+            names = "encoder_channels", "encoder_kernels", "encoder_strides"
+            pairs = zip(convolutions, usual, strict=True)
+            check_idle("backbone", dict(zip(names, pairs, strict=True)))
+            self.encoder = Adapter(self.dtype)
         self.slot_attention = make_grouping(
             self.grouping,
             self.num_slots,
@@ -108,8 +127,11 @@ class SlotAttentionAutoEncoder(nn.Module):
             "times decoder_strides)",
             "config.model.decoder_initial_size",
         )
+        seen = images
+        if self.backbone is not None:
+            seen = read_patches(self.backbone, images)
         found = self.slot_attention(
-            self.encoder(images),
+            self.encoder(seen),
             sample_keys=sample_keys,
             initial_slots=initial_slots,
             num_slots=num_slots,

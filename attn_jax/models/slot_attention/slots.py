@@ -14,9 +14,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from attn_jax.attention import attention_weights, layer_norm, mix
 from attn_jax.bounds import Depth, NonNegativeFloat, PositiveFloat, Width
-
-NORM_EPSILON = 1e-3  # of every layer norm, as in Keras
-glorot = nn.initializers.glorot_uniform()  # of every kernel, as in Keras
+from attn_jax.models.slot_attention.keras import GRU, NORM_EPSILON, glorot
 
 
 class SlotAttention(nn.Module):
@@ -288,28 +286,3 @@ class SlotAttention(nn.Module):
             sample_keys
         )
         return mu + jnp.exp(log_sigma) * noise
-
-
-class GRU(nn.Module):
-    """z * state + (1 - z) * tanh(x W + r * (state R + b)), in float32 throughout.
-
-    The gates z and r and the candidate share one matrix, as in Keras. The recurrent kernel
-    is therefore initialized orthogonal as a whole; its norm is smaller by sqrt(3) than that
-    of the three orthogonal kernels of Flax's cell.
-    """
-
-    width: Width
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "B K D"], state: Float[Array, "B K D"]
-    ) -> Float[Array, "B K D"]:
-        shape = (self.width, 3 * self.width)
-        kernel = self.param("kernel", glorot, shape)
-        recurrent = self.param("recurrent_kernel", nn.initializers.orthogonal(), shape)
-        bias = self.param("bias", nn.initializers.zeros, (2, shape[1]))
-        bias = bias.reshape(2, 1, 1, -1)
-        z, r, n = jnp.split(x @ kernel + bias[0], 3, axis=-1)
-        z_state, r_state, n_state = jnp.split(state @ recurrent + bias[1], 3, axis=-1)
-        z, r = jax.nn.sigmoid(z + z_state), jax.nn.sigmoid(r + r_state)
-        return z * state + (1 - z) * jnp.tanh(n + r * n_state)
