@@ -119,12 +119,12 @@ class Reconstruct:
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
         changed = {
-            name: value
-            for name in ("num_slots", "iterations", "every_iteration")
-            if (value := getattr(self, name))
+            "num_slots": self.num_slots,
+            "iterations": self.iterations,
+            "every_iteration": self.every_iteration,
         }
-        keys = ("images", "sample_keys")
-        return {name: batch[name] for name in keys} | changed
+        given = {name: batch[name] for name in ("images", "sample_keys")}
+        return given | {name: value for name, value in changed.items() if value}
 
     def loss(
         self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]

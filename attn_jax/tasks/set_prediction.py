@@ -132,11 +132,12 @@ class SetPrediction:
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
         changed = {
-            name: value
-            for name in ("num_slots", "iterations", "every_iteration")
-            if (value := getattr(self, name))
+            "num_slots": self.num_slots,
+            "iterations": self.iterations,
+            "every_iteration": self.every_iteration,
         }
-        return {name: batch[name] for name in ("images", "sample_keys")} | changed
+        given = {name: batch[name] for name in ("images", "sample_keys")}
+        return given | {name: value for name, value in changed.items() if value}
 
     def loss(
         self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
