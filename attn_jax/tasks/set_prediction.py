@@ -192,7 +192,7 @@ class SetPrediction:
         """`ap_inf`, `ap_1`, ...: average precision at each distance, over the whole split."""
         del records  # the targets come with the predictions
         targets = jnp.asarray(predictions["targets"])
-        scores = {}
+        scores: dict[str, float] = {}
         for name, found in predictions.items():
             if not name.startswith("found"):
                 continue

@@ -2,8 +2,7 @@
 
 Command:  python train.py --config=configs/slot_attention/clevr_lite_set.py --workdir=DIR
           average precision after more iterations than in training:
-          python -m attn_jax evaluate --workdir=DIR --set 'evals={"seven": {"split": "test", "task":
-              {"iterations": 7}}}'
+          python -m attn_jax evaluate --workdir=DIR --set evals.test.task.iterations=7
 Hardware: base is the paper's network for CLEVR10 (2 days 3 hours on one V100 there) and was not
           run here; small, 64x64 pixels and 32 channels, was not trained to its end.
 Expect:   no number: the images are not CLEVR's. The paper has average precision 94.3, 86.7, 56.0,

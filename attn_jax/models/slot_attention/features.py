@@ -151,7 +151,8 @@ class FeatureTransformerDecoder(nn.Module):
         before = jnp.concatenate(
             [jnp.broadcast_to(first, (B, 1, F)), features[:, :-1]], axis=1
         )
-        x, weights = before + position, None
+        x: Any = before + position
+        weights: Any = None
         for i in range(self.depth):
             block = FeatureDecoderBlock(
                 self.num_heads, self.mlp_width, self.dtype, name=f"block_{i}"

@@ -80,14 +80,16 @@ class SlotAttentionAutoEncoder(nn.Module):
             self.encoder_kernels,
             self.encoder_strides,
         )
+        encoder: nn.Module
         if self.backbone is None:
-            self.encoder = Encoder(*convolutions, self.dtype, self.encoder_positions)
+            encoder = Encoder(*convolutions, self.dtype, self.encoder_positions)
         else:
             usual = (64,) * 4, (5,) * 4, (1,) * 4
             names = "encoder_channels", "encoder_kernels", "encoder_strides"
             pairs = zip(convolutions, usual, strict=True)
             check_idle("backbone", dict(zip(names, pairs, strict=True)))
-            self.encoder = Adapter(self.dtype)
+            encoder = Adapter(self.dtype)
+        self.encoder = encoder
         self.slot_attention = make_grouping(
             self.grouping,
             self.num_slots,

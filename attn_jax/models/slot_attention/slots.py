@@ -173,7 +173,8 @@ class SlotAttention(nn.Module):
         """Makes the function (slots, keys, mask) -> attention [B, H, K, N]."""
         scale = self.scale or (self.width // self.num_heads) ** -0.5
         axis: Literal["queries", "keys"] = "queries" if self.over == "slots" else "keys"
-        norm = project = None
+        norm: Any = None
+        project: Any = None
         if not self.soft_kmeans:
             norm = layer_norm(NORM_EPSILON, "norm_slots")
             project = self.dense(self.width, "query", use_bias=False)
@@ -223,24 +224,25 @@ class SlotAttention(nn.Module):
     def make_update(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
         """Makes the function (what the slots get, slots) -> slots [B, K, D]."""
         replace = self.soft_kmeans or not self.use_gru
-        norm_sum = gru = norm_mlp = mlp_1 = mlp_2 = None
+        norm_sum: Any = None
+        gru: Any = None
+        mlp: Any = None
         if self.normalizer == "sum_norm":
             norm_sum = layer_norm(NORM_EPSILON, "norm_sum")
         if not replace:
             gru = GRU(self.width, name="gru")
         if self.use_mlp and not self.soft_kmeans:
-            norm_mlp = layer_norm(NORM_EPSILON, "norm_mlp")
-            mlp_1 = self.dense(self.mlp_width, "mlp_1")
-            mlp_2 = self.dense(self.width, "mlp_2")
+            norm = layer_norm(NORM_EPSILON, "norm_mlp")
+            mlp = self.dense(self.mlp_width, "mlp_1"), self.dense(self.width, "mlp_2")
 
         def update(won: jax.Array, slots: jax.Array) -> jax.Array:
             if norm_sum is not None:
                 won = norm_sum(won)
             slots = won if gru is None else gru(won, slots)
-            if norm_mlp is None:
+            if mlp is None:
                 return slots
-            hidden = jax.nn.relu(mlp_1(norm_mlp(slots).astype(self.dtype)))
-            return slots + mlp_2(hidden).astype(jnp.float32)
+            hidden = jax.nn.relu(mlp[0](norm(slots).astype(self.dtype)))
+            return slots + mlp[1](hidden).astype(jnp.float32)
 
         return update
 
