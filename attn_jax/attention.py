@@ -150,18 +150,27 @@ def check_attention(
     Args:
         fields: {field of the model: (its value, the value with which it does nothing)}.
     """
-    for field, (value, idle) in fields.items():
-        if value != idle:
-            raise ValueError(
-                f"config.model.{field}={value!r} has no effect on config.model.attention; "
-                f"set it to {idle!r}, and choose in config.model.attention."
-            )
+    check_idle("attention", fields)
     heads = getattr(attention, "num_heads", num_heads)
     if heads != num_heads:
         raise ValueError(
             f"config.model.attention.num_heads={heads} must be config.model.num_heads="
             f"{num_heads}; change one of them."
         )
+
+
+def check_idle(part: str, fields: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raises ValueError if a model sets a field that its submodule `part` replaces.
+
+    Args:
+        fields: {field of the model: (its value, the value with which it does nothing)}.
+    """
+    for field, (value, idle) in fields.items():
+        if value != idle:
+            raise ValueError(
+                f"config.model.{field}={value!r} has no effect on config.model.{part}; "
+                f"set it to {idle!r}, and choose in config.model.{part}."
+            )
 
 
 def layer_norm(epsilon: float, name: str) -> "LayerNorm":

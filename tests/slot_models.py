@@ -63,7 +63,7 @@ def run(module, variables, *inputs, **options):
     """One compiled call: op by op, it would take many times as long."""
     arrays = {
         name: options.pop(name)
-        for name in ("initial_slots", "sample_keys")
+        for name in ("initial_slots", "inputs_mask", "sample_keys")
         if name in options
     }
     return jax.jit(functools.partial(module.apply, **options))(

@@ -65,9 +65,9 @@ def test_a_slot_without_a_pixel_changes_no_metric():
     batch = SMALL_TASK.prepare(batch_of(SMALL_TASK, 3), KEY, False)
     masks = jax.random.uniform(KEY, (3, 4, 12, 12))
     images = batch["images"]
-    one = SMALL_TASK.measure(images, masks, batch)
+    one = SMALL_TASK.measure(images, images, masks, batch)
     other = SMALL_TASK.measure(
-        images, jnp.pad(masks, ((0, 0), (0, 2), *[(0, 0)] * 2)), batch
+        images, images, jnp.pad(masks, ((0, 0), (0, 2), *[(0, 0)] * 2)), batch
     )
     for name, (total, _) in one.items():
         np.testing.assert_array_equal(total, other[name][0], err_msg=name)

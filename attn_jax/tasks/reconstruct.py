@@ -49,9 +49,16 @@ class Reconstruct:
             so have more of them than the training: `evals.NAME.task.num_slots`.
         every_iteration: also report every metric after each iteration t, as
             `METRIC_after_t`. Only the last one is trained.
+        target: what is reconstructed: "pixels", or the "features" of a frozen encoder, which
+            `SlotAttentionFeatureAutoEncoder` returns.
+
+    Raises:
+        ValueError: `every_iteration` is asked of features.
 
     Source: Locatello et al. 2020, sec. 4.1.
     """
+
+    SEGMENTS: ClassVar[bool] = True  # `predict` writes its results as images
 
     data: Path
     image_size: Pixels = 35
@@ -67,8 +74,14 @@ class Reconstruct:
     num_slots: Width | None = None
     iterations: Depth | None = None
     every_iteration: bool = False
+    target: Literal["pixels", "features"] = "pixels"
 
-    SEGMENTS: ClassVar[bool] = True  # `predict` writes its results as images
+    def __post_init__(self) -> None:
+        if self.target == "features" and self.every_iteration:
+            raise ValueError(
+                "config.task.every_iteration=True needs target='pixels': features are decoded "
+                "after the last iteration alone."
+            )
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -175,24 +188,36 @@ class Reconstruct:
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
         changed = {
-            name: value
-            for name in ("num_slots", "iterations", "every_iteration")
-            if (value := getattr(self, name))
+            "num_slots": self.num_slots,
+            "iterations": self.iterations,
+            "every_iteration": self.every_iteration,
         }
-        keys = ("images", "sample_keys")
-        return {name: batch[name] for name in keys} | changed
+        given = {name: batch[name] for name in ("images", "sample_keys")}
+        return given | {name: value for name, value in changed.items() if value}
 
     def loss(
         self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
     ) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """The metrics of `measure`; with `every_iteration` also those after each one."""
-        terms = self.measure(outputs["reconstruction"], outputs["masks"], batch)
+        """The metrics of `measure`; with `every_iteration` also those after each one.
+
+        Raises:
+            ValueError: the model does not reconstruct the target.
+        """
+        name = "features" if self.target == "features" else "images"
+        made = "feature_reconstruction" if name == "features" else "reconstruction"
+        if made not in outputs:
+            raise ValueError(
+                f"config.task.target={self.target!r}, but the model outputs no {made}; change "
+                "config.task.target or config.model.cls."
+            )
+        target = {**batch, **outputs}[name]
+        terms = self.measure(outputs[made], target, outputs["masks"], batch)
         if self.every_iteration:
             each = outputs["reconstruction_per_iteration"]
             for t, (image, masks) in enumerate(
                 zip(each, outputs["masks_per_iteration"], strict=True), 1
             ):
-                found = self.measure(image, masks, batch)
+                found = self.measure(image, target, masks, batch)
                 terms |= {f"{name}_after_{t}": pair for name, pair in found.items()}
         return terms
 
@@ -229,11 +254,12 @@ class Reconstruct:
 
     def measure(
         self,
-        reconstruction: Float[Array, "B H W 3"],
+        reconstruction: Float[Array, "B ..."],
+        target: Float[Array, "B ..."],
         masks: Float[Array, "B K H W"],
         batch: Mapping[str, jax.Array],
     ) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Mean squared error over pixels and channels, and agreement with the true masks.
+        """Mean squared error over the parts of the target, and agreement with the true masks.
 
         A pixel belongs to the slot whose mask is largest there. `ari` is of all pixels;
         `fg_ari`, `mbo` and `covering` are of the objects and leave out images without any,
@@ -241,8 +267,8 @@ class Reconstruct:
         `squared_error`. Padded rows do not count.
         """
         valid = batch["valid"].astype(jnp.float32)
-        error = reconstruction.astype(jnp.float32) - batch["images"]
-        squared = jnp.square(error).mean(axis=(1, 2, 3))
+        error = reconstruction.astype(jnp.float32) - target
+        squared = jnp.square(error).mean(axis=tuple(range(1, error.ndim)))
         terms = {"squared_error": ((squared * valid).sum(), valid.sum())}
         if "object_ids" not in batch:
             return terms

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from attn_jax.attention import layer_norm
-from attn_jax.models.slot_attention.slots import NORM_EPSILON, glorot
+from attn_jax.models.slot_attention.keras import NORM_EPSILON, glorot
 
 
 class Encoder(nn.Module):
@@ -21,6 +21,7 @@ class Encoder(nn.Module):
     kernels: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: str
+    positions: bool = True
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B N C"]:
@@ -38,12 +39,36 @@ class Encoder(nn.Module):
             )(x)
             x = jax.nn.relu(x)
         B, H, W, C = x.shape
-        x = x + PositionEmbedding((H, W), C, self.dtype, name="position")()
-        x = layer_norm(NORM_EPSILON, "norm")(x.reshape(B, H * W, C)).astype(self.dtype)
-        for name in ("mlp_1", "mlp_2"):
-            x = nn.Dense(C, dtype=self.dtype, kernel_init=glorot, name=name)(x)
-            x = jax.nn.relu(x) if name == "mlp_1" else x
-        return x
+        if self.positions:
+            x = x + PositionEmbedding((H, W), C, self.dtype, name="position")()
+        return norm_and_mlp(x.reshape(B, H * W, C), C, self.dtype)
+
+
+class Adapter(nn.Module):
+    """The norm and the MLP of the encoder, for features of another model."""
+
+    dtype: str
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "B N C"]) -> Float[Array, "B N C"]:
+        return norm_and_mlp(features, features.shape[-1], self.dtype)
+
+
+def read_patches(
+    backbone: nn.Module, images: Float[Array, "B H W c"]
+) -> Float[Array, "B N C"]:
+    """The final tokens of a ViT's patches, without those before them, in float32."""
+    tokens = backbone(images, train=False)["tokens"].astype(jnp.float32)
+    return tokens[:, getattr(backbone, "prefix", 0) :]
+
+
+def norm_and_mlp(x: jax.Array, width: int, dtype: str) -> jax.Array:
+    """Applies new submodules `norm`, `mlp_1` and `mlp_2` of the calling module."""
+    x = layer_norm(NORM_EPSILON, "norm")(x).astype(dtype)
+    for name in ("mlp_1", "mlp_2"):
+        x = nn.Dense(width, dtype=dtype, kernel_init=glorot, name=name)(x)
+        x = jax.nn.relu(x) if name == "mlp_1" else x
+    return x
 
 
 class Decoder(nn.Module):

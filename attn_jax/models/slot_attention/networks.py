@@ -11,19 +11,35 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from attn_jax.attention import check_idle
 from attn_jax.bounds import Depth, GridSide, NonNegativeFloat, Pixels, Width
-from attn_jax.models.slot_attention.grids import Decoder, Encoder
-from attn_jax.models.slot_attention.slots import SlotAttention, glorot
+from attn_jax.models.slot_attention.grids import (
+    Adapter,
+    Decoder,
+    Encoder,
+    read_patches,
+)
+from attn_jax.models.slot_attention.keras import glorot
+from attn_jax.models.slot_attention.slots import SlotAttention
 
 
 class SlotAttentionAutoEncoder(nn.Module):
     """Object discovery: image -> slots -> one image and one mask per slot -> image.
 
-    The defaults are the paper's for CLEVR at 128 x 128. `decoder_channels` excludes the
-    last transposed convolution, which outputs RGB and the mask's logit; kernels and
-    strides include it. The image size is the decoder's initial size times its strides.
-    `remat` recomputes the decoder in the backward pass: its activations, [B * K, H, W, C]
-    per layer, are by far the largest.
+    The defaults are the paper's for CLEVR at 128 x 128. The image size is the decoder's
+    initial size times its strides.
+
+    Attributes:
+        decoder_channels: without the last transposed convolution, which outputs RGB and the
+            mask's logit; kernels and strides include it.
+        remat: recompute the decoder in the backward pass: its activations, [B * K, H, W, C]
+            per layer, are by far the largest.
+        grouping: a module with the call of `SlotAttention`: one with other fields, or a
+            `SlotMLP`. It has `num_slots` slots and replaces `iterations`, `width`,
+            `mlp_width` and `epsilon`. None: Slot Attention with these.
+        encoder_positions: False: the encoder, not the decoder, has no position embedding.
+        backbone: a ViT, or a module with its call, whose patches take the place of the encoder's
+            convolutions; see `SlotAttentionFeatureAutoEncoder`.
 
     Call: `images` [B, H, W, 3] in [-1, 1]; the rest as in `SlotAttention`.
 
@@ -34,7 +50,8 @@ class SlotAttentionAutoEncoder(nn.Module):
 
     Raises:
         ValueError: the image does not have the decoder's size; the lists of layers differ
-            in length; see also `SlotAttention`.
+            in length; a field that `grouping` or `backbone` replaces is set, too; see also
+            `SlotAttention`.
 
     Source: paper sec. 2.2 and supplement; its code's object discovery model.
     """
@@ -53,21 +70,34 @@ class SlotAttentionAutoEncoder(nn.Module):
     decoder_strides: tuple[Pixels, ...] = (2, 2, 2, 2, 1, 1)
     dtype: str = "float32"
     remat: bool = False
+    grouping: nn.Module | None = None
+    encoder_positions: bool = True
+    backbone: nn.Module | None = None
 
     def setup(self) -> None:
-        self.encoder = Encoder(
+        convolutions = (
             self.encoder_channels,
             self.encoder_kernels,
             self.encoder_strides,
-            self.dtype,
         )
-        self.slot_attention = SlotAttention(
+        encoder: nn.Module
+        if self.backbone is None:
+            encoder = Encoder(*convolutions, self.dtype, self.encoder_positions)
+        else:
+            usual = (64,) * 4, (5,) * 4, (1,) * 4
+            names = "encoder_channels", "encoder_kernels", "encoder_strides"
+            pairs = zip(convolutions, usual, strict=True)
+            check_idle("backbone", dict(zip(names, pairs, strict=True)))
+            encoder = Adapter(self.dtype)
+        self.encoder = encoder
+        self.slot_attention = make_grouping(
+            self.grouping,
             self.num_slots,
-            self.iterations,
-            self.width,
-            self.mlp_width,
-            self.epsilon,
             self.dtype,
+            iterations=self.iterations,
+            width=self.width,
+            mlp_width=self.mlp_width,
+            epsilon=self.epsilon,
         )
         decoder = nn.remat(Decoder) if self.remat else Decoder
         self.decoder = decoder(
@@ -99,8 +129,11 @@ class SlotAttentionAutoEncoder(nn.Module):
             "times decoder_strides)",
             "config.model.decoder_initial_size",
         )
+        seen = images
+        if self.backbone is not None:
+            seen = read_patches(self.backbone, images)
         found = self.slot_attention(
-            self.encoder(images),
+            self.encoder(seen),
             sample_keys=sample_keys,
             initial_slots=initial_slots,
             num_slots=num_slots,
@@ -137,17 +170,20 @@ class SlotAttentionAutoEncoder(nn.Module):
 class SlotAttentionClassifier(nn.Module):
     """Set prediction: image -> slots -> the properties of one object per slot.
 
-    The defaults are the paper's for CLEVR10 at 128 x 128. `num_outputs` is P. `remat`
-    recomputes the encoder in the backward pass.
+    The defaults are the paper's for CLEVR10 at 128 x 128. `num_outputs` is P. `grouping` and
+    `encoder_positions` are those of `SlotAttentionAutoEncoder`. `remat` recomputes the
+    encoder in the backward pass.
 
     Call: `images` [B, H, W, 3] in [-1, 1]; the rest as in `SlotAttention`.
 
     Returns (call): those of `SlotAttention`, where N is the encoder's grid row by row;
-    `predictions` [B, K, P] in [0, 1]. Float32.
+    `predictions` [B, K, P] in [0, 1], and with `every_iteration` `predictions_per_iteration`
+    [T, B, K, P]. Float32.
 
     Raises:
         ValueError: the image does not have the size `resolution`; the lists of layers
-            differ in length; see also `SlotAttention`.
+            differ in length; a field that `grouping` replaces is set, too; see also
+            `SlotAttention`.
 
     Source: paper sec. 2.3 and supplement; its code's set prediction model.
     """
@@ -165,8 +201,30 @@ class SlotAttentionClassifier(nn.Module):
     encoder_strides: tuple[Pixels, ...] = (1, 2, 2, 1)
     dtype: str = "float32"
     remat: bool = False
+    grouping: nn.Module | None = None
+    encoder_positions: bool = True
 
-    @nn.compact
+    def setup(self) -> None:
+        encoder = nn.remat(Encoder) if self.remat else Encoder
+        self.encoder = encoder(
+            self.encoder_channels,
+            self.encoder_kernels,
+            self.encoder_strides,
+            self.dtype,
+            self.encoder_positions,
+        )
+        self.slot_attention = make_grouping(
+            self.grouping,
+            self.num_slots,
+            self.dtype,
+            iterations=self.iterations,
+            width=self.width,
+            mlp_width=self.mlp_width,
+            epsilon=self.epsilon,
+        )
+        self.head_1 = nn.Dense(self.head_width, dtype=self.dtype, kernel_init=glorot)
+        self.head_2 = nn.Dense(self.num_outputs, kernel_init=glorot)
+
     def __call__(
         self,
         images: Float[Array, "B H W 3"],
@@ -186,37 +244,41 @@ class SlotAttentionClassifier(nn.Module):
             f"the model expects {height}x{width}",
             "config.model.resolution",
         )
-        encoder = nn.remat(Encoder) if self.remat else Encoder
-        features = encoder(
-            self.encoder_channels,
-            self.encoder_kernels,
-            self.encoder_strides,
-            self.dtype,
-            name="encoder",
-        )(images)
-        found = SlotAttention(
-            self.num_slots,
-            self.iterations,
-            self.width,
-            self.mlp_width,
-            self.epsilon,
-            self.dtype,
-            name="slot_attention",
-        )(
-            features,
+        found = self.slot_attention(
+            self.encoder(images),
             sample_keys=sample_keys,
             initial_slots=initial_slots,
             num_slots=num_slots,
             iterations=iterations,
             every_iteration=every_iteration,
         )
-        hidden = nn.Dense(
-            self.head_width, dtype=self.dtype, kernel_init=glorot, name="head_1"
-        )(found["slots"])
-        logits = nn.Dense(self.num_outputs, kernel_init=glorot, name="head_2")(
-            jax.nn.relu(hidden).astype(jnp.float32)
+        found["predictions"] = self.predict(found["slots"])
+        if every_iteration:
+            each = found["slots_per_iteration"][1:]
+            found["predictions_per_iteration"] = self.predict(each)
+        return found
+
+    def predict(self, slots: Float[Array, "*B K D"]) -> Float[Array, "*B K P"]:
+        """Predicts the properties of any number of slots, as in the call."""
+        hidden = jax.nn.relu(self.head_1(slots)).astype(jnp.float32)
+        return jax.nn.sigmoid(self.head_2(hidden))
+
+
+def make_grouping(
+    grouping: nn.Module | None, num_slots: int, dtype: str, **fields: Any
+) -> nn.Module:
+    """A copy of `grouping`, or Slot Attention with the fields of the model."""
+    if grouping is None:
+        return SlotAttention(num_slots, dtype=dtype, **fields)
+    defaults = SlotAttention.__dataclass_fields__
+    check_idle("grouping", {k: (v, defaults[k].default) for k, v in fields.items()})
+    given = getattr(grouping, "num_slots", num_slots)
+    if given != num_slots:
+        raise ValueError(
+            f"config.model.grouping.num_slots={given} must be config.model.num_slots="
+            f"{num_slots}; change one of them."
         )
-        return found | {"predictions": jax.nn.sigmoid(logits)}
+    return grouping.clone(parent=None, name=None)
 
 
 def check_size(images: Any, size: tuple[int, ...], rule: str, remedy: str) -> None:
