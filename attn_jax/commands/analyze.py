@@ -31,13 +31,19 @@ def main(arguments: Sequence[str]) -> None:
         "--heads",
         action="store_true",
         help="instead of the figures, over how many tokens each head averages: heads.png, "
-        "heads.json",
+        "heads.json; with --step=all, over all checkpoints that the run kept",
     )
     parser.add_argument(
         "--replace",
         metavar="LAYER.HEAD,...",
         help="instead of the figures, the evaluations with these heads averaging uniformly, "
         "and without: one JSON object; 0.0,0.1 are two heads of block 0",
+    )
+    parser.add_argument(
+        "--by",
+        choices=("average", "gaussian"),
+        help="with --replace: an average over the tokens (default), or Gaussian weights over "
+        "their positions, fitted to the head in 64 training examples",
     )
     parser.add_argument("--out", help="folder of the figures; default WORKDIR/analysis")
     # argparse takes only one word after "=", but --images=A B C should mean three files.
@@ -52,9 +58,16 @@ def run(options: argparse.Namespace) -> list[str]:
     if options.replace is not None:
         heads = parse_heads(options.replace)
         effect = measure_replacement(
-            options.workdir, options.step, options.params, heads, trust=options.trust
+            options.workdir,
+            options.step,
+            options.params,
+            heads,
+            by=options.by or "average",
+            trust=options.trust,
         )
         return [json.dumps(effect)]
+    if options.by is not None:
+        raise ValueError(f"--by={options.by} needs --replace; name the heads there.")
     files = analyze(
         options.workdir,
         options.step,
