@@ -8,6 +8,7 @@ every key that nothing would read.
 
 import json
 import shlex
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -185,26 +186,30 @@ def read_section(config: Section, trust: Sequence[str] | None) -> dict[str, Any]
     return given if trust is None else migrate(given)
 
 
-def build(section: Section, trust: Sequence[str] | None = None) -> Any:
+def build(
+    section: Section, trust: Sequence[str] | None = None, annotation: Any = None
+) -> Any:
     """The module or task that a section names, nested sections first.
 
     Args:
         section: {"cls": "package.module:Class", **fields}.
         trust: packages whose classes may be built; None allows all. For a config from a
             workdir, which a stranger may have written, it is ("attn_jax",).
+        annotation: as of `sections.class_of`.
 
     Raises:
         ValueError: the class is not trusted, not found, or neither module nor task.
     """
     section = to_plain(section)
-    cls = class_of(section, "config", trust)
+    cls = class_of(section, "config", trust, annotation)
+    hints = typing.get_type_hints(cls)
 
-    def value_of(value: Any) -> Any:
+    def value_of(key: str, value: Any) -> Any:
         if isinstance(value, Mapping):
-            return build(value, trust) if "cls" in value else value
+            return build(value, trust, hints.get(key)) if "cls" in value else value
         return to_tuple(value)
 
-    return cls(**{key: value_of(v) for key, v in section.items() if key != "cls"})
+    return cls(**{key: value_of(key, v) for key, v in section.items() if key != "cls"})
 
 
 def foreign_packages(config: Section) -> list[str]:

@@ -9,13 +9,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 from ml_collections import ConfigDict
 
 from attn_jax import config as config_lib
 from attn_jax import convert
 from attn_jax.folder import expand_local
-from attn_jax.sections import class_of, find_open
+from attn_jax.sections import class_of, default_of, find_open
 from attn_jax.values import AUTO, is_json, show
 
 PLACEHOLDER = "DATA"  # in recipes
@@ -91,17 +90,28 @@ def derive_from_checkpoint(
     return lines
 
 
-def to_section(module: nn.Module) -> dict[str, Any]:
-    """The config section of a module, without fields that are no JSON values."""
+def to_section(module: Any) -> dict[str, Any]:
+    """The config section of a module. Values that are no JSON are those of the class.
+
+    Raises:
+        ValueError: such a value is not the default of its field.
+    """
     section: dict[str, Any] = {
         "cls": f"{type(module).__module__}:{type(module).__name__}"
     }
     for field in dataclasses.fields(module):
         value = getattr(module, field.name)
-        if isinstance(value, nn.Module) and field.name != "parent":
+        if field.name in ("parent", "name"):
+            continue
+        if dataclasses.is_dataclass(value):
             section[field.name] = to_section(value)
-        elif is_json(value) and field.name not in ("parent", "name"):
+        elif is_json(value):
             section[field.name] = config_lib.to_plain(value)
+        elif value is not default_of(field):
+            raise ValueError(
+                f"{type(module).__name__}.{field.name}={value!r} of the checkpoint cannot be "
+                "written into a config; set the field that holds this module."
+            )
     return section
 
 

@@ -9,7 +9,8 @@ A task takes part if it has two verbs, for inputs without labels:
 result. Each of `rows` is a dict of arrays like those of `example`; one input may need several.
 `outputs` holds the model's arrays for each row. `read_input` raises ValueError for an input that
 cannot be read. Where one input may stand for several, `expand_input(given)` lists them.
-A task whose results have `segments`, the segment of each pixel, says so by `SEGMENTS = True`.
+A task whose results have `segments`, the segment of each pixel, says so by `SEGMENTS = True`; one
+with `INTERMEDIATES = True` gets the outputs of a call that asks for intermediates.
 """
 
 import collections
@@ -217,7 +218,8 @@ class Predictor:
             return {
                 "embedding": features.embed(self.module, variables, inputs, self.embed)
             }
-        outputs = self.module.apply(variables, **inputs)
+        sown = ["intermediates"] if getattr(self.task, "INTERMEDIATES", False) else []
+        outputs, _ = self.module.apply(variables, **inputs, mutable=sown)
         if not isinstance(outputs, dict):  # a Hopfield layer
             return {"output": outputs}
         # The largest array, which no result is made of, is not copied from the device.

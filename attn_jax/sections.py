@@ -13,14 +13,28 @@ import flax.linen as nn
 from attn_jax.knobs import EVALUATION
 from attn_jax.migrations import explain_removed, find_successor
 from attn_jax.schedules import Section
-from attn_jax.values import AUTO, check_value, is_json, show, suggest, to_plain
+from attn_jax.values import (
+    AUTO,
+    check_value,
+    find_protocol,
+    is_json,
+    show,
+    suggest,
+    to_plain,
+)
 
 TASK_VERBS = ("source", "example", "inputs", "loss")
 MISSING = object()
 
 
-def class_of(section: Section, where: str, trust: Sequence[str] | None) -> type:
+def class_of(
+    section: Section, where: str, trust: Sequence[str] | None, annotation: Any = None
+) -> type:
     """The class that a section names; `trust` as in `config.build`.
+
+    Args:
+        annotation: of the field that the section fills. If it is a protocol, the class must be a
+            dataclass with its methods.
 
     Raises:
         ValueError: the class is not trusted, not found, or neither module nor task.
@@ -47,13 +61,15 @@ def class_of(section: Section, where: str, trust: Sequence[str] | None) -> type:
         raise ValueError(
             f"{where}.cls={show(name)} cannot be imported: {reason}."
         ) from None
+    protocol = find_protocol(annotation)
+    verbs = [v for v in vars(protocol) if v[0] != "_"] if protocol else TASK_VERBS
+    fits = has_verbs(cls, verbs) or (protocol is None and is_module(cls))
     # The second condition refuses classes that a trusted module merely imports.
-    if not (is_module(cls) or is_task(cls)) or (
-        trust is not None and cls.__module__.split(".")[0] not in trust
-    ):
+    if not fits or (trust is not None and cls.__module__.split(".")[0] not in trust):
+        kinds = "no" if protocol else "neither a Flax module nor a task (a"
+        end = "" if protocol else ")"
         raise ValueError(
-            f"{where}.cls={show(name)} is neither a Flax module nor a task (a dataclass with "
-            f"{', '.join(TASK_VERBS)})."
+            f"{where}.cls={show(name)} is {kinds} dataclass with {', '.join(verbs)}{end}."
         )
     return cls
 
@@ -63,10 +79,15 @@ def is_module(cls: Any) -> bool:
 
 
 def is_task(cls: Any) -> bool:
+    return has_verbs(cls, TASK_VERBS)
+
+
+def has_verbs(cls: Any, verbs: Iterable[str]) -> bool:
+    """Whether it is a dataclass with these methods."""
     return (
         inspect.isclass(cls)
         and dataclasses.is_dataclass(cls)
-        and all(callable(getattr(cls, verb, None)) for verb in TASK_VERBS)
+        and all(callable(getattr(cls, verb, None)) for verb in verbs)
     )
 
 
@@ -75,15 +96,17 @@ def fill_class(
     where: str,
     trust: Sequence[str] | None,
     dtype: Any = None,
+    annotation: Any = None,
     open_keys: Collection[str] = (),
 ) -> dict:
     """A section of a class with all defaults.
 
     Args:
         dtype: that of the enclosing module.
+        annotation: of the field that the section fills.
         open_keys: fields that stay "auto", until `attn_jax.derived` fills them in.
     """
-    cls = class_of(section, where, trust)
+    cls = class_of(section, where, trust, annotation)
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = {
         field.name: (hints[field.name], default_of(field))
@@ -99,7 +122,9 @@ def fill_class(
     for key, value in filled.items():
         if isinstance(value, Mapping) and "cls" in value:
             inherited = filled.get("dtype")
-            filled[key] = fill_class(value, f"{where}.{key}", trust, inherited)
+            filled[key] = fill_class(
+                value, f"{where}.{key}", trust, inherited, hints[key]
+            )
     return {"cls": section["cls"], **filled}
 
 

@@ -90,12 +90,20 @@ def has_type(value: Any, annotation: Any) -> bool:
             has_type(item, args[1]) for item in (value.values() if args else ())
         )
     if isinstance(annotation, type):
-        if issubclass(annotation, nn.Module):
+        if issubclass(annotation, nn.Module) or find_protocol(annotation):
             return isinstance(value, Mapping) and "cls" in value
         if annotation in (int, float):
             return type(value) is annotation  # unlike isinstance, rejects bool
         return isinstance(value, annotation)
     return True
+
+
+def find_protocol(annotation: Any) -> type | None:
+    """The protocol in an annotation, such as that of a Hopfield layer's `member`."""
+    if getattr(annotation, "_is_protocol", False):
+        return annotation
+    found = map(find_protocol, typing.get_args(annotation))
+    return next(filter(None, found), None)
 
 
 def find_complaint(value: Any, annotation: Any) -> str | None:

@@ -1,5 +1,7 @@
 """Bags: their models, the generated digit bags, and the task."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,6 +81,34 @@ def test_the_head_multiplies_what_is_called_pooled():
     np.testing.assert_allclose(outputs["logits"], expected[:, 0], atol=1e-5)
     same = jax.jit(model.clone(remat=False).apply)(variables, instances, mask)
     np.testing.assert_allclose(same["logits"], outputs["logits"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        MeanPooling(),
+        GatedAttentionPooling(width=3),
+        HopfieldPooling(Hopfield(num_heads=2, zero_association=True), quantity=3),
+    ],
+)
+def test_outputs_have_the_weights_that_the_pooling_sows(pooling):
+    instances, _ = inputs()
+    mask = jnp.asarray(np.arange(5) < np.array([[3], [5]]))
+    model = classifier(pooling)
+    variables = started(model, instances, mask)
+    call = functools.partial(model.apply, mutable=["intermediates"])
+    outputs, sown = jax.jit(call)(variables, instances, mask)
+    assert "weights" not in model.apply(variables, instances, mask)
+    if isinstance(pooling, MeanPooling):
+        assert "weights" not in outputs
+        return
+    [attention] = jax.tree.leaves(sown)
+    expected = np.asarray(attention).mean(axis=(1, 2))[:, :5]
+    np.testing.assert_allclose(outputs["weights"], expected, rtol=1e-6)
+    assert (outputs["weights"][0, 3:] == 0).all()
+    zeros = isinstance(pooling, HopfieldPooling)  # the appended pattern has the rest
+    total = outputs["weights"].sum(axis=1)
+    assert (total < 1 - 1e-3).all() if zeros else np.allclose(total, 1, atol=1e-6)
 
 
 def test_a_vit_pools_with_any_module():

@@ -9,7 +9,9 @@ import train
 from attn_jax import config as config_lib
 from attn_jax import predict
 from attn_jax.__main__ import main
+from attn_jax.analysis import attention_maps
 from attn_jax.data import bag_tables, invented
+from attn_jax.restore import restore
 from attn_jax.tasks.bags import FeatureBags
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -143,6 +145,23 @@ def test_a_run_predicts_for_the_bags_of_a_new_file(arrays, tmp_path, capsys):
     assert best["label"] == again["label"]
     np.testing.assert_allclose(best["probability"], again["probability"], rtol=1e-5)
     np.testing.assert_allclose(best["probability"] + other["probability"], 1)
+    # The weights are those of the pooling in the same pass, the largest first.
+    module, variables, task = restore(tmp_path / "run")
+    [row] = task.read_input(x[bag == 3])[1]
+    maps = attention_maps(
+        module, variables, **{name: array[None] for name, array in row.items()}
+    )
+    weights = maps["pooling/hopfield"].mean(axis=(0, 1, 2))
+    order = np.argsort(-weights)[: min(5, found[3]["instances"])]
+    assert [w["instance"] for w in alone["weights"]] == order.tolist()
+    shown = [w["weight"] for w in alone["weights"]]
+    np.testing.assert_allclose(shown, weights[order], rtol=1e-5)
+    main(["predict", f"--workdir={tmp_path / 'run'}", file, "--top=1"])
+    line = capsys.readouterr().out.splitlines()[1]
+    first = found[0]["weights"][0]
+    assert line.endswith(
+        f"instances: {first['instance']} {100 * first['weight']:.1f} %"
+    )
     [refused] = predict(tmp_path / "run", [x[:3, :4]])
     assert "4 features, but 8 in training" in refused["error"]
     [refused] = predict(tmp_path / "run", [np.zeros((99, 8))])

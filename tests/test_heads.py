@@ -64,3 +64,17 @@ def test_analyze_heads_draws_and_describes_every_head(copied, capsys):
     for layer in described.values():
         assert len(layer) == config["model"]["num_heads"]
         assert all(0 < head["median_share"] <= 1 for head in layer)
+
+
+def test_heads_are_followed_over_the_checkpoints_of_a_run(copied, capsys):
+    main(["analyze", f"--workdir={copied}", "--heads", "--step=all"])
+    picture, table = map(pathlib.Path, capsys.readouterr().out.split())
+    assert picture.name == "heads_by_step.png" and picture.stat().st_size > 1000
+    described = json.loads(table.read_text())
+    kept = [int(path.name) for path in (copied / "checkpoints").iterdir()]
+    assert sorted(map(int, described)) == sorted(kept) and len(kept) > 1
+    main(["analyze", f"--workdir={copied}", "--heads", f"--step={min(kept)}"])
+    alone = json.loads((copied / "analysis" / "heads.json").read_text())
+    assert described[str(min(kept))] == alone
+    with pytest.raises(ValueError, match="--step=all needs --heads"):
+        main(["analyze", f"--workdir={copied}", "--step=all"])

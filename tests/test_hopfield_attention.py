@@ -7,11 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from attn_jax import config as config_lib
 from attn_jax.analysis import attention_maps
 from attn_jax.convert.bert import write as write_bert
 from attn_jax.convert.vit import write as write_vit
 from attn_jax.models.bert import Bert
-from attn_jax.models.hopfield import HopfieldAttention
+from attn_jax.models.hopfield import (
+    Entmax,
+    HopfieldAttention,
+    Normmax,
+    Softmax,
+    Subsets,
+)
 from attn_jax.models.vit import ViT
 from attn_jax.paths import named_leaves
 
@@ -108,6 +115,46 @@ def test_sparse_weights_leave_keys_out():
 
 
 @pytest.mark.parametrize(
+    ("name", "fields", "member"),
+    [
+        ("Softmax", {}, Softmax()),
+        ("Entmax", {"alpha": 3}, Entmax(3.0)),
+        ("Normmax", {}, Normmax(2.0)),
+        ("Subsets", {"k": 3}, Subsets(3)),
+    ],
+)
+def test_a_config_names_any_member_of_the_family(name, fields, member):
+    family = "attn_jax.models.hopfield:"
+    texts = [f"model.attention.member.{key}={value}" for key, value in fields.items()]
+    config = config_lib.load(
+        "configs/vit/digits.py:debug",
+        [
+            f"model.attention.cls={family}HopfieldAttention",
+            f"model.attention.member.cls={family}{name}",
+            "model.attention.num_heads=2",
+            "model.num_heads=2",
+            *texts,
+        ],
+    )
+    module = config_lib.build(config.model, ("attn_jax",))
+    assert module.attention.member == member
+    layer = {"cls": f"{family}Hopfield", "member": {"cls": family + name, **fields}}
+    assert config_lib.build(layer).member == member
+
+
+def test_a_member_that_is_none_is_refused():
+    section = {
+        "cls": "attn_jax.models.hopfield:HopfieldAttention",
+        "num_heads": 2,
+        "member": {"cls": "attn_jax.models.hopfield:Hopfield"},
+    }
+    with pytest.raises(ValueError, match="is no dataclass with weights, regularizer"):
+        config_lib.build(section)
+    with pytest.raises(ValueError, match="neither a Flax module nor a task"):
+        config_lib.build({"cls": "attn_jax.models.hopfield:Softmax"})
+
+
+@pytest.mark.parametrize(
     ("module", "message"),
     [
         (
@@ -125,6 +172,10 @@ def test_sparse_weights_leave_keys_out():
         (
             vit(attention=HopfieldAttention(num_heads=2, alpha=0.5)),
             r"Entmax\(alpha=0.5\) must be above 1",
+        ),
+        (
+            vit(attention=HopfieldAttention(num_heads=2, alpha=2.0, member=Subsets(2))),
+            r"alpha=2.0 and member=Subsets\(k=2\) both choose the weights; leave one",
         ),
     ],
 )

@@ -23,7 +23,8 @@ import numpy as np
 
 from attn_jax import workdir
 from attn_jax.analysis import attention_maps
-from attn_jax.analysis.heads import draw_heads, measure_maps
+from attn_jax.analysis.heads import draw_heads, draw_training, measure_maps
+from attn_jax.checkpoint_reader import CheckpointReader
 from attn_jax.data import pipeline
 from attn_jax.data.files import FolderImages, list_images
 from attn_jax.evaluation import make_key
@@ -54,7 +55,8 @@ def analyze(
             The run's data is then not read.
         text: a sentence to draw instead, in which [MASK] stands for words to fill in.
         heads: write heads.png and heads.json instead: over how many tokens each head averages,
-            see `attn_jax.analysis.heads`. Any model that sows its attention has them.
+            see `attn_jax.analysis.heads`. Any model that sows its attention has them. With
+            step="all", heads_by_step.png and .json, over all checkpoints of the run.
         out: folder of the figures. None: DIR/analysis.
         overrides: {"task.num_slots": 7, ...}: changes to the run's config, as for `restore`.
 
@@ -68,7 +70,12 @@ def analyze(
     if images and text is not None:
         raise ValueError("--images and --text exclude each other; give one of them.")
     settings, _ = load_settings(directory, overrides, trust)
-    module, variables, task = restore(directory, step, params, overrides, trust=trust)
+    steps: list[int | str] = [step]
+    if step == "all":
+        steps = list_steps(directory, heads)
+    module, variables, task = restore(
+        directory, steps[0], params, overrides, trust=trust
+    )
     drawing = None if heads and not images else find_drawing(module)
     if images:
         if not getattr(drawing, "IMAGE_FILES", False):
@@ -87,8 +94,19 @@ def analyze(
     folder = expand_local(out or resolve_folder(directory) / "analysis")
     if heads or drawing is None:
         mask = np.asarray(inputs["mask"]) if "mask" in inputs else None
-        found = measure_maps(attention_maps(module, variables, **inputs), mask)
-        return draw_heads(found, folder)
+        found = {
+            at: measure_maps(attention_maps(module, restored, **inputs), mask)
+            for at, restored in [
+                (steps[0], variables),
+                *(
+                    (at, restore(directory, at, params, overrides, trust=trust)[1])
+                    for at in steps[1:]
+                ),
+            ]
+        }
+        if step == "all":
+            return draw_training(found, folder)
+        return draw_heads(found[step], folder)
     return drawing.draw(
         module,
         variables,
@@ -102,6 +120,19 @@ def analyze(
 def choose_split(settings: Any) -> str:
     """The split of the last evaluation of a run's config; "train" if it has none."""
     return ["train", *(section.split for section in settings.evals.values())][-1]
+
+
+def list_steps(directory: str, heads: bool) -> list[int | str]:
+    """The steps of all checkpoints of a run, newest first, for `heads`."""
+    if not heads:
+        raise ValueError(
+            "--step=all needs --heads; the figures are those of one checkpoint."
+        )
+    checkpoints = CheckpointReader(directory)
+    try:
+        return [*checkpoints.steps()] or ["latest"]  # `restore` says that there is none
+    finally:
+        checkpoints.close()
 
 
 def find_drawing(module: nn.Module) -> ModuleType:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from attn_jax.analysis.drawing import make_figure, save_figure
+from attn_jax.analysis.drawing import make_chart, make_figure, save_figure
 
 MASS = 0.9
 CUTS = (1 / 2, 1 / 8, 1 / 32)
@@ -164,4 +164,31 @@ def draw_heads(found: Mapping[str, Heads], folder: pathlib.Path) -> list[pathlib
     picture = save_figure(fig, folder / "heads.png")
     table = folder / "heads.json"
     table.write_text(json.dumps(describe_heads(found), indent=1) + "\n")
+    return [picture, table]
+
+
+def draw_training(
+    found: Mapping[int, Mapping[str, Heads]], folder: pathlib.Path
+) -> list[pathlib.Path]:
+    """Writes heads_by_step.png and heads_by_step.json, of {step: heads of every layer}.
+
+    heads_by_step.png: the median of k / N over the queries of all heads of a layer against the step,
+    with dashed lines between the classes I to IV.
+    """
+    steps = sorted(found)
+    fig, ax = make_chart((6.0, 4.0))
+    for layer in found[steps[0]]:
+        medians = [np.median(found[step][layer].shares) for step in steps]
+        name = layer.removesuffix("/attention")
+        ax.plot(steps, medians, marker="o", label=name)
+    for cut in CUTS:
+        ax.axhline(cut, color="gray", linestyle="--", linewidth=0.7)
+    ax.set_yscale("log", base=2)
+    ax.set_xlabel("step")
+    ax.set_ylabel(f"share of the entries with {MASS:.0%} of the weight")
+    ax.legend(fontsize=6)
+    picture = save_figure(fig, folder / "heads_by_step.png")
+    table = folder / "heads_by_step.json"
+    described = {str(step): describe_heads(found[step]) for step in steps}
+    table.write_text(json.dumps(described, indent=1) + "\n")
     return [picture, table]

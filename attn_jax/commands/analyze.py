@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
         "--heads",
         action="store_true",
         help="instead of the figures, over how many tokens each head averages: heads.png, "
-        "heads.json",
+        "heads.json; with --step=all, over all checkpoints that the run kept",
     )
     parser.add_argument(
         "--replace",
@@ -50,6 +50,12 @@ def main(arguments: Sequence[str]) -> None:
         "--iterations", type=int, default=5, help="with --objects; default 5"
     )
     commands.add_set_argument(parser)
+    parser.add_argument(
+        "--by",
+        choices=("average", "gaussian"),
+        help="with --replace: an average over the tokens (default), or Gaussian weights over "
+        "their positions, fitted to the head in 64 training examples",
+    )
     parser.add_argument("--out", help="folder of the figures; default WORKDIR/analysis")
     # argparse takes only one word after "=", but --images=A B C should mean three files.
     words: list[str] = []
@@ -63,9 +69,16 @@ def run(options: argparse.Namespace) -> list[str]:
     if options.replace is not None:
         heads = parse_heads(options.replace)
         effect = measure_replacement(
-            options.workdir, options.step, options.params, heads, trust=options.trust
+            options.workdir,
+            options.step,
+            options.params,
+            heads,
+            by=options.by or "average",
+            trust=options.trust,
         )
         return [json.dumps(effect)]
+    if options.by is not None:
+        raise ValueError(f"--by={options.by} needs --replace; name the heads there.")
     if options.objects is not None:
         files = draw_generalization(
             options.workdir,

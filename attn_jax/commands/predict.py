@@ -297,6 +297,12 @@ def format_result(result: dict[str, Any]) -> list[str]:
     texts = dict.fromkeys(v for v in result.values() if isinstance(v, str))
     name = " | ".join(texts)
     if "predictions" in result:
-        return [f"{name}: {percent(result['predictions'])}"]
+        lines = [f"{name}: {percent(result['predictions'])}"]
+        if "weights" in result:
+            shown = (
+                f"{w['instance']} {100 * w['weight']:.1f} %" for w in result["weights"]
+            )
+            lines.append(f"    weights of the instances: {'   '.join(shown)}")
+        return lines
     rest = {key: value for key, value in result.items() if not isinstance(value, str)}
     return [f"{name}: {json.dumps(rest, ensure_ascii=False)}"]

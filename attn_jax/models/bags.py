@@ -70,6 +70,8 @@ class GatedAttentionPooling(nn.Module):
     Attributes:
         width: outputs of V and of U.
 
+    Sows the weights [B, 1, 1, K] as `attention`.
+
     Source: Ilse et al. 2018, eq. 9, where V, U and w have no biases. A bag without instances gives
     zeros.
     """
@@ -98,6 +100,7 @@ class GatedAttentionPooling(nn.Module):
         smallest = jnp.finfo(jnp.float32).min
         logits = jnp.where(stored_mask, logits[:, :, 0].astype(jnp.float32), smallest)
         weights = jnp.where(stored_mask, nn.softmax(logits), 0)
+        self.sow("intermediates", "attention", weights[:, None, None])
         pooled = jnp.einsum("bk,bkd->bd", weights, stored.astype(jnp.float32))
         return pooled.astype(self.dtype)
 
@@ -159,7 +162,9 @@ class BagClassifier(nn.Module):
         instances: images [B, K, H, W, C] or features [B, K, F], padded to K.
         mask: True at instances, False at padding, which has no influence.
 
-    Returns (call): `pooled` [B, D], the input of the head; `logits` [B]. Float32.
+    Returns (call): `pooled` [B, D], the input of the head; `logits` [B]. Float32. While
+        `intermediates` are asked for, also `weights` [B, K] of the instances in the pooling, averaged
+        over its heads and states; not of a pooling that sows none, such as the mean.
 
     Source: Ramsauer et al. 2021 section 4, "multiple instance learning"; Ilse et al.
     2018.
@@ -188,4 +193,9 @@ class BagClassifier(nn.Module):
         pooled = nn.Dropout(self.dropout, deterministic=not train)(pooled)
         pooled = pooled.astype(jnp.float32)
         logits = nn.Dense(1, name="head")(pooled)[:, 0]
-        return {"logits": logits, "pooled": pooled}
+        outputs = {"logits": logits, "pooled": pooled}
+        sown = jax.tree.leaves(self.pooling.variables.get("intermediates", {}))
+        if len(sown) == 1:
+            # A pattern of zeros that a pooling appends is no instance.
+            outputs["weights"] = sown[0][..., : mask.shape[1]].mean(axis=(1, 2))
+        return outputs

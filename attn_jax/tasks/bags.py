@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -184,6 +184,10 @@ class FeatureBags(BagObjective, BagReading):
     Source: Andrews et al. 2002 (Fox, Tiger, Elephant); Ramsauer et al. 2021, sec. 4.
     """
 
+    INTERMEDIATES: ClassVar[bool] = (
+        True  # `weights` of the instances, see `attn_jax.predict`
+    )
+
     def describe_outputs(
         self,
         named: Mapping[str, Any],
@@ -191,12 +195,24 @@ class FeatureBags(BagObjective, BagReading):
         outputs: Sequence[Mapping[str, Any]],
         top: int,
     ) -> dict[str, Any]:
-        """`predictions`: the classes as {"label", "probability"}, the more probable first."""
-        del named, rows
+        """`predictions`: the classes as {"label", "probability"}, the more probable first.
+
+        Of a pooling that weighs instances also `weights`: the `top` instances as {"instance", "weight"},
+        by their number in the bag, from 0.
+        """
+        del rows
         chance = float(jax.nn.sigmoid(outputs[0]["logits"]))
         chances = np.array([1 - chance, chance])
         names = self.class_names or ("0", "1")
-        return {"predictions": metrics.rank_classes(chances, names, top)}
+        found = {"predictions": metrics.rank_classes(chances, names, top)}
+        if "weights" not in outputs[0]:
+            return found
+        weights = outputs[0]["weights"][: named["instances"]]
+        found["weights"] = [
+            {"instance": int(i), "weight": float(weights[i])}
+            for i in np.argsort(-weights, kind="stable")[:top]
+        ]
+        return found
 
 
 class GeneratedObjective(BagObjective):

@@ -16,7 +16,7 @@ from attn_jax.bounds import (
     Width,
 )
 from attn_jax.models.hopfield.association import Hopfield
-from attn_jax.models.hopfield.family import Entmax, Softmax
+from attn_jax.models.hopfield.family import Entmax, Member, Softmax
 
 
 class HopfieldAttention(nn.Module):
@@ -31,6 +31,8 @@ class HopfieldAttention(nn.Module):
             that an attention does not have is `log_beta` [N], with `trainable_beta`.
         alpha: the weights are those of `Entmax(alpha)`: 1.5 and 2 (sparsemax) leave
             keys out. 1: softmax.
+        member: the weights of any member of `attn_jax.models.hopfield.family`. None: those of
+            `alpha`.
         dropout: rate on the final weights.
 
     Args (call):
@@ -39,7 +41,7 @@ class HopfieldAttention(nn.Module):
     Sows the final weights [B, N, Q, K] as `attention`.
 
     Raises:
-        ValueError: `alpha` is below 1; what `Hopfield` raises.
+        ValueError: `alpha` is below 1, or given with `member`; what `Hopfield` raises.
 
     Source: Ramsauer et al. 2021, section 3 ("Hopfield layers"); attention is the
     association with `max_updates=0`.
@@ -51,12 +53,19 @@ class HopfieldAttention(nn.Module):
     max_updates: NonNegativeInt | Sequence[NonNegativeInt] = 0
     eps: NonNegativeFloat | None = None
     alpha: PositiveFloat = 1.0
+    member: Member | None = None
     use_bias: bool = True
     dropout: Probability = 0.0
     dtype: str = "float32"
     remat: bool = False
 
     def setup(self) -> None:
+        if self.member is not None and self.alpha != 1:
+            raise ValueError(
+                f"alpha={self.alpha} and member={self.member} both choose the weights; leave "
+                "one of them out."
+            )
+        entmax = Softmax() if self.alpha == 1 else Entmax(self.alpha)
         self.hopfield = Hopfield(
             num_heads=self.num_heads,
             beta=self.beta,
@@ -70,7 +79,7 @@ class HopfieldAttention(nn.Module):
             dropout=self.dropout,
             dtype=self.dtype,
             remat=self.remat,
-            member=Softmax() if self.alpha == 1 else Entmax(self.alpha),
+            member=self.member or entmax,
         )
         # Parameters are named as those of an attention, so that checkpoints and sharding
         # rules fit both.
