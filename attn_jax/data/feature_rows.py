@@ -103,13 +103,18 @@ class FeatureRows:
 
 
 class Memory(NamedTuple):
-    """What a run stores: training rows, standardized, their classes, and how to read more rows."""
+    """What a run stores: training rows as they are, their classes, and how to read more rows."""
 
-    x: Float32[np.ndarray, "K F"]
+    rows: Float32[np.ndarray, "K F"]
     targets: Integer[np.ndarray, " K"]
     statistics: Mapping[str, Float32[np.ndarray, " F"]]
     labels: tuple[str, ...]
     features: tuple[str, ...]
+
+    @property
+    def x(self) -> Float32[np.ndarray, "K F"]:
+        """The rows, standardized."""
+        return bag_tables.standardize(self.rows, self.statistics)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,12 +168,11 @@ class RowReading:
             return self._memory
         labels = self.class_names or tuple(sorted(set(self.rows.labels or ())))
         inside = self.cut()["train"]
-        x = self.rows.x[inside]
-        statistics = bag_tables.measure_features([x])
+        rows = self.rows.x[inside]
         return Memory(
-            bag_tables.standardize(x, statistics),
+            rows,
             self.find_targets(labels)[inside],
-            statistics,
+            bag_tables.measure_features([rows]),
             labels,
             self.rows.features,
         )
@@ -203,13 +207,13 @@ class RowReading:
             raise ValueError(f"{split=} must be one of {', '.join(cut)}.")
         self.check_columns(self.rows.features, self.data)
         chosen = np.flatnonzero(cut[split])
-        x = bag_tables.standardize(self.rows.x[chosen], memory.statistics)
+        rows = self.rows.x[chosen]
         # Another table may be evaluated, whose rows are none of those stored.
-        stored = split == "train" and np.array_equal(x, memory.x)
+        stored = split == "train" and np.array_equal(rows, memory.rows)
         return FeatureRows(
-            x,
+            bag_tables.standardize(rows, memory.statistics),
             self.find_targets(memory.labels)[chosen],
-            np.arange(len(x)) if stored else np.full(len(x), NO_ROW),
+            np.arange(len(rows)) if stored else np.full(len(rows), NO_ROW),
             [self.rows.names[i] for i in chosen],
             memory.labels,
         )
@@ -232,7 +236,7 @@ class RowReading:
         """What predictions need: the stored rows, class and column names, means and deviations."""
         del source  # the memory is that of the training split, whichever is evaluated
         known = self.memory
-        arrays = {"rows": known.x, "targets": known.targets, **known.statistics}
+        arrays = {"rows": known.rows, "targets": known.targets, **known.statistics}
         saved = {key: array.tolist() for key, array in arrays.items()}
         names = {"labels": list(known.labels), "features": list(known.features)}
         return {"table.json": json.dumps({**names, **saved})}
@@ -268,7 +272,7 @@ class RowReading:
     # --- predictions for new rows ---
 
     def expand_input(self, given: Any) -> Iterable[Any]:
-        """The rows of a file, as {column: number}; anything else is a row."""
+        """The rows of a file with their names; anything else is a row."""
         if not isinstance(given, str):
             return [given]
         try:
@@ -276,12 +280,12 @@ class RowReading:
             self.check_columns(found.features, given)
         except ValueError:
             return [given]  # `read_input` reports it
-        return [(name, row) for name, row in zip(found.names, found.x, strict=True)]
+        return list(zip(found.names, found.x, strict=True))
 
     def read_input(
         self, given: Any
     ) -> tuple[dict[str, Any], Sequence[Mapping[str, np.ndarray]]]:
-        """A row of a file, {column: number}, or an array [F].
+        """A named row of a file, {column: number}, or an array [F].
 
         Raises:
             ValueError: it is none, or has other features than in training.
