@@ -72,8 +72,9 @@ class GatedAttentionPooling(nn.Module):
     Attributes:
         width: outputs of V and of U.
 
-    Source: Ilse et al. 2018, eq. 9, where V, U and w have no biases. A bag without instances gives
-    zeros.
+    Sows the weights [B, 1, 1, K] as `attention`. A bag without instances gives zeros.
+
+    Source: Ilse et al. 2018, eq. 9, where V, U and w have no biases.
     """
 
     width: Width = 128
@@ -100,6 +101,7 @@ class GatedAttentionPooling(nn.Module):
         smallest = jnp.finfo(jnp.float32).min
         logits = jnp.where(stored_mask, logits[:, :, 0].astype(jnp.float32), smallest)
         weights = jnp.where(stored_mask, nn.softmax(logits), 0)
+        self.sow("intermediates", "attention", weights[:, None, None])
         pooled = jnp.einsum("bk,bkd->bd", weights, stored.astype(jnp.float32))
         return pooled.astype(self.dtype)
 
