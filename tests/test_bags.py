@@ -61,12 +61,17 @@ def test_gated_attention_is_its_equation():
     mask = jnp.asarray(np.arange(4) < np.array([[3], [0]]))
     model = GatedAttentionPooling(width=3)
     params = model.init(jax.random.key(0), stored, stored_mask=mask)
-    pooled = model.apply(params, stored, stored_mask=mask)
+    pooled, sown = model.apply(
+        params, stored, stored_mask=mask, mutable=["intermediates"]
+    )
     V, U, w = (params["params"][name]["kernel"] for name in ("value", "gate", "out"))
     present = stored[0, :3]
     logits = np.tanh(present @ V) / (1 + np.exp(-present @ U)) @ w
     weights = np.exp(logits) / np.exp(logits).sum()
     np.testing.assert_allclose(pooled[0], (weights * present).sum(0), atol=1e-6)
+    [attention] = sown["intermediates"]["attention"]
+    assert attention.shape == (2, 1, 1, 4)
+    np.testing.assert_allclose(attention[0, 0, 0, :3], weights[:, 0], atol=1e-6)
     np.testing.assert_array_equal(pooled[1], 0)  # no instance at all
 
 
@@ -192,6 +197,20 @@ def test_no_image_is_in_bags_of_two_splits_and_none_twice_in_a_bag(splits):
     assert not seen["test"] & (seen["train"] | seen["validation"])
 
 
+def test_a_positive_bag_has_as_many_witnesses_as_asked_for():
+    fields = dict(mean_size=6.0, std_size=3.0, max_size=9, test_bags=100)
+    source = Bags(**DIGITS, witnesses=2, **fields).source("test")
+    for i in range(100):
+        members = source.draw_members(i)
+        found = source.is_target[members].sum()
+        assert found == (min(2, len(members)) if i % 2 else 0)
+        assert len(set(members.tolist())) == len(members)
+    chance = Bags(**DIGITS, **fields).source("test")
+    assert source.fingerprint() != chance.fingerprint()
+    sizes = [[len(s.draw_members(i)) for i in range(100)] for s in (source, chance)]
+    assert sizes[0] == sizes[1]
+
+
 def test_a_bag_depends_on_its_seed_and_number_alone(splits):
     again = Bags(**DIGITS).source("train")
     for i in (7, 0, 499, 7):
@@ -237,6 +256,7 @@ def test_an_empty_or_too_large_bag_is_refused_by_name(splits, size):
         (dict(target=10), "0 records have the label 10"),
         (dict(max_size=400, holdout=1000), "need at least 1 and 400"),
         (dict(train_bags=0), "at least 1"),
+        (dict(witnesses=17), "witnesses=17 must be from 1 to .* and to max_size=16"),
     ],
 )
 def test_bags_that_cannot_be_drawn_are_refused(fields, message):

@@ -13,6 +13,7 @@ from attn_jax.analysis.drawing import make_figure, save_figure, show_image
 from attn_jax.models.bags import BagClassifier, FlatPooling, MeanPooling
 from attn_jax.models.hopfield import retrieve
 
+SHOWN = 16  # instances of a bag, those of the largest weights
 BETAS = (0.02, 0.3, 3.0)  # from an average of all patterns to a single one
 
 
@@ -27,8 +28,8 @@ def draw(
 ) -> list[pathlib.Path]:
     """Writes association.png and completion.png.
 
-    association.png: the instances of each bag, sorted by the association weight of the pooling
-    (not for one that has none, such as the mean); completion.png: patterns retrieved from
+    association.png: the instances of each bag, sorted by the association weight of the pooling, up to
+    `SHOWN` (not for one that has none, such as the mean); completion.png: patterns retrieved from
     their upper half. Of bags of feature vectors there is only association.png, with the
     weights as bars.
 
@@ -80,7 +81,7 @@ def draw_bags(
     labels: np.ndarray,
     path: pathlib.Path,
 ) -> pathlib.Path:
-    columns = int(mask.sum(axis=1).max())
+    columns = min(int(mask.sum(axis=1).max()), SHOWN)
     fig, axes = make_figure(len(instances), columns, cell=(0.75, 0.95))
     for ax in axes.flat:
         ax.set_frame_on(False)

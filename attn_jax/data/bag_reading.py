@@ -80,18 +80,13 @@ class BagReading:
                 f"{bounded.join_names(sorted(set(written)))}; there must be two"
                 + (f", {' and '.join(names)}." if self.class_names else ".")
             )
-        parts = {
-            "test": [self.fold],
-            "validation": [(self.fold + 1) % self.folds],
-        }
-        held = [*parts["test"], *parts["validation"]]
-        parts["train"] = [part for part in range(self.folds) if part not in held]
-        if split not in parts:
-            raise ValueError(f"{split=} must be one of {', '.join(parts)}.")
-        fold = bag_tables.assign_folds(written, self.folds, self.fold_seed)
-        inside = {name: np.isin(fold, numbers) for name, numbers in parts.items()}
+        inside = bag_tables.split_folds(
+            written, fold=self.fold, folds=self.folds, seed=self.fold_seed
+        )
+        if split not in inside:
+            raise ValueError(f"{split=} must be one of {', '.join(inside)}.")
         statistics = self._statistics or bag_tables.measure_features(
-            [bag for bag, train in zip(found, inside["train"], strict=True) if train]
+            [found[i].instances for i in np.flatnonzero(inside["train"])]
         )
         chosen = np.flatnonzero(inside[split])
         return bag_tables.FeatureBags(

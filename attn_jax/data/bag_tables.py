@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int64, Integer
+from jaxtyping import Bool, Float32, Float64, Int64, Integer
 
 from attn_jax.data import bounded
 from attn_jax.folder import expand_local
@@ -30,11 +30,12 @@ class Columns:
     """Where a file keeps its parts.
 
     Attributes:
-        bag, label: columns of a table; every other column is a feature.
+        bag, label: columns of a table; every other column is a feature. Without `bag` each row
+            is by itself, called by its line.
         group: of an .npz with several sets: its arrays are GROUP_x, GROUP_bag, GROUP_y.
     """
 
-    bag: str = "bag"
+    bag: str | None = "bag"
     label: str = "label"
     group: str | None = None
 
@@ -63,8 +64,8 @@ def read_bags(data: str, columns: Columns, *, labeled: bool = True) -> list[Bag]
     if path.suffix == ".npz":
         x, names, labels = _read_npz(path, columns, labeled)
     else:
-        x, names, labels = _read_table(path, columns, labeled)
-    x = _check_features(x, shown)
+        x, names, labels, _ = read_table(path, columns, labeled=labeled)
+    x = check_features(x, shown)
     order: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         order.setdefault(name, []).append(row)
@@ -81,7 +82,12 @@ def read_bags(data: str, columns: Columns, *, labeled: bool = True) -> list[Bag]
     return bags
 
 
-def _check_features(x: np.ndarray, shown: str) -> Float32[np.ndarray, "N F"]:
+def check_features(x: np.ndarray, shown: str) -> Float32[np.ndarray, "N F"]:
+    """The features as float32; `shown` names the data in a message.
+
+    Raises:
+        ValueError: they are no matrix of finite numbers.
+    """
     if x.ndim != 2 or not x.size or not np.issubdtype(x.dtype, np.number):
         raise ValueError(
             f"{shown}: the features are {x.dtype} {list(x.shape)}; they must be numbers [N, F]."
@@ -144,22 +150,36 @@ def _read_npz(
     return arrays["x"], names, [str(label) for label in y.tolist()]
 
 
-def _read_table(
-    path: pathlib.Path, columns: Columns, labeled: bool
-) -> tuple[np.ndarray, list[str], list[str] | None]:
+class Table(NamedTuple):
+    """The parts of a table: features [N, F], names of the bags (or lines), labels, feature columns."""
+
+    x: Float64[np.ndarray, "N F"]
+    names: list[str]
+    labels: list[str] | None
+    features: tuple[str, ...]
+
+
+def read_table(path: pathlib.Path, columns: Columns, *, labeled: bool = True) -> Table:
+    """Reads a .csv or .tsv with named columns.
+
+    Raises:
+        ValueError: a column is missing, a row has another number of cells, a feature is no number,
+            there is no row, or the file is no table.
+    """
     shown = bounded.printable(path)
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
         try:
             header = next(lines, [])
-            wanted = (columns.bag, columns.label) if labeled else (columns.bag,)
-            if missing := [name for name in wanted if name not in header]:
+            wanted = (columns.bag, columns.label if labeled else None)
+            if missing := [n for n in wanted if n is not None and n not in header]:
+                keys = ["config.task.bag_column"] if columns.bag else []
                 raise ValueError(
                     f"{shown} has no column {missing[0]!r}; its first line has: "
-                    f"{bounded.join_names(header)}. Set config.task.bag_column and "
-                    "config.task.label_column."
+                    f"{bounded.join_names(header)}. Set "
+                    f"{' and '.join([*keys, 'config.task.label_column'])}."
                 )
-            bag = header.index(columns.bag)
+            bag = None if columns.bag is None else header.index(columns.bag)
             label = header.index(columns.label) if columns.label in header else None
             features = [i for i in range(len(header)) if i not in (bag, label)]
             x, names, labels = [], [], []
@@ -177,13 +197,18 @@ def _read_table(
                         for i in features
                     ]
                 )
-                names.append(cells[bag])
+                names.append(f"line {lines.line_num}" if bag is None else cells[bag])
                 labels.append("" if label is None else cells[label])
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{shown} is no table in UTF-8: {error}.") from error
     if not x:
         raise ValueError(f"{shown} has no row.")
-    return np.array(x, np.float64), names, None if label is None else labels
+    return Table(
+        np.array(x, np.float64),
+        names,
+        None if label is None else labels,
+        tuple(header[i] for i in features),
+    )
 
 
 def _read_number(cell: str, column: str, shown: str, line: int) -> float:
@@ -217,6 +242,19 @@ def assign_folds(
     for number, (_, held) in enumerate(cutter.split(np.zeros(len(labels)), labels)):
         found[held] = number
     return found
+
+
+def split_folds(
+    labels: Sequence[str], *, fold: int, folds: int, seed: int
+) -> dict[str, Bool[np.ndarray, " N"]]:
+    """{split: which are in it}: "test" is part `fold`, "validation" the next, "train" the rest.
+
+    Raises:
+        ValueError: a label is rarer than `folds`.
+    """
+    part = assign_folds(labels, folds, seed)
+    found = {"test": part == fold, "validation": part == (fold + 1) % folds}
+    return {"train": ~(found["test"] | found["validation"]), **found}
 
 
 class FeatureBags:
@@ -261,10 +299,10 @@ class FeatureBags:
 
 
 def measure_features(
-    bags: Sequence[Bag],
+    instances: Sequence[Float32[np.ndarray, "_ F"]],
 ) -> dict[str, Float32[np.ndarray, " F"]]:
     """Mean and deviation of each feature over all instances; 1 for a constant feature."""
-    x = np.concatenate([bag.instances for bag in bags]).astype(np.float64)
+    x = np.concatenate(instances).astype(np.float64)
     deviation = x.std(axis=0)
     deviation[deviation == 0] = 1
     return {

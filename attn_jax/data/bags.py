@@ -15,7 +15,8 @@ class LabeledBags:
     """Bags drawn from labeled records; the label tells whether one has the target label.
 
     The size of a bag is drawn from N(mean, std), rounded, and clipped to [1, `max_size`].
-    Odd-numbered bags are positive: drawn from all records, until the target appears. Even
+    Odd-numbered bags are positive: drawn from all records, until the target appears, or, with
+    `witnesses`, of so many records of the target and the rest of other labels. Even
     ones are drawn from the records of other labels. A bag holds no record twice. Bag i is a
     pure function of (`seed`, i) and the records.
 
@@ -41,6 +42,7 @@ class LabeledBags:
         std_size: float,
         max_size: int,
         seed: int,
+        witnesses: int | None = None,
         name: str = "bag",
     ):
         if bags < 1 or max_size < 1 or std_size < 0:
@@ -49,7 +51,7 @@ class LabeledBags:
             )
         self.source, self.target, self.bags, self.name = source, target, bags, name
         self.mean_size, self.std_size, self.max_size = mean_size, std_size, max_size
-        self.seed = seed
+        self.seed, self.witnesses = seed, witnesses
         targets = read_labels(source)
         self.skipped = getattr(source, "skipped", 0)
         self.left_out = getattr(source, "left_out", ())
@@ -60,6 +62,12 @@ class LabeledBags:
                 f"{name}: {int(self.is_target.sum())} records have the label {target} "
                 f"and {others} another; bags of up to {max_size} need at least 1 and "
                 f"{max_size}. Change config.task.target, max_size or holdout."
+            )
+        available = int(self.is_target.sum())
+        if witnesses is not None and not 1 <= witnesses <= min(available, max_size):
+            raise ValueError(
+                f"{name}: {witnesses=} must be from 1 to the number of records of the "
+                f"target, {available}, and to {max_size=}. Change config.task.witnesses."
             )
 
     def __len__(self) -> int:
@@ -79,13 +87,20 @@ class LabeledBags:
         size = min(max(size, 1), self.max_size)
         if index % 2 == 0:
             return rng.choice(np.flatnonzero(~self.is_target), size, replace=False)
+        if self.witnesses is not None:
+            hits = min(self.witnesses, size)
+            drawn = [
+                rng.choice(np.flatnonzero(self.is_target), hits, replace=False),
+                rng.choice(np.flatnonzero(~self.is_target), size - hits, replace=False),
+            ]
+            return rng.permutation(np.concatenate(drawn))
         while True:  # each try succeeds with at least the target's share
             members = rng.choice(len(self.is_target), size, replace=False)
             if self.is_target[members].any():
                 return members
 
     def fingerprint(self) -> str:
-        settings = (
+        settings: tuple[float, ...] = (
             self.target,
             self.bags,
             self.mean_size,
@@ -93,6 +108,8 @@ class LabeledBags:
             self.max_size,
             self.seed,
         )
+        if self.witnesses is not None:  # without them as in older runs
+            settings += (self.witnesses,)
         text = f"{self.source.fingerprint()} {settings}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -3,6 +3,8 @@
 Axes: B bags, K instances, H W image, C channels, F features, D width.
 """
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -70,10 +72,9 @@ class GatedAttentionPooling(nn.Module):
     Attributes:
         width: outputs of V and of U.
 
-    Sows the weights [B, 1, 1, K] as `attention`.
+    Sows the weights [B, 1, 1, K] as `attention`. A bag without instances gives zeros.
 
-    Source: Ilse et al. 2018, eq. 9, where V, U and w have no biases. A bag without instances gives
-    zeros.
+    Source: Ilse et al. 2018, eq. 9, where V, U and w have no biases.
     """
 
     width: Width = 128
@@ -133,19 +134,21 @@ class ImageEncoder(nn.Module):
 
 
 class FeatureEncoder(nn.Module):
-    """Encodes a vector: dense layers with ReLU (Ramsauer et al. 2021, app. A.5.2).
+    """Encodes a vector: dense layers with ReLU (Ramsauer et al. 2021, app. A.5.2), or with SELU.
 
     Without widths, the vector as it is.
     """
 
     widths: tuple[Width, ...]
+    activation: Literal["relu", "selu"] = "relu"
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, features: Float[Array, "*B F"]) -> Float[Array, "*B D"]:
         x = features
         for i, width in enumerate(self.widths):
-            x = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"dense_{i}")(x))
+            x = nn.Dense(width, dtype=self.dtype, name=f"dense_{i}")(x)
+            x = nn.relu(x) if self.activation == "relu" else nn.selu(x)
         return x
 
 

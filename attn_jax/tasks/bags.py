@@ -77,6 +77,8 @@ class Bags(BagObjective, ImageReading):
             are fixed: an epoch is a pass over the same bags.
         mean_size, std_size: of the normally distributed number of instances in a bag.
         max_size: number of instances to which bags are clipped and padded.
+        witnesses: images of the target in a positive bag. None: as many as chance puts there,
+            one or more.
         bag_seed: seed of the bags; runs with different seeds share them.
         shift_pixels: in training, each instance is shifted by up to this many pixels.
 
@@ -92,6 +94,7 @@ class Bags(BagObjective, ImageReading):
     mean_size: float = 10.0
     std_size: float = 2.0
     max_size: Width = 16
+    witnesses: PositiveInt | None = None
     bag_seed: int = 0
     shift_pixels: int = 0
 
@@ -117,6 +120,7 @@ class Bags(BagObjective, ImageReading):
             mean_size=self.mean_size,
             std_size=self.std_size,
             max_size=self.max_size,
+            witnesses=self.witnesses,
             seed=seed,
             name=f"{self.data} {split} bag",
         )
