@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from attn_jax.bounds import NonNegativeInt, Path, PositiveInt, Width
-from attn_jax.data import bag_tables, bags, bounded, invented
+from attn_jax.data import bag_tables, bags, folds, invented
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,11 +51,7 @@ class BagReading:
     )
 
     def __post_init__(self) -> None:
-        if self.fold >= self.folds:
-            raise ValueError(
-                f"config.task.fold={self.fold} must be below config.task.folds={self.folds}; "
-                "parts are numbered from 0."
-            )
+        folds.check_fold(self.fold, self.folds)
 
     @property
     def columns(self) -> bag_tables.Columns:
@@ -73,27 +69,12 @@ class BagReading:
         else:
             found = bag_tables.read_bags(self.data, self.columns)
         written = [str(bag.label) for bag in found]
-        names = self.class_names or tuple(sorted(set(written)))
-        if len(names) != 2 or not set(written) <= set(names):
-            raise ValueError(
-                f"{bounded.printable(self.data)} has the labels "
-                f"{bounded.join_names(sorted(set(written)))}; there must be two"
-                + (f", {' and '.join(names)}." if self.class_names else ".")
-            )
-        parts = {
-            "test": [self.fold],
-            "validation": [(self.fold + 1) % self.folds],
-        }
-        held = [*parts["test"], *parts["validation"]]
-        parts["train"] = [part for part in range(self.folds) if part not in held]
-        if split not in parts:
-            raise ValueError(f"{split=} must be one of {', '.join(parts)}.")
-        fold = bag_tables.assign_folds(written, self.folds, self.fold_seed)
-        inside = {name: np.isin(fold, numbers) for name, numbers in parts.items()}
+        names = folds.find_classes(written, self.class_names, self.data)
+        splits = folds.cut_splits(written, self.folds, self.fold, self.fold_seed)
         statistics = self._statistics or bag_tables.measure_features(
-            [bag for bag, train in zip(found, inside["train"], strict=True) if train]
+            [found[i] for i in folds.choose_split(splits, "train")]
         )
-        chosen = np.flatnonzero(inside[split])
+        chosen = folds.choose_split(splits, split)
         return bag_tables.FeatureBags(
             [found[i] for i in chosen],
             np.array([names.index(written[i]) for i in chosen]),
