@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 
 from attn_jax.bounds import NonNegativeInt, Path, PositiveInt, Probability, Width
-from attn_jax.data import folds, repertoires
+from attn_jax.data import folds
+from attn_jax.data.repertoires import (
+    Columns,
+    LabeledRepertoires,
+    Repertoire,
+    draw_repertoire,
+    read_labeled,
+    read_repertoire,
+)
 from attn_jax.folder import expand_local
 
 
@@ -64,39 +72,39 @@ class RepertoireReading:
         folds.check_fold(self.fold, self.folds)
 
     @property
-    def columns(self) -> repertoires.Columns:
-        return repertoires.Columns(
+    def columns(self) -> Columns:
+        return Columns(
             self.file_column,
             self.label_column,
             self.sequence_column,
             self.count_column,
         )
 
-    def source(self, split: str) -> repertoires.LabeledRepertoires:
+    def source(self, split: str) -> LabeledRepertoires:
         """The repertoires of a split.
 
         Raises:
             ValueError: the data is missing or malformed, has not two labels, or too few
                 repertoires; the split is none of train, validation, test.
         """
-        found = self.open()
+        found = self.read_all()
         written = [str(each.label) for each in found]
         names = folds.find_classes(written, self.class_names, self.data)
         splits = folds.cut_splits(written, self.folds, self.fold, self.fold_seed)
         chosen = folds.choose_split(splits, split)
-        return repertoires.LabeledRepertoires(
+        return LabeledRepertoires(
             [found[i] for i in chosen],
             np.array([names.index(written[i]) for i in chosen]),
             names,
             self.max_sequences or max(len(each.counts) for each in found),
         )
 
-    def open(self) -> list[repertoires.Repertoire]:
+    def read_all(self) -> list[Repertoire]:
         """All repertoires."""
         if self.data != "generated":
-            return repertoires.read_labeled(self.data, self.columns)
+            return read_labeled(self.data, self.columns)
         return [
-            repertoires.draw_repertoire(
+            draw_repertoire(
                 index,
                 sequences=self.sequences,
                 motifs=self.motifs,
@@ -107,7 +115,7 @@ class RepertoireReading:
             for index in range(self.repertoires)
         ]
 
-    def assets(self, source: repertoires.LabeledRepertoires) -> dict[str, str]:
+    def assets(self, source: LabeledRepertoires) -> dict[str, str]:
         """What predictions need: class names, and how many sequences a repertoire may have."""
         known = {"labels": list(source.labels), "max_sequences": source.size}
         return {"bags.json": json.dumps(known, indent=1)}
@@ -131,7 +139,7 @@ class RepertoireReading:
         Raises:
             ValueError: there are more sequences than `max_sequences`, or more letters than `max_length`.
         """
-        found: repertoires.Repertoire = record["repertoire"]
+        found: Repertoire = record["repertoire"]
         size = record["size"]
         count, letters = found.sequences.shape
         if count > size or letters > self.max_length:
@@ -164,7 +172,7 @@ class RepertoireReading:
         Raises:
             ValueError: the file is missing or malformed, or has more sequences than fit.
         """
-        found = repertoires.read_repertoire(expand_local(given), self.columns)
+        found = read_repertoire(expand_local(given), self.columns)
         size = self.max_sequences or len(found.counts)
         row = self.example({"repertoire": found, "label": 0, "size": size}, None)
         del row["labels"]
