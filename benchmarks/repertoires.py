@@ -166,7 +166,7 @@ def score(
 def cut_folds(options: argparse.Namespace) -> list[tuple[np.ndarray, np.ndarray]]:
     labels = np.arange(options.count) % 2
     folds = StratifiedKFold(options.folds, shuffle=True, random_state=0)
-    return list(folds.split(labels, labels))
+    return list(folds.split(labels, labels))[: options.first]
 
 
 def read_aucs(known: list[dict], rate: float, method: str) -> list[float]:
@@ -209,6 +209,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="repertoires")
     parser.add_argument("--sequences", type=int, default=2000)
     parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--first", type=int, help="only so many of the folds")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--draw", type=int, default=500)
     parser.add_argument("--minutes", type=float, default=float("inf"))
@@ -241,7 +242,7 @@ def main() -> None:
 def write(known: list[dict], rates: list[float], options: argparse.Namespace) -> None:
     sizes = " ".join(
         f"--{name}={getattr(options, name)}"
-        for name in ("count", "sequences", "folds", "steps", "draw")
+        for name in ("count", "sequences", "folds", "first", "steps", "draw")
     )
     lines = [
         "### Generated repertoires: AUC against the share of witnesses",
