@@ -21,7 +21,7 @@ from attn_jax.data import bounded
 # How an array is laid out in the file. "same": as ours. "squeezed": as ours, except for axes of
 # length 1. "flat": all axes in one. "dense", "heads": a matrix [out, in]; our side has one output
 # axis for "dense", two for "heads". "in_out", "in_out_heads": the same, but [in, out]. "conv": [out, in, h, w]. "conv1x1": a matrix kept as
-# [out, in, 1, 1]. "sequence_first": [T, 1, D] for our [1, T, D].
+# [out, in, 1, 1]. "conv1d": [out, in, k]. "sequence_first": [T, 1, D] for our [1, T, D].
 Layout = Literal[
     "same",
     "squeezed",
@@ -32,6 +32,7 @@ Layout = Literal[
     "in_out_heads",
     "conv",
     "conv1x1",
+    "conv1d",
     "sequence_first",
 ]
 
@@ -235,6 +236,8 @@ def decode_layout(
         expected = (shape[3], shape[2], shape[0], shape[1])
     elif layout == "conv1x1":
         expected = (*shape[::-1], 1, 1)
+    elif layout == "conv1d":
+        expected = shape[::-1]
     elif layout == "sequence_first":
         expected = (shape[1], shape[0], *shape[2:])
     elif layout == "squeezed":
@@ -248,6 +251,8 @@ def decode_layout(
         array = array.transpose(2, 3, 1, 0)
     elif layout == "conv1x1":
         array = array[:, :, 0, 0].T
+    elif layout == "conv1d":
+        array = array.T
     elif layout == "sequence_first":
         array = array.swapaxes(0, 1)
     return np.asarray(array, np.float32).reshape(shape)
@@ -270,6 +275,8 @@ def encode_layout(array: np.ndarray, layout: Layout) -> np.ndarray:
         return array.transpose(3, 2, 0, 1)
     if layout == "conv1x1":
         return array.T[:, :, None, None]
+    if layout == "conv1d":
+        return array.T
     if layout == "sequence_first":
         return array.swapaxes(0, 1)
     return array

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from attn_jax.bounds import NonNegativeInt, Path, PositiveInt, Width
-from attn_jax.data import bag_tables, bags, bounded, invented
+from attn_jax.data import bag_tables, bags, folds, invented
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,11 +51,7 @@ class BagReading:
     )
 
     def __post_init__(self) -> None:
-        if self.fold >= self.folds:
-            raise ValueError(
-                f"config.task.fold={self.fold} must be below config.task.folds={self.folds}; "
-                "parts are numbered from 0."
-            )
+        folds.check_fold(self.fold, self.folds)
 
     @property
     def columns(self) -> bag_tables.Columns:
@@ -73,22 +69,13 @@ class BagReading:
         else:
             found = bag_tables.read_bags(self.data, self.columns)
         written = [str(bag.label) for bag in found]
-        names = self.class_names or tuple(sorted(set(written)))
-        if len(names) != 2 or not set(written) <= set(names):
-            raise ValueError(
-                f"{bounded.printable(self.data)} has the labels "
-                f"{bounded.join_names(sorted(set(written)))}; there must be two"
-                + (f", {' and '.join(names)}." if self.class_names else ".")
-            )
-        inside = bag_tables.split_folds(
-            written, fold=self.fold, folds=self.folds, seed=self.fold_seed
-        )
-        if split not in inside:
-            raise ValueError(f"{split=} must be one of {', '.join(inside)}.")
+        names = folds.find_classes(written, self.class_names, self.data)
+        splits = folds.cut_splits(written, self.folds, self.fold, self.fold_seed)
+        training = folds.choose_split(splits, "train")
         statistics = self._statistics or bag_tables.measure_features(
-            [found[i].instances for i in np.flatnonzero(inside["train"])]
+            [found[i].instances for i in training]
         )
-        chosen = np.flatnonzero(inside[split])
+        chosen = folds.choose_split(splits, split)
         return bag_tables.FeatureBags(
             [found[i] for i in chosen],
             np.array([names.index(written[i]) for i in chosen]),

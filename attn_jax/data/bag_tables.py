@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64, Integer
+from jaxtyping import Float32, Float64, Integer
 
 from attn_jax.data import bounded
 from attn_jax.folder import expand_local
@@ -219,42 +219,6 @@ def _read_number(cell: str, column: str, shown: str, line: int) -> float:
             f"{shown}, line {line}: {column}={bounded.printable(cell)!r} is no number. Leave out "
             "columns that are no features."
         ) from None
-
-
-def assign_folds(
-    labels: Sequence[str], folds: int, seed: int
-) -> Int64[np.ndarray, " N"]:
-    """The fold of each bag, stratified by label.
-
-    Raises:
-        ValueError: a label is rarer than `folds`.
-    """
-    from sklearn.model_selection import StratifiedKFold  # slow to import
-
-    names, counts = np.unique(labels, return_counts=True)
-    if folds < 3 or counts.min() < folds:
-        raise ValueError(
-            f"config.task.folds={folds} must be 3 or more (train, validation, test), and at "
-            f"most the number of bags of the rarest label, {counts.min()} of {str(names[counts.argmin()])!r}."
-        )
-    cutter = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    found = np.zeros(len(labels), np.int64)
-    for number, (_, held) in enumerate(cutter.split(np.zeros(len(labels)), labels)):
-        found[held] = number
-    return found
-
-
-def split_folds(
-    labels: Sequence[str], *, fold: int, folds: int, seed: int
-) -> dict[str, Bool[np.ndarray, " N"]]:
-    """{split: which are in it}: "test" is part `fold`, "validation" the next, "train" the rest.
-
-    Raises:
-        ValueError: a label is rarer than `folds`.
-    """
-    part = assign_folds(labels, folds, seed)
-    found = {"test": part == fold, "validation": part == (fold + 1) % folds}
-    return {"train": ~(found["test"] | found["validation"]), **found}
 
 
 class FeatureBags:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Integer
 
 from attn_jax.bounds import NonNegativeInt, Path, PositiveInt
-from attn_jax.data import bag_tables, bounded
+from attn_jax.data import bag_tables, bounded, folds
 from attn_jax.folder import expand_local
 
 EMBEDDED = ("iris", "wine", "breast_cancer", "digits")  # of scikit-learn
@@ -147,11 +147,7 @@ class RowReading:
     )
 
     def __post_init__(self) -> None:
-        if self.fold >= self.folds:
-            raise ValueError(
-                f"config.task.fold={self.fold} must be below config.task.folds={self.folds}; "
-                "parts are numbered from 0."
-            )
+        folds.check_fold(self.fold, self.folds)
 
     @functools.cached_property
     def rows(self) -> Rows:
@@ -180,9 +176,7 @@ class RowReading:
     def cut(self) -> dict[str, np.ndarray]:
         """{split: which rows of the data are in it}."""
         labels = self.rows.labels or []
-        return bag_tables.split_folds(
-            labels, fold=self.fold, folds=self.folds, seed=self.fold_seed
-        )
+        return folds.cut_splits(labels, self.folds, self.fold, self.fold_seed)
 
     def find_targets(self, labels: tuple[str, ...]) -> Integer[np.ndarray, " N"]:
         """The number of each row's label among `labels`."""

@@ -15,6 +15,7 @@ from attn_jax.bounds import Bound, NonNegativeInt, PositiveInt, Probability, Wid
 from attn_jax.data import bags, generated_bags, images, sources
 from attn_jax.data.bag_reading import BagReading
 from attn_jax.data.reading import ImageReading
+from attn_jax.data.repertoire_reading import RepertoireReading
 
 
 class BagObjective:
@@ -179,14 +180,10 @@ class Bags(BagObjective, ImageReading):
         return {**batch, "instances": self.to_model_range(batch["instances"])}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FeatureBags(BagObjective, BagReading):
-    """Binary classification of the user's own bags of feature vectors.
+class OwnBagObjective(BagObjective):
+    """The objective of bags with named classes, of which new ones are predicted."""
 
-    `attn_jax.data.bag_reading.BagReading` describes the fields.
-
-    Source: Andrews et al. 2002 (Fox, Tiger, Elephant); Ramsauer et al. 2021, sec. 4.
-    """
+    class_names: tuple[str, ...] | None
 
     INTERMEDIATES: ClassVar[bool] = (
         True  # `weights` of the instances, see `attn_jax.predict`
@@ -217,6 +214,29 @@ class FeatureBags(BagObjective, BagReading):
             for i in np.argsort(-weights, kind="stable")[:top]
         ]
         return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureBags(BagReading, OwnBagObjective):
+    """Binary classification of the user's own bags of feature vectors.
+
+    `attn_jax.data.bag_reading.BagReading` describes the fields.
+
+    Source: Andrews et al. 2002 (Fox, Tiger, Elephant); Ramsauer et al. 2021, sec. 4.
+    """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Repertoires(RepertoireReading, OwnBagObjective):
+    """Binary classification of immune repertoires, bags of sequences of amino acids.
+
+    `attn_jax.data.repertoire_reading.RepertoireReading` describes the fields.
+
+    Source: Widrich et al. 2020 (DeepRC).
+    """
+
+    def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        return {**super().inputs(batch), "factors": batch["factors"]}
 
 
 class GeneratedObjective(BagObjective):

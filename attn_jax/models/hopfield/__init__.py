@@ -4,7 +4,8 @@
 member of a family (`Softmax`, `Entmax`, `Normmax`, `Subsets`); `theory` has the paper's bounds.
 `Hopfield` adds projections and norms; `HopfieldPooling` learns the states, `HopfieldLayer` the
 stored patterns. `HopfieldEncoderLayer` and `HopfieldDecoderLayer` are layers of a Transformer.
-`HopfieldAttention` is the attention of a ViT or a BERT. `binary` is the classical network, `dense`
+`HopfieldAttention` is the attention of a ViT or a BERT, `RepertoireClassifier` a network (DeepRC)
+for bags of very many sequences. `binary` is the classical network, `dense`
 the one of sharper interactions, `epanechnikov` the one of patterns with a radius.
 """
 
@@ -13,6 +14,7 @@ from attn_jax.models.hopfield.attention import HopfieldAttention
 from attn_jax.models.hopfield.equations import energy, retrieve
 from attn_jax.models.hopfield.family import Entmax, Normmax, Softmax, Subsets
 from attn_jax.models.hopfield.layers import HopfieldLayer, HopfieldPooling
+from attn_jax.models.hopfield.repertoires import RepertoireClassifier
 from attn_jax.models.hopfield.streaming import (
     associate_bags,
     associate_in_chunks,
@@ -35,6 +37,7 @@ __all__ = [
     "HopfieldLayer",
     "HopfieldPooling",
     "Normmax",
+    "RepertoireClassifier",
     "Softmax",
     "Subsets",
     "associate_bags",
