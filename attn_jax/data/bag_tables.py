@@ -64,7 +64,7 @@ def read_bags(data: str, columns: Columns, *, labeled: bool = True) -> list[Bag]
         x, names, labels = _read_npz(path, columns, labeled)
     else:
         x, names, labels = _read_table(path, columns, labeled)
-    x = _check_features(x, shown)
+    x = check_features(x, shown)
     order: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         order.setdefault(name, []).append(row)
@@ -81,7 +81,7 @@ def read_bags(data: str, columns: Columns, *, labeled: bool = True) -> list[Bag]
     return bags
 
 
-def _check_features(x: np.ndarray, shown: str) -> Float32[np.ndarray, "N F"]:
+def check_features(x: np.ndarray, shown: str) -> Float32[np.ndarray, "N F"]:
     if x.ndim != 2 or not x.size or not np.issubdtype(x.dtype, np.number):
         raise ValueError(
             f"{shown}: the features are {x.dtype} {list(x.shape)}; they must be numbers [N, F]."
