@@ -164,6 +164,10 @@ def test_a_run_predicts_for_the_bags_of_a_new_file(arrays, tmp_path, capsys):
     )
     [refused] = predict(tmp_path / "run", [x[:3, :4]])
     assert "4 features, but 8 in training" in refused["error"]
+    [refused] = predict(tmp_path / "run", [np.zeros((0, 8))])
+    assert "holds 0 instances; a bag has 1 to 8" in refused["error"]
+    [refused] = predict(tmp_path / "run", [np.full((3, 8), np.nan)])
+    assert "feature 0 of instance 0 is nan; every feature must" in refused["error"]
     [refused] = predict(tmp_path / "run", [np.zeros((99, 8))])
     assert "holds 99 instances; a bag has 1 to 8" in refused["error"]
     main(["analyze", f"--workdir={tmp_path / 'run'}"])

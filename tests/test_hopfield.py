@@ -18,6 +18,7 @@ from attn_jax.models.hopfield import (
     HopfieldEncoderLayer,
     HopfieldLayer,
     HopfieldPooling,
+    arguments,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -337,6 +338,7 @@ def test_one_beta_per_head_may_be_a_tuple_a_list_or_an_array(beta):
     [
         (dict(beta=-1.0), r"beta=-1.0 must be positive and finite"),
         (dict(beta=0.0), "beta=0.0 must be positive"),
+        (dict(beta=-1.0, trainable_beta=True), "beta=-1.0 must be positive"),
         (dict(beta=[1.0, -2.0]), r"beta=\(1.0, -2.0\) must be positive"),
         (dict(beta=[1.0, float("nan")]), "beta=.* must be positive and finite"),
         (dict(beta=np.array([1.0, 2.0, 3.0])), "beta=.* has 3 entries for num_heads=2"),
@@ -350,6 +352,41 @@ def test_a_setting_of_a_head_is_checked_by_name(fields, message):
     pooling = HopfieldPooling(Hopfield(num_heads=2, **fields))
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(pooling.init, jax.random.key(0), inputs()[0])
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(2, 5, 6), (3, 4, 6), (2, 5, 6)],
+        [(2, 5, 6), (2, 4, 6), (2, 4, 6)],
+        [(2, 5, 6), (2, 4, 6), (1, 5, 6)],
+    ],
+)
+def test_inputs_of_other_samples_or_without_values_are_named(shapes):
+    fields = dict.fromkeys(("head_dim", "value_dim"))
+    flags = ("static_stored", "static_state", "static_projection", "connected")
+    with pytest.raises(
+        ValueError, match=r"stored \(2, 5, 6\), .* \[B, K, Dv\]: of the"
+    ):
+        arguments.find_widths(
+            *shapes, num_heads=2, **fields, **dict.fromkeys(flags, False)
+        )
+
+
+def test_a_matrix_larger_than_the_memory_is_refused_and_chunks_are_not():
+    query, key = (jax.ShapeDtypeStruct((2, n, 4, 8), "float32") for n in (3, 1000))
+    needed = 4 * 2 * 4 * 3 * 1000
+    arguments.check_matrix.__wrapped__(query, key, needed)
+    with pytest.raises(
+        ValueError, match=r"1,000 patterns, .*\[2, 4, 3, 1000\].* chunk"
+    ):
+        arguments.check_matrix.__wrapped__(query, key, needed - 1)
+    # A self-association of ten million patterns: 364 TiB.
+    x = jax.ShapeDtypeStruct((1, 10**7, 8), "float32")
+    with pytest.raises(ValueError, match="10,000,000 patterns"):
+        jax.eval_shape(Hopfield().init, jax.random.key(0), x)
+    streaming = Hopfield(chunk=4096)
+    jax.eval_shape(streaming.init, jax.random.key(0), x)
 
 
 def test_updates_without_a_fixed_number_cannot_be_trained():

@@ -171,3 +171,12 @@ def test_patterns_that_do_not_fit_are_named(function, stored, state, options, me
     with pytest.raises(ValueError, match=message) as error:
         function(jnp.ones(stored), jnp.ones(state), **(dict(beta=1.0) | options))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("function", [retrieve, energy])
+def test_a_pattern_or_state_that_is_no_number_is_named(function):
+    x = jnp.ones((5, 3))
+    with pytest.raises(ValueError, match=r"stored\[2, 1\] is nan; every pattern"):
+        function(x.at[2, 1].set(jnp.nan), x[:1], beta=1.0)
+    with pytest.raises(ValueError, match=r"state\[0, 2\] is -inf; .* finite"):
+        function(x, x[:1].at[0, 2].set(-jnp.inf), beta=1.0)

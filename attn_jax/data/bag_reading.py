@@ -152,6 +152,8 @@ class BagReading:
                 raise ValueError(
                     f"a bag is an array [instances, features], not {list(array.shape)}."
                 )
+            if array.size:  # `pad` refuses a bag without instances
+                array = bag_tables.check_features(array, "the bag")
             bag = bag_tables.Bag("of an array", array, None)
         if self._statistics is None or self.max_size is None:
             raise ValueError(

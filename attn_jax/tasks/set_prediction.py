@@ -197,7 +197,10 @@ class SetPrediction:
             if not name.startswith("found"):
                 continue
             values = sets.average_precision(
-                jnp.asarray(found), targets, attributes=properties.WIDTHS, unit=UNIT
+                jnp.asarray(found),
+                targets,
+                attributes=[*map(len, properties.NAMES.values())],
+                unit=UNIT,
             )
             after = name.removeprefix("found")
             scores |= {

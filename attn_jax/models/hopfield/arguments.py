@@ -4,6 +4,7 @@ Axes: B batch, Q states, K stored patterns, N heads.
 """
 
 import math
+import os
 from typing import Any
 
 import jax
@@ -95,9 +96,9 @@ def check_chunk(
 
 
 def find_widths(
-    stored: int,
-    state: int,
-    projection: int,
+    stored_shape: tuple[int, ...],
+    state_shape: tuple[int, ...],
+    projection_shape: tuple[int, ...],
     *,
     num_heads: int,
     head_dim: int | None,
@@ -107,7 +108,16 @@ def find_widths(
     static_projection: bool,
     connected: bool,
 ) -> tuple[int, int]:
-    """(C, P) for inputs of these widths."""
+    """(C, P) for inputs [B, K, Dk], [B, Q, Dq], [B, K, Dv]."""
+    if stored_shape[:2] != projection_shape[:2] or stored_shape[0] != state_shape[0]:
+        raise ValueError(
+            f"stored {stored_shape}, state {state_shape} and projection {projection_shape} "
+            "must be [B, K, Dk], [B, Q, Dq] and [B, K, Dv]: of the same samples, with a value "
+            "for each stored pattern."
+        )
+    stored, state, projection = (
+        shape[-1] for shape in (stored_shape, state_shape, projection_shape)
+    )
     channels = head_dim
     if channels is None and static_state:
         channels = state
@@ -144,6 +154,29 @@ def find_widths(
             )
         values = projection
     return channels, values
+
+
+def check_matrix(query: jax.Array, key: jax.Array, memory: int | None = None) -> None:
+    """Raises ValueError if the weights [B, N, Q, K] alone are larger than the memory.
+
+    Args:
+        query, key: [B, Q, N, C] and [B, K, N, C].
+        memory: bytes. None: those of all devices; of a CPU, of the host.
+    """
+    batch, states, heads, _ = query.shape
+    patterns = key.shape[1]
+    needed = 4 * batch * heads * states * patterns  # float32
+    if memory is None:
+        limits = [(d.memory_stats() or {}).get("bytes_limit") for d in jax.devices()]
+        host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = host if None in limits else sum(limits)
+    if needed > memory:
+        raise ValueError(
+            f"the weights of {patterns:,} patterns, [B, N, Q, K] = "
+            f"{[batch, heads, states, patterns]}, would need {needed / 2**30:,.3g} GiB of "
+            f"{memory / 2**30:,.3g}. Set chunk, such as 4096, which never holds them all, or "
+            "reduce config.batch_size."
+        )
 
 
 def merge_masks(

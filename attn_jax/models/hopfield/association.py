@@ -26,6 +26,7 @@ from attn_jax.models.hopfield.arguments import (
     append_zeros,
     check_beta,
     check_chunk,
+    check_matrix,
     check_updates,
     find_widths,
     merge_masks,
@@ -100,8 +101,8 @@ class Hopfield(nn.Module):
     Sows the final association [B, N, Q, K] as `attention`.
 
     Raises:
-        ValueError: widths, heads or per-head values do not agree; beta is not positive;
-            `max_updates` is None in training; `differentiate` does not fit other fields.
+        ValueError: widths, heads or per-head values do not agree; beta is not positive; the
+            association matrix is larger than the memory, without `chunk`; `max_updates` is None in training; `differentiate` does not fit other fields.
 
     Source: paper eq. 10 and appendix A.6; ml-jku/hopfield-layers f56f929. Where the two
     differ we follow the code: v is not connected by default, and the stopping rule looks
@@ -167,7 +168,7 @@ class Hopfield(nn.Module):
         projection = stored if projection is None else projection
         output_width = self.output_width or state.shape[-1]
         channels, value_channels = find_widths(
-            *(x.shape[-1] for x in (stored, state, projection)),
+            *(x.shape for x in (stored, state, projection)),
             num_heads=self.num_heads,
             head_dim=self.head_dim,
             value_dim=self.value_dim,
@@ -215,10 +216,9 @@ class Hopfield(nn.Module):
                 self.dropout,
                 self.differentiate,
             )
-            stream = functools.partial(associate_in_chunks, chunk=self.chunk, **given)
             for _ in range(updates):
-                query = stream(query, value=key)
-            output = stream(query, value=value)
+                query = associate_in_chunks(query, value=key, chunk=self.chunk, **given)
+            output = associate_in_chunks(query, value=value, chunk=self.chunk, **given)
         else:
             weights = self.associate_repeatedly(query, given, train)
             self.sow("intermediates", "attention", weights)
@@ -245,6 +245,7 @@ class Hopfield(nn.Module):
         Args:
             given: arguments of `associate`.
         """
+        check_matrix(query, given["key"])
         limits, eps = check_updates(
             self.max_updates, self.eps, self.num_heads, self.differentiate, train
         )

@@ -161,6 +161,13 @@ def check_arguments(
                 f"{name} has the shape {array.shape}; {function} takes a batch of vectors "
                 f"[..., number, width]. Pass {name}[None] for a single vector."
             )
+        # Of arrays that are traced the values are not known yet.
+        if not isinstance(array, jax.core.Tracer) and not jnp.isfinite(array).all():
+            place = tuple(int(i[0]) for i in jnp.nonzero(~jnp.isfinite(array), size=1))
+            raise ValueError(
+                f"{name}{list(place)} is {array[place]}; every pattern and state must be "
+                "finite, also a masked one. Replace it, such as by zeros and a mask."
+            )
     if stored.shape[-1] != state.shape[-1] or stored.shape[:-2] != state.shape[:-2]:
         raise ValueError(
             f"stored {stored.shape} and state {state.shape} must agree in the last and in "
