@@ -64,3 +64,9 @@ def resolve_folder(workdir: epath.PathLike) -> epath.Path:
     folder = expand_path(workdir)
     # `resolve` would make a local path of a URL.
     return folder if "://" in str(folder) else folder.resolve()
+
+
+def find_cache() -> pathlib.Path:
+    """The folder of data prepared once: $XDG_CACHE_HOME/attn_jax, or ~/.cache/attn_jax."""
+    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(root) / "attn_jax"

@@ -64,7 +64,7 @@ def main() -> None:
             f"({report.provenance()})",
             "",
             f"Medians over {rounds} rounds of {images} images each, in seconds of the process. "
-            "Workers (`config.data`) multiply them by their number of cores.",
+            "Worker processes (`config.data_workers`) multiply them by their number of cores.",
             "",
             "| data | pixels | most objects | images/s | rounds |",
             "|---|---|---|---|---|",

@@ -113,3 +113,44 @@ def test_a_catalogue_set_that_is_not_prepared_names_the_command_and_the_extra(tm
         """,
         tmp_path,
     )
+
+
+def test_clevr_is_read_with_the_properties_of_its_objects(tmp_path):
+    run_without_tensorflow(
+        """
+        from attn_jax.data import scene_sources
+        classes = {key: tfds.features.ClassLabel(names=names) for key, names in dict(
+            color=["red", "green", "purple", "cyan", "gray", "blue", "brown", "yellow"],
+            material=["metal", "rubber"],  # not in the order of the target
+            shape=["cube", "sphere", "cylinder"], size=["small", "large"]).items()}
+        coords = tfds.features.Tensor(shape=(3,), dtype=np.float32)
+        Tiny.FEATURES = dict(image=Tiny.FEATURES["image"], objects=tfds.features.Sequence(
+            {**classes, "3d_coords": coords}))
+        def encode(number):
+            file = io.BytesIO()
+            Image.new("RGB", (6, 4), (number, 0, 0)).save(file, "PNG")
+            return file.getvalue()
+        Tiny._generate_examples = lambda self, n: ((i, dict(
+            image=encode(i),
+            objects=[dict(color="gray", material="metal", shape="cylinder", size="large")
+                     | {"3d_coords": [i, -3.0, 0.5]}] * i)) for i in range(n))
+        Tiny(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
+        data, sizes = f"tfds:tiny@{sys.argv[1]}", dict(train=9, validation=2, test=2)
+        splits = {s: scene_sources.open_files(data, s, sizes, fewest=1, most=6) for s in sizes}
+        # The train split has 0 to 11 objects, the test split 0, 1 and 2.
+        assert {s: len(source) for s, source in splits.items()} == dict(
+            train=4, validation=2, test=2)
+        assert len(splits["train"].left_out) == 6
+        for source in splits.values():
+            record = pickle.loads(pickle.dumps(source))[1]
+            count = int(record["image"][0, 0, 0])
+            rows = record["properties"]
+            assert rows.shape == (10, 19) and "mask" not in record
+            expected = np.zeros(19)
+            expected[:3] = np.array([count, -3, 0.5]) / 6 + 0.5
+            expected[[4, 6, 9, 10, 18]] = 1  # large, metal, cylinder, gray, there
+            assert np.allclose(rows[:count], expected, atol=1e-6)
+            assert not rows[count:].any()
+        """,
+        tmp_path,
+    )

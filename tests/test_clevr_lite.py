@@ -1,9 +1,11 @@
 """Generated solids on a plane: what is seen, how it is lit, and their properties."""
 
+import pickle
+
 import numpy as np
 import pytest
 
-from attn_jax.data import clevr_lite, properties, raycasting
+from attn_jax.data import clevr_lite, packed_scenes, properties, raycasting
 from attn_jax.data.clevr_lite import ClevrLite
 
 SCENE = raycasting.Scene(  # one of each shape, apart
@@ -172,23 +174,16 @@ def test_a_scene_depends_on_seed_split_and_index_alone():
 
 def test_properties_are_the_target_of_the_original_code(shared):
     golden = np.load(shared / "golden" / "slot_attention" / "preprocess_clevr.npz")
-    codes = {name: golden[f"objects/{name}"] for name in ("size", "material", "shape")}
-    found = properties.encode(
-        golden["objects/3d_coords"],
-        codes["size"],
-        codes["material"],
-        codes["shape"],
-        golden["objects/color"],
-        rows=10,
-    )
+    codes = {name: golden[f"objects/{name}"] for name in properties.NAMES}
+    found = properties.encode(golden["objects/3d_coords"], **codes, rows=10)
     # The division of float32 against that of TensorFlow: a rounding.
     np.testing.assert_allclose(found, golden["target"], rtol=0, atol=1e-7)
 
 
 def test_more_objects_than_rows_are_named():
-    codes = np.zeros(4, int)
+    codes = dict.fromkeys(properties.NAMES, np.zeros(4, int))
     with pytest.raises(ValueError, match="4 objects, but only 3 rows.*num_objects"):
-        properties.encode(np.zeros((4, 3)), codes, codes, codes, codes, rows=3)
+        properties.encode(np.zeros((4, 3)), **codes, rows=3)
 
 
 @pytest.mark.parametrize(
@@ -208,3 +203,21 @@ def test_a_crowd_that_has_no_place_is_refused(monkeypatch):
     monkeypatch.setattr(clevr_lite, "TRIES", 2)
     with pytest.raises(ValueError, match="no scene with 40 objects apart"):
         clevr_lite.draw_scene(np.random.default_rng(0), 40)
+
+
+def test_kept_scenes_are_those_that_were_generated(cache, monkeypatch):
+    source = ClevrLite("train", 6, canvas=16, most=4)
+    kept = packed_scenes.keep_generated(source)
+    monkeypatch.setattr(packed_scenes, "write", None)
+    again = pickle.loads(pickle.dumps(packed_scenes.keep_generated(source)))
+    assert len(kept) == 6 and kept.fingerprint() == again.fingerprint()
+    for i in (5, 2):
+        record = source[i]
+        for key in ("image", "mask", "properties"):
+            np.testing.assert_array_equal(again[i][key], record[key])
+    with pytest.raises(IndexError):
+        kept[6]
+    with pytest.raises(
+        TypeError
+    ):  # another seed is another entry, which would be written
+        packed_scenes.keep_generated(ClevrLite("train", 6, canvas=16, most=4, seed=1))

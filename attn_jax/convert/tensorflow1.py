@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from attn_jax.convert.crc32c import compute_masked_crc
 from attn_jax.convert.description import check_regular, shorten
+from attn_jax.crc32c import compute_masked_crc
+from attn_jax.protobuf import Damaged, parse_message, parse_repeated, parse_varint
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER_BYTES = 48
@@ -41,10 +42,6 @@ class Tensor(NamedTuple):
     offset: int
     size: int
     crc: int
-
-
-class Damaged(ValueError):
-    """The bytes are not those of an index."""
 
 
 def read_tensorflow1(prefix: pathlib.Path) -> dict[str, np.ndarray]:
@@ -179,48 +176,3 @@ def parse_tensor(message: bytes) -> Tensor:
         size=fields.get(5, 0),
         crc=fields.get(6, 0),
     )
-
-
-def parse_message(message: bytes) -> dict[int, Any]:
-    """Parses {field: last value} of a protocol buffer; nested messages stay bytes."""
-    return dict(parse_fields(message))
-
-
-def parse_repeated(message: bytes, field: int) -> list[bytes]:
-    return [value for number, value in parse_fields(message) if number == field]
-
-
-def parse_fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    at = 0
-    while at < len(message):
-        tag, at = parse_varint(message, at)
-        kind = tag & 7
-        value: Any
-        if kind == 0:
-            value, at = parse_varint(message, at)
-        elif kind == 2:
-            length, at = parse_varint(message, at)
-            if at + length > len(message):
-                raise Damaged("a message is cut short")
-            value, at = message[at : at + length], at + length
-        elif kind in (1, 5):
-            width = 8 if kind == 1 else 4
-            if at + width > len(message):
-                raise Damaged("a message is cut short")
-            value = int.from_bytes(message[at : at + width], "little")
-            at += width
-        else:
-            raise Damaged(f"a message has a field of kind {kind}")
-        yield tag >> 3, value
-
-
-def parse_varint(data: bytes, at: int) -> tuple[int, int]:
-    """Parses (value, place after it) of a base-128 integer of at most 10 bytes."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise Damaged("an integer has more than 64 bits")

@@ -12,8 +12,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from attn_jax.data import bounded
+import numpy as np
 
+from attn_jax.data import bounded, decoding, properties
+
+MOST_OBJECTS = 10  # of an image of CLEVR
 NAME = re.compile(r"\w{1,100}(/[\w.-]{1,100})?(:[\w.*]{1,40})?")
 
 
@@ -30,6 +33,16 @@ def open_prepared(address: str) -> Mapping[str, Callable[[], "CatalogueImages"]]
         )
         for split in builder.info.splits
     }
+
+
+def open_scenes(address: str) -> Mapping[str, "CatalogueScenes"]:
+    """Returns {split: pool} of "clevr[:VERSION][@DATA_DIR]", or a set of the same features.
+
+    Raises:
+        ValueError: as `open_builder`.
+    """
+    builder = open_builder(address, ("image", "objects"), "images with objects (clevr)")
+    return {split: CatalogueScenes(builder, split) for split in builder.info.splits}
 
 
 def count_texts(address: str, key: str) -> list[tuple[str, int]]:
@@ -147,3 +160,57 @@ class CatalogueImages:
 
     def __reduce__(self):
         return CatalogueImages, (self.builder, self.split)
+
+
+class CatalogueScenes:
+    """Images of CLEVR with the list of their objects; the set has no masks.
+
+    Record: `image` uint8 [H, W, 3]; `properties` float32 [10, 19], the columns of
+    `properties.encode`, all zero in the test split, whose objects are not known; `name`;
+    `label` 0. Counting the objects reads every record once.
+    """
+
+    labels = None
+    has_counts = True
+    left_out = ()
+
+    def __init__(self, builder: Any, split: str):
+        import tensorflow_datasets as tfds
+
+        self.builder, self.split = builder, split
+        decoders = {"image": tfds.decode.SkipDecoding()}
+        self.records = builder.as_data_source(split=split, decoders=decoders)
+        objects = builder.info.features["objects"]
+        self.codes = {  # {property: our number of each of theirs}
+            name: np.array([names.index(n) for n in objects[name].names])
+            for name, names in properties.NAMES.items()
+        }
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record, name = self.records[index], self.name(index)
+        objects = record["objects"]
+        codes = {key: table[objects[key]] for key, table in self.codes.items()}
+        return {
+            "image": decoding.decode(record["image"], 3, name=name),
+            "properties": properties.encode(
+                np.reshape(objects["3d_coords"], (-1, 3)), **codes, rows=MOST_OBJECTS
+            ),
+            "name": name,
+            "label": 0,
+        }
+
+    def count_objects(self, index: int) -> int:
+        return len(self.records[index]["objects"]["size"])
+
+    def name(self, index: int) -> str:
+        return f"tfds:{self.builder.info.full_name} {self.split}[{index}]"
+
+    def fingerprint(self) -> str:
+        text = f"scenes {self.builder.info.full_name} {self.split} {len(self)}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __reduce__(self):
+        return CatalogueScenes, (self.builder, self.split)

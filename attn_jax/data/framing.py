@@ -3,7 +3,7 @@
 from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, Integer, UInt8
 
 from attn_jax.data import images
 
@@ -53,6 +53,47 @@ def resize_and_crop(
     if resize is not None:
         return images.central_crop(images.resize_small(image, resize), size)
     return image if image.shape[:2] == size else images.resize_u8(image, size)
+
+
+def frame_scene(
+    image: UInt8[np.ndarray, "H W C"],
+    mask: Integer[np.ndarray, "H W"] | None,
+    size: int,
+    crop: Literal["center", "whole", "clevr"],
+) -> tuple[Float32[np.ndarray, "h h C"], Integer[np.ndarray, "h h"] | None]:
+    """Crops and resizes an image and its mask to a square; values 0..255 are not rounded.
+
+    Images are resized bilinearly, masks to their nearest pixel.
+
+    Args:
+        crop: "center", the largest central square (with antialias); "whole", the whole image
+            squeezed, and "clevr", rows 29-220 and columns 64-255 of 240 x 320 (both without
+            antialias, as the original code has them).
+
+    Raises:
+        ValueError: the image is not of 240 x 320 pixels, but the crop is that of CLEVR.
+
+    Source: google-research, slot_attention/data.py.
+    """
+    pixels = image if mask is None else np.dstack([image, mask])
+    if crop == "center":
+        pixels = images.central_crop(pixels)
+    elif crop == "clevr":
+        if image.shape[:2] != (240, 320):
+            raise ValueError(
+                f"the image has {list(image.shape[:2])} pixels (height, width), but "
+                "config.task.crop='clevr' is made for [240, 320]; set it to 'center' or "
+                "'whole'."
+            )
+        pixels = pixels[29:221, 64:256]
+    channels = image.shape[2]
+    framed = images.resize(
+        pixels[..., :channels], (size, size), antialias=crop == "center"
+    )
+    if mask is None:
+        return framed, None
+    ids = images.resize(pixels[..., channels:], (size, size), "nearest")
+    return framed, ids[..., 0].astype(mask.dtype)
 
 
 def sides(size: int | tuple[int, int]) -> tuple[int, int]:

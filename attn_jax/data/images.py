@@ -10,7 +10,7 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Array, Float32, Integer, Num, Shaped, UInt8
+from jaxtyping import Array, Float32, Num, Shaped, UInt8
 
 
 def resize(
@@ -269,7 +269,7 @@ def flip(
 
 
 def normalize(
-    pixels: Integer[Array, "*axes C"],
+    pixels: Num[Array, "*axes C"],
     mean: float | tuple[float, ...] = 0.5,
     std: float | tuple[float, ...] = 0.5,
 ) -> Float32[Array, "*axes C"]:

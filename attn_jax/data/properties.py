@@ -20,23 +20,24 @@ SIZES = ("small", "large")
 MATERIALS = ("rubber", "metal")
 SHAPES = ("cube", "sphere", "cylinder")
 COLORS = ("gray", "blue", "brown", "yellow", "red", "green", "purple", "cyan")
-WIDTHS = (len(SIZES), len(MATERIALS), len(SHAPES), len(COLORS))
-WIDTH = 3 + sum(WIDTHS) + 1
+NAMES = {"size": SIZES, "material": MATERIALS, "shape": SHAPES, "color": COLORS}
+WIDTH = 3 + sum(map(len, NAMES.values())) + 1
 
 
 def encode(
     positions: Num[np.ndarray, "N 3"],
-    sizes: Integer[np.ndarray, " N"],
-    materials: Integer[np.ndarray, " N"],
-    shapes: Integer[np.ndarray, " N"],
-    colors: Integer[np.ndarray, " N"],
+    *,
+    size: Integer[np.ndarray, " N"],
+    material: Integer[np.ndarray, " N"],
+    shape: Integer[np.ndarray, " N"],
+    color: Integer[np.ndarray, " N"],
     rows: int,
 ) -> Float32[np.ndarray, "M 19"]:
     """Returns a row for each object, and zeros up to `rows`.
 
     Args:
         positions: centers in units of the scene.
-        sizes, materials, shapes, colors: numbers in the tuples above.
+        size, material, shape, color: numbers in the tuples above.
 
     Raises:
         ValueError: there are more objects than rows.
@@ -50,8 +51,10 @@ def encode(
     encoded = np.zeros((rows, WIDTH), np.float32)
     encoded[:count, :3] = (positions + 3.0) / 6.0
     start = 3
-    for codes, width in zip((sizes, materials, shapes, colors), WIDTHS, strict=True):
+    for codes, names in zip(
+        (size, material, shape, color), NAMES.values(), strict=True
+    ):
         encoded[np.arange(count), start + codes] = 1
-        start += width
+        start += len(names)
     encoded[:count, -1] = 1
     return encoded

@@ -21,6 +21,7 @@ from attn_jax.data.vocabulary import (
     parse_vocabulary,
     train_vocabulary,
 )
+from attn_jax.folder import find_cache
 
 FORMAT = 3  # of an entry, and of the rules for text; raise it when they change
 SIDE_FILES = ("vocab.txt", "digests.json")  # of an entry, beside its arrays
@@ -56,7 +57,7 @@ def load_corpus(
     content = corpora.digest_files(data, files, version)
     settings = [FORMAT, tokenizers.__version__, vocabulary or vocab_size, lower_case]
     digest = hashlib.sha256(json.dumps([settings, content]).encode()).hexdigest()
-    folder = _cache_folder() / f"text-{digest[:32]}"
+    folder = find_cache() / f"text-{digest[:32]}"
     if folder.is_dir():
         try:
             _check_entry(folder)
@@ -100,11 +101,6 @@ def find_vocabulary(
             if document.key not in held_out:
                 sentences += document.sentences
     return train_vocabulary(sentences, vocab_size, lower_case=lower_case)
-
-
-def _cache_folder() -> pathlib.Path:
-    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(root) / "attn_jax"
 
 
 def _save_entry(corpus: Corpus, folder: pathlib.Path) -> None:

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 
 from attn_jax import metrics, segmentation
 from attn_jax.bounds import Depth, Path, Pixels, PositiveInt, Width
-from attn_jax.data import images, scene_sources, sources
+from attn_jax.data import framing, images, scene_sources, sources
+from attn_jax.data.packed_scenes import keep_generated
 
 SEGMENTS_SIDE = 32  # pixels that a whole split is compared at; enough for stripes
 
@@ -29,13 +30,18 @@ class Reconstruct:
     Attributes:
         data: generated images (see `attn_jax.data.scene_sources`): "tetrominoes",
             "multi_dsprites/VARIANT" with VARIANT one of binarized, colored_on_grayscale,
-            colored_on_colored; "clevr_lite", or "clevr_lite/whole" without its crop.
+            colored_on_colored; "clevr_lite", or "clevr_lite/whole" without its crop. Or images
+            in files, with masks or without (see `scene_sources.open_files`).
         image_size: side of the images, in pixels.
         tile_pixels: side of a tile of a tetromino, in pixels.
         num_objects: the most objects of an image.
         fewest_objects: the fewest; None: as `scene_sources.open_generated` says.
-        train_images, validation_images, test_images: number of images; an epoch is a pass
-            over the same images.
+        crop: of images in files, see `framing.frame_scene`; generated ones have the right
+            size.
+        train_images, validation_images, test_images: number of images, and the most of them
+            if they lie in files; an epoch is a pass over the same images.
+        keep_generated: write generated images into the cache at the first start, and read them
+            from there.
         data_seed: seed of the images; runs with different seeds share them.
         num_slots, iterations: of the model's call; None: the model's own. An evaluation may
             so have more of them than the training: `evals.NAME.task.num_slots`.
@@ -55,9 +61,11 @@ class Reconstruct:
     tile_pixels: Pixels = 5
     num_objects: PositiveInt = 3
     fewest_objects: PositiveInt | None = None
-    train_images: int = 60_000
-    validation_images: int = 320
-    test_images: int = 320
+    crop: Literal["center", "whole", "clevr"] = "center"
+    train_images: PositiveInt = 60_000
+    validation_images: PositiveInt = 320
+    test_images: PositiveInt = 320
+    keep_generated: bool = False
     data_seed: int = 0
     num_slots: Width | None = None
     iterations: Depth | None = None
@@ -83,7 +91,15 @@ class Reconstruct:
         }
         if split not in sizes:
             raise ValueError(f"{split=} must be one of {', '.join(sizes)}.")
-        return scene_sources.open_generated(
+        if self.data not in scene_sources.NAMES:
+            return scene_sources.open_files(
+                self.data,
+                split,
+                sizes,
+                fewest=self.fewest_objects,
+                most=self.num_objects,
+            )
+        generated = scene_sources.open_generated(
             self.data,
             split,
             sizes[split],
@@ -93,6 +109,7 @@ class Reconstruct:
             most=self.num_objects,
             seed=self.data_seed,
         )
+        return keep_generated(generated) if self.keep_generated else generated
 
     def assets(self, source: sources.Source) -> dict[str, str]:
         """Files that an evaluation needs: the value range."""
@@ -102,9 +119,17 @@ class Reconstruct:
     def example(
         self, record: Mapping[str, Any], rng: np.random.Generator | None
     ) -> dict[str, Any]:
-        """uint8 `images` [H, W, 3] and `object_ids` [H, W]; no augmentation."""
+        """`images` [H, W, 3], 0 to 255, and `object_ids` [H, W]; no augmentation.
+
+        Images in files are cropped and resized, and float32; generated ones are uint8. Without
+        masks there are no `object_ids`.
+        """
         del rng
-        return {"images": record["image"], "object_ids": record["mask"]}
+        image, mask = record["image"], record.get("mask")
+        if self.data not in scene_sources.NAMES:
+            image, mask = framing.frame_scene(image, mask, self.image_size, self.crop)
+        example = {"images": image}
+        return example if mask is None else example | {"object_ids": mask}
 
     def prepare(
         self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
@@ -199,9 +224,15 @@ class Reconstruct:
         valid = batch["valid"].astype(jnp.float32)
         error = reconstruction.astype(jnp.float32) - target
         squared = jnp.square(error).mean(axis=tuple(range(1, error.ndim)))
+        terms = {"squared_error": ((squared * valid).sum(), valid.sum())}
+        if "object_ids" not in batch:
+            return terms
         true = batch["object_ids"].astype(jnp.int32)
         found = masks.argmax(axis=1)
-        sizes = {"num_true": self.num_objects + 1, "num_predicted": masks.shape[1]}
+        sizes: dict[str, Any] = {
+            "num_true": self.num_objects + 1,
+            "num_predicted": masks.shape[1],
+        }
         foreground = true != 0
         counted = valid * foreground.any(axis=(1, 2))
 
@@ -210,8 +241,7 @@ class Reconstruct:
             return (values * counted).sum(), counted.sum()
 
         ari = metrics.adjusted_rand_index(true, found, **sizes)
-        return {
-            "squared_error": ((squared * valid).sum(), valid.sum()),
+        return terms | {
             "ari": ((ari * valid).sum(), valid.sum()),
             "fg_ari": of_objects(metrics.adjusted_rand_index, where=foreground),
             "mbo": of_objects(segmentation.mean_best_overlap),

@@ -2,8 +2,9 @@
 
 Command:  python train.py --config=configs/slot_attention/clevr_lite.py --workdir=DIR
           tested on more objects, with more slots and iterations:
-          python -m attn_jax evaluate --workdir=DIR --set 'evals={"more": {"split": "test", "task":
-              {"num_objects": 10, "fewest_objects": 7}}}' --set model.num_slots=11 --set model.iterations=5
+          python -m attn_jax evaluate --workdir=DIR --set model.num_slots=11 \
+              --set model.iterations=5 \
+              --set 'evals={"more": {"split": "test", "task": {"num_objects": 10, "fewest_objects": 7}}}'
 Hardware: base is the paper's network for CLEVR6 (5 days 13 hours on one V100 there) and
           was not run here; small, 64x64 pixels and 32 channels, was not trained to its end.
 Expect:   no number: the images are not CLEVR's. The paper has FG-ARI 98.8 +- 0.3 % on CLEVR6.
@@ -13,35 +14,12 @@ Source:   network and training: Locatello et al. 2020 (arXiv:2006.15055), sec. 4
 Scenes have 3 to 6 objects, and are seen through the paper's crop, so that some are cut off.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from configs import common
 from configs.slot_attention import _sizes
 
 VARIANTS = ("base", "small", "debug")
-TRAININGS = {"base": _sizes.PAPER, "small": _sizes.SMALL, "debug": _sizes.DEBUG}
-
-NETWORKS: dict[str, dict[str, Any]] = {
-    "base": {},  # the defaults are the paper's
-    "small": {
-        "encoder_channels": [32] * 4,
-        "encoder_strides": [1, 2, 1, 1],
-        "decoder_channels": [32] * 4,
-        "decoder_kernels": [5, 5, 5, 5, 3],
-        "decoder_strides": [2, 2, 2, 1, 1],
-    },
-    "debug": {
-        "width": 12,
-        "mlp_width": 16,
-        "encoder_channels": [6] * 4,
-        "decoder_initial_size": [4, 4],
-        "decoder_channels": [6] * 3,
-        "decoder_kernels": [5, 5, 5, 3],
-        "decoder_strides": [2, 2, 1, 1],
-    },
-}
 
 
 def get_config(variant: str = "base") -> ConfigDict:
@@ -51,17 +29,17 @@ def get_config(variant: str = "base") -> ConfigDict:
         "cls": "attn_jax.models.slot_attention:SlotAttentionAutoEncoder",
         "num_slots": 4 if debug else 7,  # three or six objects and the background
         "iterations": 3,
-        **NETWORKS[variant],
+        **_sizes.NETWORKS[variant],
     }
     c.task = {
         "cls": "attn_jax.tasks.reconstruct:Reconstruct",
         "data": "clevr_lite",
-        "image_size": {"base": 128, "small": 64, "debug": 16}[variant],
+        "image_size": _sizes.PIXELS[variant],
         "num_objects": 3 if debug else 6,
         "fewest_objects": 1 if debug else 3,
         "train_images": 256 if debug else 70_000,
         "validation_images": 35 if debug else 320,
         "test_images": 35 if debug else 320,
     }
-    _sizes.set_training(c, TRAININGS[variant])
+    _sizes.set_training(c, _sizes.TRAININGS[variant])
     return c

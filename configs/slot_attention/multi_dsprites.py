@@ -19,7 +19,6 @@ from configs.slot_attention import _sizes
 
 MOST = {"binarized": 3, "colored_on_grayscale": 5, "colored_on_colored": 4}
 VARIANTS = ("base", "small", "debug", "binarized", "colored_on_colored")
-TRAININGS = {"small": _sizes.SMALL, "debug": _sizes.DEBUG}
 
 
 def get_config(variant: str = "base") -> ConfigDict:
@@ -51,5 +50,5 @@ def get_config(variant: str = "base") -> ConfigDict:
         "validation_images": 70 if debug else 320,
         "test_images": 70 if debug else 320,
     }
-    _sizes.set_training(c, TRAININGS.get(variant, _sizes.PAPER))
+    _sizes.set_training(c, _sizes.TRAININGS.get(variant, _sizes.PAPER))
     return c

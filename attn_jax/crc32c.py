@@ -1,10 +1,12 @@
 """CRC-32C (Castagnoli) of large arrays, computed in many lanes at once by NumPy."""
 
+import functools
+
 import numpy as np
 from jaxtyping import UInt8, UInt32
 
 POLYNOMIAL = 0x82F63B78  # reflected
-LANE_BYTES = 4096
+SHORTEST_LANE = 64  # bytes
 MASK_DELTA = 0xA282EAD8  # of the stored form, RFC 3720's CRC rotated and shifted
 
 
@@ -28,23 +30,26 @@ def compute_crc(data: UInt8[np.ndarray, " N"]) -> int:
     """The CRC of the bytes.
 
     A CRC is linear: that of two parts is the first one's, shifted by the length of the second,
-    plus the second one's. So lanes of equal length are computed side by side and then joined.
+    plus the second one's. So lanes of equal length are computed side by side and then joined;
+    there are about as many as each has bytes.
     """
-    lanes = len(data) // LANE_BYTES
+    length = max(SHORTEST_LANE, 1 << (len(data).bit_length() // 2))
+    lanes = len(data) // length
     crc = 0xFFFFFFFF
     if lanes:
-        columns = data[: lanes * LANE_BYTES].reshape(lanes, LANE_BYTES).T
+        columns = data[: lanes * length].reshape(lanes, length).T
         state = np.zeros(lanes, np.uint32)
         for column in np.ascontiguousarray(columns):
             state = TABLE[(state ^ column) & 0xFF] ^ state >> 8
-        shift = make_shift(LANE_BYTES)
+        shift = make_shift(length)
         for lane in state.tolist():
             crc = apply_shift(shift, crc) ^ lane
-    for byte in data[lanes * LANE_BYTES :].tolist():
+    for byte in data[lanes * length :].tolist():
         crc = int(TABLE[(crc ^ byte) & 0xFF]) ^ crc >> 8
     return crc ^ 0xFFFFFFFF
 
 
+@functools.cache
 def make_shift(length: int) -> list[list[int]]:
     """Tables of what `length` zero bytes make of each of the four bytes of a CRC."""
     state = (
