@@ -262,7 +262,7 @@ def test_files_hold_what_was_written(tmp_path):
         assert repertoire.label == expected.label
         assert spell(repertoire) == spell(expected)
         np.testing.assert_array_equal(repertoire.counts, expected.counts)
-    once = data.read_repertoire(tmp_path / "0.tsv", data.Columns(count=None))
+    once = data.read_repertoire(tmp_path / "0.tsv", data.Columns(counts=None))
     assert once.counts.tolist() == [1] * 40
 
 

@@ -22,7 +22,10 @@ def record(objects, rows=None):
     rng = np.random.default_rng(objects)
     encoded = properties.encode(
         rng.uniform(-3, 3, (objects, 3)),
-        *(rng.integers(width, size=objects) for width in properties.WIDTHS),
+        *(
+            rng.integers(width, size=objects)
+            for width in map(len, properties.NAMES.values())
+        ),
         rows=rows or objects,
     )
     return {"image": np.zeros((16, 16, 3), np.uint8), "properties": encoded}
@@ -61,6 +64,10 @@ def test_targets_are_those_of_the_original(shared):
     found = task_of().example(image, None)["targets"]
     # (c + 3) / 6 in another order of roundings.
     np.testing.assert_allclose(found, golden["target"], atol=1e-6)
+    clevr = SetPrediction(data="tfds:clevr", image_size=32)
+    framed = clevr.example(image | {"image": golden["image_u8"]}, None)["images"]
+    # The original's own size of rounding, in units of [-1, 1].
+    np.testing.assert_allclose(framed / 127.5 - 1, golden["image"], atol=1e-6)
 
 
 def test_the_order_of_objects_and_slots_changes_no_loss():

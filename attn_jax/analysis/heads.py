@@ -168,7 +168,7 @@ def draw_heads(found: Mapping[str, Heads], folder: pathlib.Path) -> list[pathlib
 
 
 def draw_training(
-    found: Mapping[int, Mapping[str, Heads]], folder: pathlib.Path
+    found: Mapping[Any, Mapping[str, Heads]], folder: pathlib.Path
 ) -> list[pathlib.Path]:
     """Writes heads_by_step.png and heads_by_step.json, of {step: heads of every layer}.
 

@@ -166,9 +166,10 @@ def fit_gaussian_heads(
     found: dict[Head, Kernel | None] = {}
     for layer, head in heads:
         weights = maps.get(f"block_{layer}/attention")
-        # What does not exist is named by `replace_heads`.
-        exists = weights is not None and head < weights.shape[1]
-        found[layer, head] = fit_gaussian(weights[:, head], mask) if exists else None
+        if weights is None or head >= weights.shape[1]:
+            found[layer, head] = None  # `replace_heads` names what does not exist
+        else:
+            found[layer, head] = fit_gaussian(weights[:, head], mask)
     return found
 
 

@@ -30,12 +30,12 @@ class Repertoire(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Columns of the table of labels, and of a repertoire; without `count` each counts once."""
+    """Columns of the table of labels, and of a repertoire; without `counts` each counts once."""
 
     file: str = "file"
     label: str = "label"
     sequence: str = "amino_acid"
-    count: str | None = "templates"
+    counts: str | None = "templates"
 
 
 def draw_repertoire(
@@ -85,7 +85,7 @@ def draw_repertoire(
     counts = rng.geometric(1 / 3, sequences)
     if index % 2:
         for row in rng.choice(sequences, witnesses, replace=False):
-            motif = motifs[rng.integers(len(motifs))]
+            motif = motifs[int(rng.integers(len(motifs)))]
             last = lengths[row] - len(motif)
             start = np.clip(last // 2 + rng.integers(-1, 2), 0, last)
             for place, letter in enumerate(motif, int(start)):
@@ -135,7 +135,7 @@ def read_repertoire(path: pathlib.Path, columns: Columns) -> Repertoire:
         ValueError: the file is missing or malformed; it has no sequence; a sequence is empty or has
             a letter that is no amino acid; a count is no integer of 1 or more.
     """
-    wanted = (columns.sequence, *([] if columns.count is None else [columns.count]))
+    wanted = (columns.sequence, *([] if columns.counts is None else [columns.counts]))
     rows = list(read_cells(path, wanted))
     shown = bounded.printable(path)
     if not rows:
@@ -146,7 +146,7 @@ def read_repertoire(path: pathlib.Path, columns: Columns) -> Repertoire:
             raise ValueError(f"{shown}, line {line}: the sequence is empty.")
         if count and not (count[0].isdecimal() and 0 < int(count[0]) < 2**62):
             raise ValueError(
-                f"{shown}, line {line}: {columns.count}={bounded.printable(count[0])!r} must "
+                f"{shown}, line {line}: {columns.counts}={bounded.printable(count[0])!r} must "
                 "be an integer of 1 or more: how often the sequence was seen."
             )
         counts.append(int(count[0]) if count else 1)

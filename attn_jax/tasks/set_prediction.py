@@ -15,10 +15,11 @@ from jaxtyping import Array, Float
 
 from attn_jax import sets
 from attn_jax.bounds import Depth, Path, Pixels, PositiveFloat, PositiveInt, Width
-from attn_jax.data import images, properties, scene_sources, sources
+from attn_jax.data import framing, images, properties, scene_sources, sources
 
 COORDINATES = 3  # the first properties: x, y, z, divided by UNIT
 UNIT = 6.0
+ATTRIBUTES = tuple(map(len, properties.NAMES.values()))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,9 +32,10 @@ class SetPrediction:
 
     Attributes:
         data: "clevr_lite/whole" (generated, the whole frame as in the paper) or "clevr_lite"
-            (without what lies outside the crop of object discovery).
+            (without what lies outside the crop of object discovery); or "tfds:clevr", squeezed
+            to a square (see `attn_jax.data.scene_sources.open_files`).
         image_size: side of the images, in pixels.
-        num_objects, fewest_objects: the most and the fewest objects of a generated image.
+        num_objects, fewest_objects: the most and the fewest objects of an image.
         target_rows: M; at least as many as the objects of any image, and at most as many as
             there are slots. Slots beyond it are trained by no row.
         coordinate_scale: factor of the coordinates in the loss, which therefore has about its
@@ -43,8 +45,8 @@ class SetPrediction:
             as `METRIC_after_t`.
         num_slots, iterations: of the model's call; None: the model's own. An evaluation may so
             have more of them than the training: `evals.NAME.task.iterations`.
-        train_images, validation_images, test_images: number of images; an epoch is a pass over
-            the same images.
+        train_images, validation_images, test_images: number of images, and the most of them
+            if they lie in files; an epoch is a pass over the same images.
         data_seed: seed of the images; runs with different seeds share them.
 
     Source: Locatello et al. 2020, sec. 4.2; the loss at every iteration and the scale of
@@ -78,19 +80,23 @@ class SetPrediction:
         }
         if split not in sizes:
             raise ValueError(f"{split=} must be one of {', '.join(sizes)}.")
-        if not self.data.startswith("clevr_lite"):
+        if self.data.startswith("clevr_lite"):
+            return scene_sources.open_generated(
+                self.data,
+                split,
+                sizes[split],
+                canvas=self.image_size,
+                fewest=self.fewest_objects,
+                most=self.num_objects,
+                seed=self.data_seed,
+            )
+        if not self.data.startswith("tfds:"):
             raise ValueError(
                 f"config.task.data={self.data!r} has no properties of objects; this task reads "
-                "'clevr_lite/whole' and 'clevr_lite'."
+                "'clevr_lite/whole', 'clevr_lite' and 'tfds:clevr'."
             )
-        return scene_sources.open_generated(
-            self.data,
-            split,
-            sizes[split],
-            canvas=self.image_size,
-            fewest=self.fewest_objects,
-            most=self.num_objects,
-            seed=self.data_seed,
+        return scene_sources.open_files(
+            self.data, split, sizes, fewest=self.fewest_objects, most=self.num_objects
         )
 
     def assets(self, source: sources.Source) -> dict[str, str]:
@@ -101,7 +107,9 @@ class SetPrediction:
     def example(
         self, record: Mapping[str, Any], rng: np.random.Generator | None
     ) -> dict[str, Any]:
-        """uint8 `images` [H, W, 3] and float32 `targets` [M, P]; no augmentation.
+        """`images` [H, W, 3], 0 to 255, and float32 `targets` [M, P]; no augmentation.
+
+        Generated images are uint8; those in files are resized, without antialias, and float32.
 
         Raises:
             ValueError: the image has more objects than the target has rows.
@@ -117,7 +125,10 @@ class SetPrediction:
             )
         targets = np.zeros((self.target_rows, properties.WIDTH), np.float32)
         targets[: len(found)] = found
-        return {"images": record["image"], "targets": targets}
+        image = record["image"]
+        if self.data.startswith("tfds:"):
+            image, _ = framing.frame_scene(image, None, self.image_size, "whole")
+        return {"images": image, "targets": targets}
 
     def prepare(
         self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
@@ -197,10 +208,7 @@ class SetPrediction:
             if not name.startswith("found"):
                 continue
             values = sets.average_precision(
-                jnp.asarray(found),
-                targets,
-                attributes=[*map(len, properties.NAMES.values())],
-                unit=UNIT,
+                jnp.asarray(found), targets, attributes=ATTRIBUTES, unit=UNIT
             )
             after = name.removeprefix("found")
             scores |= {

@@ -1,4 +1,4 @@
-"""What the recipes of object discovery share."""
+"""What the recipes of object discovery and of set prediction share."""
 
 from typing import Any, NamedTuple
 
@@ -39,6 +39,15 @@ DEBUG = Training(
     every="4 steps",
 )
 
+SET_PAPER = Training(  # of set prediction
+    batch_size=512,
+    learning_rate=4e-4,
+    duration="150000 steps",
+    warmup="1000 steps",
+    half_life="50000 steps",
+    every="5000 steps",
+)
+
 TRAININGS = {"base": PAPER, "small": SMALL, "debug": DEBUG}
 
 PIXELS = {"base": 128, "small": 64, "debug": 16}  # that the decoders of NETWORKS make
@@ -61,6 +70,25 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "decoder_strides": [2, 2, 1, 1],
     },
 }
+
+
+def set_model(variant: str) -> ConfigDict:
+    """The model of set prediction: "base" is the paper's."""
+    model = ConfigDict(
+        {
+            "cls": "attn_jax.models.slot_attention:SlotAttentionClassifier",
+            "num_slots": 4 if variant == "debug" else 10,
+            "resolution": [PIXELS[variant]] * 2,
+        }
+    )
+    if variant != "base":
+        debug = variant == "debug"
+        model.encoder_channels = [6 if debug else 32] * 4
+        model.encoder_kernels = [3 if debug else 5] * 4
+        model.encoder_strides = [1, 2, 1, 1]
+    if variant == "debug":
+        model.update(iterations=2, width=8, mlp_width=12, head_width=8)
+    return model
 
 
 def set_training(c: ConfigDict, training: Training) -> None:

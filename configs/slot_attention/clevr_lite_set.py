@@ -22,47 +22,30 @@ from configs.slot_attention import _sizes
 
 VARIANTS = ("base", "small", "debug", "every", "scaled", "both", "mlp")
 
-PAPER = _sizes.Training(
-    batch_size=512,
-    learning_rate=4e-4,
-    duration="150000 steps",
-    warmup="1000 steps",
-    half_life="50000 steps",
-    every="5000 steps",
-)
-
 
 def get_config(variant: str = "base") -> ConfigDict:
-    base, debug = variant == "base", variant == "debug"
+    debug = variant == "debug"
+    size = variant if variant in _sizes.PIXELS else "small"
     c = common.get_config()
-    c.model = {
-        "cls": "attn_jax.models.slot_attention:SlotAttentionClassifier",
-        "num_slots": 4 if debug else 10,
-        "resolution": [16] * 2 if debug else [128 if base else 64] * 2,
-    }
+    c.model = _sizes.set_model(size)
     c.task = {
         "cls": "attn_jax.tasks.set_prediction:SetPrediction",
         "data": "clevr_lite/whole",
         "image_size": c.model.resolution[0],
         "num_objects": 3 if debug else 10,
-        "target_rows": 4 if debug else 10,
+        "fewest_objects": 1 if debug else 3,
+        "target_rows": c.model.num_slots,
         "every_iteration": variant in ("every", "both"),
         "coordinate_scale": 2.0 if variant in ("scaled", "both") else 1.0,
         "train_images": 64 if debug else 70_000,
         "validation_images": 35 if debug else 500,
         "test_images": 35 if debug else 15_000,
     }
-    if not base:
-        c.model.encoder_channels = [6 if debug else 32] * 4
-        c.model.encoder_kernels = [3 if debug else 5] * 4
-        c.model.encoder_strides = [1, 2, 1, 1]
-    if debug:
-        c.model.update(iterations=2, width=8, mlp_width=12, head_width=8)
-        c.task.fewest_objects = 1
     if variant == "mlp":
         c.model.grouping = {
             "cls": "attn_jax.models.slot_attention:SlotMLP",
             "num_slots": 10,
         }
-    _sizes.set_training(c, PAPER if base else _sizes.DEBUG if debug else _sizes.SMALL)
+    trainings = _sizes.TRAININGS | {"base": _sizes.SET_PAPER}
+    _sizes.set_training(c, trainings[size])
     return c

@@ -167,9 +167,11 @@ def check_matrix(query: jax.Array, key: jax.Array, memory: int | None = None) ->
     patterns = key.shape[1]
     needed = 4 * batch * heads * states * patterns  # float32
     if memory is None:
-        limits = [(d.memory_stats() or {}).get("bytes_limit") for d in jax.devices()]
+        stats = [device.memory_stats() or {} for device in jax.local_devices()]
         host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        memory = host if None in limits else sum(limits)
+        known = all("bytes_limit" in entry for entry in stats)
+        memory = sum(entry["bytes_limit"] for entry in stats) if known else host
+        memory *= jax.process_count()
     if needed > memory:
         raise ValueError(
             f"the weights of {patterns:,} patterns, [B, N, Q, K] = "
