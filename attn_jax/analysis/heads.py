@@ -15,7 +15,7 @@ queries and keys are left out, and N is each example's own number of tokens.
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
