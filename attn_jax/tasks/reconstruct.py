@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ class Reconstruct:
     iterations: Depth | None = None
     every_iteration: bool = False
 
-    SEGMENTS: ClassVar[bool] = True  # `predict` writes its results as images
+    SEGMENTS = True  # `predict` writes its results as images
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -149,13 +149,14 @@ class Reconstruct:
         return {**batch, "images": pixels, "sample_keys": keys}
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
-        changed = {
-            name: value
-            for name in ("num_slots", "iterations", "every_iteration")
-            if (value := getattr(self, name))
+        options = {
+            "num_slots": self.num_slots,
+            "iterations": self.iterations,
+            "every_iteration": self.every_iteration,
         }
+        given = {name: value for name, value in options.items() if value}
         keys = ("images", "sample_keys")
-        return {name: batch[name] for name in keys} | changed
+        return {name: batch[name] for name in keys} | given
 
     def loss(
         self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
