@@ -6,8 +6,8 @@
 
 The baselines are k-means on the colours and positions of an image's pixels (scikit-learn), all
 pixels in one slot, and a random slot for each pixel. Each has as many segments as the model
-has slots. `mse` is of an image in which every segment has its mean colour; of the run it is
-that of its reconstruction. Metrics are those of the task (`attn_jax.tasks.reconstruct`).
+has slots. `squared_error` is that of an image in which every segment has its mean colour; of the
+run that of its reconstruction. Metrics are those of the task (`attn_jax.tasks.reconstruct`).
 """
 
 import argparse
@@ -64,6 +64,10 @@ def score(task: Any, batch: Any, ids: np.ndarray, segments: int) -> dict[str, fl
     masks = jax.nn.one_hot(jnp.asarray(ids), segments, axis=1)
     terms = jax.jit(task.measure)(jnp.asarray(filled), masks, batch)
     return {name: float(total / count) for name, (total, count) in terms.items()}
+
+
+def format_value(value: float) -> str:
+    return f"{round(value, 3) + 0.0:.3f}"  # not -0.000
 
 
 def measure_baselines(
@@ -131,7 +135,7 @@ def main() -> None:
             f"| segments | {' | '.join(METRICS)} |",
             "|---" * (len(METRICS) + 1) + "|",
             *(
-                f"| {name} | {' | '.join(f'{row[m]:.3f}' for m in METRICS)} |"
+                f"| {name} | {' | '.join(format_value(row[m]) for m in METRICS)} |"
                 for name, row in found.items()
             ),
         ],

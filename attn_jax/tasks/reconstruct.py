@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ class Reconstruct:
     Source: Locatello et al. 2020, sec. 4.1.
     """
 
-    SEGMENTS: ClassVar[bool] = True  # `predict` writes its results as images
+    SEGMENTS = True  # `predict` writes its results as images
 
     data: Path
     image_size: Pixels = 35
