@@ -1,6 +1,7 @@
 """Immune repertoires: generated ones with implanted motifs, and tables of real ones."""
 
 import csv
+import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,8 @@ class Repertoire(NamedTuple):
     label: str | None
 
 
-class Columns(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Columns:
     """Columns of the table of labels, and of a repertoire; without `count` each counts once."""
 
     file: str = "file"
@@ -59,8 +61,8 @@ def draw_repertoire(
             chance a motif may occur in any other sequence, too.
 
     Raises:
-        ValueError: no witness would be implanted; a motif is empty, too long, or has a letter that is no
-            amino acid and not Z.
+        ValueError: no witness would be implanted; there is no motif, or one is empty, too long, or has a
+            letter that is no amino acid and not Z.
 
     Source: after the simulated sets of Widrich et al. 2020, which have 300,000 sequences; their
     generator was not published.
@@ -71,21 +73,21 @@ def draw_repertoire(
             f"{rate=} of {sequences=} are {witnesses} witnesses; at least 1 and at most all "
             "must be. Change config.task.rate or config.task.sequences."
         )
-    for motif in motifs:
+    for motif in motifs or ("",):
         letters = set(motif) - {*AMINO_ACIDS, WILDCARD}
         if letters or not 0 < len(motif) <= length:
             raise ValueError(
                 f"{motif=} must be 1 to {length} letters of {AMINO_ACIDS}, or {WILDCARD} for any."
             )
     rng = np.random.default_rng((seed, index))
-    shortest = max(map(len, motifs), default=1)
+    shortest = max(map(len, motifs))
     lengths = np.rint(rng.normal(14.5, 1.8, sequences)).astype(np.int64)
     lengths = np.clip(lengths, shortest, length)
     found = rng.integers(len(AMINO_ACIDS), size=(sequences, length), dtype=np.int8)
     counts = rng.geometric(1 / 3, sequences)
     if index % 2:
         for row in rng.choice(sequences, witnesses, replace=False):
-            motif = motifs[rng.integers(len(motifs))]
+            motif = motifs[int(rng.integers(len(motifs)))]
             last = lengths[row] - len(motif)
             start = np.clip(last // 2 + rng.integers(-1, 2), 0, last)
             for place, letter in enumerate(motif, int(start)):

@@ -260,7 +260,8 @@ class RepertoireClassifier(nn.Module):
         def step(
             module: "RepertoireClassifier", carry: tuple, part: tuple
         ) -> tuple[tuple, tuple[jax.Array, jax.Array]]:
-            return carry, module.embed(*part, deviation)
+            sequences, factors = part
+            return carry, module.embed(sequences, factors, deviation)
 
         scan = nn.scan(
             nn.remat(step, prevent_cse=False),
