@@ -233,6 +233,7 @@ def test_other_letters_are_those_of_the_negative_repertoire():
         (dict(rate=0.01), "rate=0.01 of sequences=40 are 0 witnesses; at least 1"),
         (dict(motifs=("SFBN",)), "motif='SFBN' must be 1 to 20 letters of ACDEF"),
         (dict(motifs=("",)), "motif='' must be 1 to 20 letters"),
+        (dict(motifs=()), "motif='' must be 1 to 20 letters"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(changes, message):
@@ -262,7 +263,7 @@ def test_files_hold_what_was_written(tmp_path):
         assert repertoire.label == expected.label
         assert spell(repertoire) == spell(expected)
         np.testing.assert_array_equal(repertoire.counts, expected.counts)
-    once = data.read_repertoire(tmp_path / "0.tsv", data.Columns(counts=None))
+    once = data.read_repertoire(tmp_path / "0.tsv", data.Columns(count=None))
     assert once.counts.tolist() == [1] * 40
 
 

@@ -1,6 +1,7 @@
 """Immune repertoires: generated ones with implanted motifs, and tables of real ones."""
 
 import csv
+import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -29,13 +30,14 @@ class Repertoire(NamedTuple):
     label: str | None
 
 
-class Columns(NamedTuple):
-    """Columns of the table of labels, and of a repertoire; without `counts` each counts once."""
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Columns of the table of labels, and of a repertoire; without `count` each counts once."""
 
     file: str = "file"
     label: str = "label"
     sequence: str = "amino_acid"
-    counts: str | None = "templates"
+    count: str | None = "templates"
 
 
 def draw_repertoire(
@@ -59,8 +61,8 @@ def draw_repertoire(
             chance a motif may occur in any other sequence, too.
 
     Raises:
-        ValueError: no witness would be implanted; a motif is empty, too long, or has a letter that is no
-            amino acid and not Z.
+        ValueError: no witness would be implanted; there is no motif, or one is empty, too long, or has a
+            letter that is no amino acid and not Z.
 
     Source: after the simulated sets of Widrich et al. 2020, which have 300,000 sequences; their
     generator was not published.
@@ -71,14 +73,14 @@ def draw_repertoire(
             f"{rate=} of {sequences=} are {witnesses} witnesses; at least 1 and at most all "
             "must be. Change config.task.rate or config.task.sequences."
         )
-    for motif in motifs:
+    for motif in motifs or ("",):
         letters = set(motif) - {*AMINO_ACIDS, WILDCARD}
         if letters or not 0 < len(motif) <= length:
             raise ValueError(
                 f"{motif=} must be 1 to {length} letters of {AMINO_ACIDS}, or {WILDCARD} for any."
             )
     rng = np.random.default_rng((seed, index))
-    shortest = max(map(len, motifs), default=1)
+    shortest = max(map(len, motifs))
     lengths = np.rint(rng.normal(14.5, 1.8, sequences)).astype(np.int64)
     lengths = np.clip(lengths, shortest, length)
     found = rng.integers(len(AMINO_ACIDS), size=(sequences, length), dtype=np.int8)
@@ -135,7 +137,7 @@ def read_repertoire(path: pathlib.Path, columns: Columns) -> Repertoire:
         ValueError: the file is missing or malformed; it has no sequence; a sequence is empty or has
             a letter that is no amino acid; a count is no integer of 1 or more.
     """
-    wanted = (columns.sequence, *([] if columns.counts is None else [columns.counts]))
+    wanted = (columns.sequence, *([] if columns.count is None else [columns.count]))
     rows = list(read_cells(path, wanted))
     shown = bounded.printable(path)
     if not rows:
@@ -146,7 +148,7 @@ def read_repertoire(path: pathlib.Path, columns: Columns) -> Repertoire:
             raise ValueError(f"{shown}, line {line}: the sequence is empty.")
         if count and not (count[0].isdecimal() and 0 < int(count[0]) < 2**62):
             raise ValueError(
-                f"{shown}, line {line}: {columns.counts}={bounded.printable(count[0])!r} must "
+                f"{shown}, line {line}: {columns.count}={bounded.printable(count[0])!r} must "
                 "be an integer of 1 or more: how often the sequence was seen."
             )
         counts.append(int(count[0]) if count else 1)
