@@ -8,7 +8,8 @@ Command:  python train.py --config=configs/hopfield/tables.py --workdir=runs/tab
           --config.task.folds=5.
           python -m attn_jax predict --workdir=runs/table new.csv
 Hardware: 2 CPU cores, half a minute.
-Expect:   the accuracies of docs/results.md ("Tables").
+Expect:   accuracy of five-fold cross-validation after the last epoch (benchmarks/tables.py): wine 98.3 %, iris
+          91.3 %, breast_cancer 97.0 %, sonar 89.4 %; an SVM has 98.3, 95.3, 97.7, 84.6.
 Source:   after Ramsauer et al. 2021, sec. 4: SELU layers before the lookup as in their UCI networks, the
           training set as the stored patterns as in their drug design; widths, rates and durations
           are ours.
