@@ -180,3 +180,7 @@ def test_a_pattern_or_state_that_is_no_number_is_named(function):
         function(x.at[2, 1].set(jnp.nan), x[:1], beta=1.0)
     with pytest.raises(ValueError, match=r"state\[0, 2\] is -inf; .* finite"):
         function(x, x[:1].at[0, 2].set(-jnp.inf), beta=1.0)
+    with pytest.raises(ValueError, match=r"stored\[2, 1\] is nan"):  # known inside jit
+        bad = x.at[2, 1].set(jnp.nan)
+        jax.jit(lambda xi: function(bad, xi, beta=1.0))(x[:1])
+    jax.jit(lambda xi: function(x.astype("bfloat16"), xi, beta=1.0))(x[:1])

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from attn_jax.attention import attention_logits, attention_weights, mix
@@ -161,11 +162,16 @@ def check_arguments(
                 f"{name} has the shape {array.shape}; {function} takes a batch of vectors "
                 f"[..., number, width]. Pass {name}[None] for a single vector."
             )
-        # Of arrays that are traced the values are not known yet.
-        if not isinstance(array, jax.core.Tracer) and not jnp.isfinite(array).all():
-            place = tuple(int(i[0]) for i in jnp.nonzero(~jnp.isfinite(array), size=1))
+        here = getattr(array, "is_fully_addressable", True)
+        if isinstance(array, jax.core.Tracer) or not here:
+            continue  # its values are not known, or on other machines
+        # By NumPy: inside jit, operations of JAX on an array from outside are traced.
+        values = np.asarray(array)
+        wrong = np.argwhere(~np.isfinite(values))
+        if len(wrong):
+            place = tuple(wrong[0].tolist())
             raise ValueError(
-                f"{name}{list(place)} is {array[place]}; every pattern and state must be "
+                f"{name}{list(place)} is {values[place]}; every pattern and state must be "
                 "finite, also a masked one. Replace it, such as by zeros and a mask."
             )
     if stored.shape[-1] != state.shape[-1] or stored.shape[:-2] != state.shape[:-2]:
