@@ -20,14 +20,12 @@ def task_of(**changes):
 def record(objects, rows=None):
     """A generated image of so many objects, in an array of so many rows."""
     rng = np.random.default_rng(objects)
-    encoded = properties.encode(
-        rng.uniform(-3, 3, (objects, 3)),
-        *(
-            rng.integers(width, size=objects)
-            for width in map(len, properties.NAMES.values())
-        ),
-        rows=rows or objects,
-    )
+    codes = {
+        name: rng.integers(len(values), size=objects)
+        for name, values in properties.NAMES.items()
+    }
+    positions = rng.uniform(-3, 3, (objects, 3))
+    encoded = properties.encode(positions, **codes, rows=rows or objects)
     return {"image": np.zeros((16, 16, 3), np.uint8), "properties": encoded}
 
 
@@ -56,10 +54,8 @@ def test_the_loss_is_that_of_the_original(shared):
 
 def test_targets_are_those_of_the_original(shared):
     golden = load(shared / "golden" / "slot_attention" / "preprocess_clevr.npz")
-    names = ("size", "material", "shape", "color")
-    encoded = properties.encode(
-        golden["objects/3d_coords"], *(golden[f"objects/{n}"] for n in names), rows=6
-    )
+    codes = {name: golden[f"objects/{name}"] for name in properties.NAMES}
+    encoded = properties.encode(golden["objects/3d_coords"], **codes, rows=6)
     image = {"image": np.zeros((16, 16, 3), np.uint8), "properties": encoded}
     found = task_of().example(image, None)["targets"]
     # (c + 3) / 6 in another order of roundings.
