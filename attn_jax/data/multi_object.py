@@ -59,7 +59,7 @@ def read_needed(path: pathlib.Path, need: Need) -> Iterator[Scene]:
         if number >= need.train:
             if held_out >= need.held_out:
                 return
-            held_out += need.fewest <= scene.count <= need.most
+            held_out += need.fewest <= scene.objects <= need.most
         yield scene
 
 

@@ -27,7 +27,7 @@ class Scene(NamedTuple):
 
     image: UInt8[np.ndarray, "H W C"]
     mask: UInt8[np.ndarray, "H W"]
-    count: int  # objects
+    objects: int
     properties: Float32[np.ndarray, "N 19"] | None = None
 
 
@@ -160,12 +160,12 @@ def write(content: Iterable[Scene], where: str, folder: pathlib.Path) -> None:
             file.write(packed)
             digest.update(packed)
             starts.append(starts[-1] + len(packed))
-            counts.append(scene.count)
+            counts.append(scene.objects)
             if scene.properties is not None:
                 properties.append(scene.properties)
     if not counts:
         raise ValueError(f"{where} holds no record.")
-    arrays = {"properties": np.stack(properties)} if properties else {}
+    arrays: dict[str, Any] = {"properties": np.stack(properties)} if properties else {}
     np.savez(
         folder / "index.npz",
         starts=np.array(starts, np.int64),

@@ -245,6 +245,6 @@ def shade(scene: Scene, hits: Hits) -> Float32[np.ndarray, "H W 3"]:
         glint += strength * near
     sky = 0.25 + 0.75 * np.maximum(mirrored[2], 0)
     color = base * np.where(metal, 0.45 * light + 0.55 * sky, light)
-    share = np.where(metal, 0.9, np.where(owners == NONE, 0.0, 0.12))
-    color += share.astype(np.float32) * glint
+    gloss = np.where(metal, 0.9, np.where(owners == NONE, 0.0, 0.12))
+    color += gloss.astype(np.float32) * glint
     return np.ascontiguousarray(color.clip(0, 1).T).reshape(*hits.numbers.shape, 3)
