@@ -2,7 +2,7 @@
 
     python benchmarks/scene_generators.py
 
-Time is that of the process, so that others on the machine hardly change it.
+Time is that of the process, not of the clock; other work on the machine still makes it longer.
 """
 
 import argparse
@@ -63,7 +63,8 @@ def main() -> None:
             f"`python benchmarks/scene_generators.py --images={images} --rounds={rounds}` "
             f"({report.provenance()})",
             "",
-            f"Medians over {rounds} rounds of {images} images each, in seconds of the process. "
+            f"Medians over {rounds} rounds of {images} images each, in seconds of the process; "
+            "other work on the machine lowers them. "
             "Worker processes (`config.data_workers`) multiply them by their number of cores.",
             "",
             "| data | pixels | most objects | images/s | rounds |",

@@ -290,3 +290,8 @@ def test_the_nuclei_are_read(shared):
     assert len(source) == 79 - 24
     record = source[0]
     assert record["image"].shape == (256, 256, 3) and 1 <= record["mask"].max() <= 10
+
+
+def test_a_mask_without_background_has_no_0():
+    found = masks.number(np.array([[5, 5], [9, 5]]), "a")
+    assert found.tolist() == [[1, 1], [2, 1]]

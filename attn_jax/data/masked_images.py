@@ -49,11 +49,12 @@ class FolderScenes:
         name = str(pair.image)
         data = bounded.read_image_file(pair.image)
         image = decoding.decode(data, 3, name=name, exif_rotation=not self.has_masks)
-        record: dict[str, Any] = {"image": image, "name": name, "label": 0}
-        if self.has_masks:
-            record["mask"] = self.read_mask(index)
-            masks.check_size(image, record["mask"], name, pair.masks[0])
-        return record
+        record = {"image": image, "name": name, "label": 0}
+        if not self.has_masks:
+            return record
+        mask = self.read_mask(index)
+        masks.check_size(image, mask, name, pair.masks[0])
+        return {**record, "mask": mask}
 
     def read_mask(self, index: int) -> np.ndarray:
         pair = self.pairs[index]
