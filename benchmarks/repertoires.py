@@ -13,8 +13,8 @@ them with witnesses, and --folds stratified folds, the same for all methods:
 
 Both networks have --steps steps of four training repertoires, of each --draw random sequences; they are evaluated
 on all sequences. Seeds of data, folds and training are 0. A record that is in --out is not computed
-again; --methods and --rates choose a part. After --minutes no further one begins, and the table has what
-there is.
+again (whatever its steps and sizes: one file for one setting); --methods and --rates choose a part. After
+--minutes no further one begins, and the table has what there is.
 """
 
 import argparse

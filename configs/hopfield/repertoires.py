@@ -8,7 +8,8 @@ Command:  python train.py --config=configs/hopfield/repertoires.py --workdir=run
           below --config.task.folds=5.
           python -m attn_jax predict --workdir=runs/own new.tsv
 Hardware: 2 CPU cores; not run to the end.
-Expect:   of smaller networks benchmarks/repertoires.py has the test AUC, by the share of such sequences.
+Expect:   of a smaller network (benchmarks/repertoires.py, 60 training repertoires) test AUC 0.98 after 800 steps,
+          0.54 after 200.
 Source:   Widrich et al. 2020 (DeepRC), ml-jku/DeepRC 108d08d: its network; rate and duration are
           ours, and all sequences take part in the pooling, not a tenth of them.
 
