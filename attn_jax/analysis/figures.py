@@ -91,16 +91,11 @@ def analyze(
     folder = expand_local(out or resolve_folder(directory) / "analysis")
     if heads or drawing is None:
         mask = np.asarray(inputs["mask"]) if "mask" in inputs else None
-        found = {
-            at: measure_maps(attention_maps(module, restored, **inputs), mask)
-            for at, restored in [
-                (steps[0], variables),
-                *(
-                    (at, restore(directory, at, params, trust=trust)[1])
-                    for at in steps[1:]
-                ),
-            ]
-        }
+        found = {}
+        for at in steps:
+            if found:
+                variables = restore(directory, at, params, trust=trust)[1]
+            found[at] = measure_maps(attention_maps(module, variables, **inputs), mask)
         if step == "all":
             return draw_training(found, folder)
         return draw_heads(found[step], folder)

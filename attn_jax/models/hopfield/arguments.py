@@ -167,9 +167,10 @@ def check_matrix(query: jax.Array, key: jax.Array, memory: int | None = None) ->
     patterns = key.shape[1]
     needed = 4 * batch * heads * states * patterns  # float32
     if memory is None:
-        limits = [(d.memory_stats() or {}).get("bytes_limit") for d in jax.devices()]
+        stats = jax.local_devices()[0].memory_stats() or {}
         host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        memory = host if None in limits else sum(limits)
+        limit = stats.get("bytes_limit")
+        memory = host if limit is None else limit * jax.device_count()
     if needed > memory:
         raise ValueError(
             f"the weights of {patterns:,} patterns, [B, N, Q, K] = "

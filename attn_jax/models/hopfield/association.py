@@ -216,10 +216,9 @@ class Hopfield(nn.Module):
                 self.dropout,
                 self.differentiate,
             )
-            stream = functools.partial(associate_in_chunks, chunk=self.chunk, **given)
             for _ in range(updates):
-                query = stream(query, value=key)
-            output = stream(query, value=value)
+                query = associate_in_chunks(query, value=key, chunk=self.chunk, **given)
+            output = associate_in_chunks(query, value=value, chunk=self.chunk, **given)
         else:
             weights = self.associate_repeatedly(query, given, train)
             self.sow("intermediates", "attention", weights)
