@@ -163,12 +163,12 @@ def fit_gaussian_heads(
     inputs = task.inputs(make_batch(task, task.source("train"), examples))
     maps = attention_maps(module, variables, **inputs)
     mask = np.asarray(inputs["mask"]) if "mask" in inputs else None
-    found: dict[Head, Kernel | None] = {}
+    # What does not exist is named by `replace_heads`.
+    found: dict[Head, Kernel | None] = dict.fromkeys(heads)
     for layer, head in heads:
         weights = maps.get(f"block_{layer}/attention")
-        # What does not exist is named by `replace_heads`.
-        exists = weights is not None and head < weights.shape[1]
-        found[layer, head] = fit_gaussian(weights[:, head], mask) if exists else None
+        if weights is not None and head < weights.shape[1]:
+            found[layer, head] = fit_gaussian(weights[:, head], mask)
     return found
 
 
