@@ -23,7 +23,7 @@ import numpy as np
 
 from attn_jax import workdir
 from attn_jax.analysis import attention_maps
-from attn_jax.analysis.heads import draw_heads, draw_training, measure_maps
+from attn_jax.analysis.heads import Heads, draw_heads, draw_training, measure_maps
 from attn_jax.checkpoint_reader import CheckpointReader
 from attn_jax.data import pipeline
 from attn_jax.data.files import FolderImages, list_images
@@ -94,18 +94,13 @@ def analyze(
     folder = expand_local(out or resolve_folder(directory) / "analysis")
     if heads or drawing is None:
         mask = np.asarray(inputs["mask"]) if "mask" in inputs else None
-        found = {
-            at: measure_maps(attention_maps(module, restored, **inputs), mask)
-            for at, restored in [
-                (steps[0], variables),
-                *(
-                    (at, restore(directory, at, params, overrides, trust=trust)[1])
-                    for at in steps[1:]
-                ),
-            ]
-        }
+        found: dict[int | str, dict[str, Heads]] = {}
+        for at in steps:
+            if found:
+                variables = restore(directory, at, params, overrides, trust=trust)[1]
+            found[at] = measure_maps(attention_maps(module, variables, **inputs), mask)
         if step == "all":
-            return draw_training(found, folder)
+            return draw_training({int(at): found[at] for at in steps}, folder)
         return draw_heads(found[step], folder)
     return drawing.draw(
         module,

@@ -15,7 +15,7 @@ queries and keys are left out, and N is each example's own number of tokens.
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -168,7 +168,7 @@ def draw_heads(found: Mapping[str, Heads], folder: pathlib.Path) -> list[pathlib
 
 
 def draw_training(
-    found: Mapping[Any, Mapping[str, Heads]], folder: pathlib.Path
+    found: Mapping[int, Mapping[str, Heads]], folder: pathlib.Path
 ) -> list[pathlib.Path]:
     """Writes heads_by_step.png and heads_by_step.json, of {step: heads of every layer}.
 

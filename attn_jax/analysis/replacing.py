@@ -163,12 +163,11 @@ def fit_gaussian_heads(
     inputs = task.inputs(make_batch(task, task.source("train"), examples))
     maps = attention_maps(module, variables, **inputs)
     mask = np.asarray(inputs["mask"]) if "mask" in inputs else None
-    found: dict[Head, Kernel | None] = {}
+    # What does not exist is named by `replace_heads`.
+    found: dict[Head, Kernel | None] = dict.fromkeys(heads)
     for layer, head in heads:
         weights = maps.get(f"block_{layer}/attention")
-        if weights is None or head >= weights.shape[1]:
-            found[layer, head] = None  # `replace_heads` names what does not exist
-        else:
+        if weights is not None and head < weights.shape[1]:
             found[layer, head] = fit_gaussian(weights[:, head], mask)
     return found
 

@@ -167,11 +167,10 @@ def check_matrix(query: jax.Array, key: jax.Array, memory: int | None = None) ->
     patterns = key.shape[1]
     needed = 4 * batch * heads * states * patterns  # float32
     if memory is None:
-        stats = [device.memory_stats() or {} for device in jax.local_devices()]
+        stats = jax.local_devices()[0].memory_stats() or {}
         host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        known = all("bytes_limit" in entry for entry in stats)
-        memory = sum(entry["bytes_limit"] for entry in stats) if known else host
-        memory *= jax.process_count()
+        limit = stats.get("bytes_limit")
+        memory = host if limit is None else limit * jax.device_count()
     if needed > memory:
         raise ValueError(
             f"the weights of {patterns:,} patterns, [B, N, Q, K] = "

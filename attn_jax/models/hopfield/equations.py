@@ -162,9 +162,10 @@ def check_arguments(
                 f"{name} has the shape {array.shape}; {function} takes a batch of vectors "
                 f"[..., number, width]. Pass {name}[None] for a single vector."
             )
-        here = getattr(array, "is_fully_addressable", True)
-        if isinstance(array, jax.core.Tracer) or not here:
-            continue  # its values are not known, or on other machines
+        if isinstance(array, jax.core.Tracer):
+            continue  # its values are not known
+        if not getattr(array, "is_fully_addressable", True):
+            continue  # its values are on other machines
         # By NumPy: inside jit, operations of JAX on an array from outside are traced.
         values = np.asarray(array)
         wrong = np.argwhere(~np.isfinite(values))
