@@ -72,10 +72,12 @@ def test_every_variant_builds_and_survives_json(recipe):
         saved = json.loads(json.dumps(config_lib.to_plain(resolved)))
         again = config_lib.resolve(saved)
         assert config_lib.to_plain(again) == config_lib.to_plain(resolved)
-        if sections.find_open(saved["model"]):  # what is open, a checkpoint fills in
-            with pytest.raises(ValueError, match="data|config.init_from=CHECKPOINT"):
-                derived.derive(resolved)
-            continue
+        if sections.find_open(saved["model"]):
+            if variant != "debug":  # what is open, data and checkpoint fill in
+                with pytest.raises(ValueError, match="only stands for your data"):
+                    derived.derive(resolved)
+                continue
+            (resolved, _), (again, _) = map(derived.derive, (resolved, again))
         assert config_lib.build(again.model) == config_lib.build(resolved.model)
         assert config_lib.build(again.task) == config_lib.build(resolved.task)
 

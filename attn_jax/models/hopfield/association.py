@@ -272,11 +272,16 @@ class Hopfield(nn.Module):
         return values.reshape(-1, 1)
 
     def norm(self, name: str) -> Callable:
-        kind = getattr(self, f"norm_{name}")
+        kind, epsilon = {
+            "stored": (self.norm_stored, self.norm_stored_epsilon),
+            "state": (self.norm_state, self.norm_state_epsilon),
+            "projection": (self.norm_projection, self.norm_projection_epsilon),
+            "association": (self.norm_association, self.norm_association_epsilon),
+        }[name]
         if kind == "off":
             return lambda x: x
         return LayerNorm(
-            getattr(self, f"norm_{name}_epsilon"),
+            epsilon,
             affine=kind == "affine",
             dtype=jnp.promote_types(self.dtype, jnp.float32).name,
             name=f"{name}_norm",
