@@ -90,16 +90,17 @@ class Evaluation:
     def metric_names(self, params: Any) -> set[str] | None:
         """The keys of the result of `run`, by shape evaluation.
 
-        None if the task has a `score`: its metrics are known only after it was called.
+        None if the task has a `score` and does not list the names of its metrics in `SCORES`.
 
         Args:
             params: the parameters or their shapes.
         """
-        if hasattr(self.task, "score"):
+        scores = getattr(self.task, "SCORES", None)
+        if hasattr(self.task, "score") and scores is None:
             return None
         batch = pipeline.batch_shapes(self.source, self.task, self.batch_size)
         sums, _ = jax.eval_shape(self._eval_step, params, batch, self.key)
-        names = {*sums, *(["loss"] if self.task.coefficients else [])}
+        names = {*sums, *(scores or ()), *(["loss"] if self.task.coefficients else [])}
         return {f"{self.name}/{metric}" for metric in names}
 
 

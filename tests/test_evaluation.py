@@ -40,12 +40,16 @@ def make_evaluation(recipe):
     return one, init
 
 
-def test_the_names_of_metrics_are_known_before_an_evaluation_is_run():
-    one, init = make_evaluation("configs/vit/digits.py")
+@pytest.mark.parametrize(
+    ("recipe", "some"),
+    [("vit/digits", {"loss", "accuracy"}), ("slot_attention/clevr6", {"stripes"})],
+)
+def test_the_names_of_metrics_are_known_before_an_evaluation_is_run(recipe, some):
+    one, init = make_evaluation(f"configs/{recipe}.py")
     names = one.metric_names(jax.eval_shape(init, jax.random.key(0)))
     results = one.run(jax.jit(init)(jax.random.key(0)))
     assert names == results.keys()
-    assert {f"{one.name}/loss", f"{one.name}/accuracy"} <= names
+    assert {f"{one.name}/{metric}" for metric in some} <= names
 
 
 def test_a_score_has_names_that_only_show_when_it_is_run():

@@ -1,7 +1,7 @@
 """Generated images of solids on a plane, with the mask and the properties of each.
 
-The way of CLEVR (Johnson et al. 2017) without its renderer: not CLEVR, and results on it are
-none on CLEVR.
+Scenes are laid out as in CLEVR (Johnson et al. 2017), but rendered by rays of our own. Results on
+these images are not results on CLEVR.
 """
 
 from typing import Any, NamedTuple

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -185,9 +185,7 @@ class OwnBagObjective(BagObjective):
 
     class_names: tuple[str, ...] | None
 
-    INTERMEDIATES: ClassVar[bool] = (
-        True  # `weights` of the instances, see `attn_jax.predict`
-    )
+    INTERMEDIATES = True  # `predict` asks for them: the weights of the instances
 
     def describe_outputs(
         self,

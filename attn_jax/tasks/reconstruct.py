@@ -59,6 +59,7 @@ class Reconstruct:
     """
 
     SEGMENTS = True  # `predict` writes its results as images
+    SCORES = ("position_agreement", "stripes")  # of `score`
 
     data: Path
     image_size: Pixels = 35
