@@ -62,7 +62,7 @@ def score(task: Any, batch: Any, ids: np.ndarray, segments: int) -> dict[str, fl
     images = np.asarray(batch["images"])
     filled = np.stack([fill_segments(*pair) for pair in zip(images, ids, strict=True)])
     masks = jax.nn.one_hot(jnp.asarray(ids), segments, axis=1)
-    terms = jax.jit(task.measure)(jnp.asarray(filled), masks, batch)
+    terms = jax.jit(task.measure)(jnp.asarray(filled), batch["images"], masks, batch)
     return {name: float(total / count) for name, (total, count) in terms.items()}
 
 

@@ -46,7 +46,9 @@ def test_a_masked_key_counts_as_if_it_were_absent():
     masked = attention_weights(QUERY, KEY, scale=1.0, mask=mask.reshape(shape))
     barred = attention_weights(QUERY, KEY, scale=1.0, bias=bias.reshape(shape))
     short = attention_weights(QUERY, KEY[:, :3], scale=1.0)
-    np.testing.assert_allclose(masked[..., :3], short, rtol=1e-6)
+    # Some roundings (6e-8 each) of logits and sums, in another order. A key that still
+    # counted would change every weight by percents.
+    np.testing.assert_allclose(masked[..., :3], short, rtol=3e-6)
     np.testing.assert_array_equal(masked[..., 3:], 0)
     np.testing.assert_array_equal(masked, barred)
 

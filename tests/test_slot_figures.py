@@ -64,7 +64,10 @@ def test_masks_are_written_at_the_size_of_each_image(
             ids = np.asarray(image)
             assert image.mode == "P" and len(set(image.getpalette()[:12])) > 3
         assert ids.shape == size == (result["height"], result["width"])
-        assert np.bincount(ids.ravel(), minlength=4).tolist() == result["pixels"]
+        counts = np.bincount(ids.ravel(), minlength=256)
+        assert counts[:4].tolist() == result["pixels"]
+        # The model sees the central square, as in training.
+        assert counts[255] == ids.size - min(size) ** 2 == ids.size - sum(counts[:4])
 
 
 def test_predicted_masks_are_those_of_the_model_for_any_batch_size(slot_run, photos):

@@ -174,7 +174,8 @@ def test_bfloat16_keeps_the_outputs_float32_and_their_values_near():
 
 def test_losses_in_bfloat16_are_within_two_percent_of_those_in_float32():
     source = scenes.Tetrominoes("train", 16, canvas=8, tile=2, pieces=1)
-    pictures = images.normalize(np.stack([record["image"] for record in source]))
+    pixels = jnp.asarray(np.stack([record["image"] for record in source]))
+    pictures = images.normalize(pixels)
     keys = jax.random.split(KEY, (40, len(source)))  # of each step's slots
     adam = optax.adam(1e-2)
 
