@@ -1,7 +1,6 @@
 """Object discovery: reconstruct images from slots; training never sees the masks."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,13 +15,14 @@ from attn_jax.bounds import Depth, Path, Pixels, PositiveInt, Width
 from attn_jax.data import framing, images, scene_sources, sources
 from attn_jax.data.packed_scenes import keep_generated
 from attn_jax.data.reading import ImageReading
+from attn_jax.data.scene_inputs import SceneInputs
 
 OUTSIDE = 255  # of the part of an image that is seen
 SEGMENTS_SIDE = 32  # pixels that a whole split is compared at; enough for stripes
 
 
 @dataclasses.dataclass(frozen=True)
-class Reconstruct:
+class Reconstruct(SceneInputs):
     """Images of several objects, autoencoded with a squared error; no labels are used.
 
     Slots start from noise. Its random keys come from the step in training, and from the
@@ -89,13 +89,7 @@ class Reconstruct:
         return {"squared_error": 1.0}
 
     def source(self, split: str) -> sources.Source:
-        sizes = {
-            "train": self.train_images,
-            "validation": self.validation_images,
-            "test": self.test_images,
-        }
-        if split not in sizes:
-            raise ValueError(f"{split=} must be one of {', '.join(sizes)}.")
+        sizes = self.list_sizes(split)
         if self.data not in scene_sources.NAMES:
             return scene_sources.open_files(
                 self.data,
@@ -154,11 +148,6 @@ class Reconstruct:
         counts = np.bincount(found.ravel(), minlength=masks.shape[-1])
         return {"segments": segments, "pixels": counts.tolist()}
 
-    def assets(self, source: sources.Source) -> dict[str, str]:
-        """Files that an evaluation needs: the value range."""
-        del source
-        return {"images.json": json.dumps({"value_range": [-1, 1]}, indent=1)}
-
     def example(
         self, record: Mapping[str, Any], rng: np.random.Generator | None
     ) -> dict[str, Any]:
@@ -175,26 +164,6 @@ class Reconstruct:
             return {"images": image, "object_ids": mask}
         image, mask = framing.frame_scene(image, mask, self.image_size, self.crop)
         return {"images": image} | ({} if mask is None else {"object_ids": mask})
-
-    def prepare(
-        self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
-    ) -> dict[str, jax.Array]:
-        """Converts images to float32 in [-1, 1]; adds the key of each example's slots."""
-        if train:
-            keys = jax.random.split(key, len(batch["index"]))
-        else:
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
-        pixels = images.normalize(batch["images"])
-        return {**batch, "images": pixels, "sample_keys": keys}
-
-    def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
-        changed = {
-            "num_slots": self.num_slots,
-            "iterations": self.iterations,
-            "every_iteration": self.every_iteration,
-        }
-        given = {name: batch[name] for name in ("images", "sample_keys")}
-        return given | {name: value for name, value in changed.items() if value}
 
     def loss(
         self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]

@@ -4,7 +4,6 @@ Axes: B batch, H W image, M target rows, K slots, T iterations, P properties of 
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,8 @@ from jaxtyping import Array, Float
 
 from attn_jax import sets
 from attn_jax.bounds import Depth, Path, Pixels, PositiveFloat, PositiveInt, Width
-from attn_jax.data import framing, images, properties, scene_sources, sources
+from attn_jax.data import framing, properties, scene_sources, sources
+from attn_jax.data.scene_inputs import SceneInputs
 
 COORDINATES = 3  # the first properties: x, y, z, divided by UNIT
 UNIT = 6.0
@@ -23,7 +23,7 @@ ATTRIBUTES = tuple(map(len, properties.NAMES.values()))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SetPrediction:
+class SetPrediction(SceneInputs):
     """Prediction of the 19 numbers of each object that `attn_jax.data.properties` describes.
 
     Predictions are matched to the rows of the target so that the sum of their Huber losses is
@@ -73,13 +73,7 @@ class SetPrediction:
         return {"every_set_loss" if self.every_iteration else "set_loss": 1.0}
 
     def source(self, split: str) -> sources.Source:
-        sizes = {
-            "train": self.train_images,
-            "validation": self.validation_images,
-            "test": self.test_images,
-        }
-        if split not in sizes:
-            raise ValueError(f"{split=} must be one of {', '.join(sizes)}.")
+        sizes = self.list_sizes(split)
         if self.data.startswith("clevr_lite"):
             return scene_sources.open_generated(
                 self.data,
@@ -98,11 +92,6 @@ class SetPrediction:
         return scene_sources.open_files(
             self.data, split, sizes, fewest=self.fewest_objects, most=self.num_objects
         )
-
-    def assets(self, source: sources.Source) -> dict[str, str]:
-        """Files that an evaluation needs: the value range."""
-        del source
-        return {"images.json": json.dumps({"value_range": [-1, 1]}, indent=1)}
 
     def example(
         self, record: Mapping[str, Any], rng: np.random.Generator | None
@@ -129,26 +118,6 @@ class SetPrediction:
         if self.data.startswith("tfds:"):
             image, _ = framing.frame_scene(image, None, self.image_size, "whole")
         return {"images": image, "targets": targets}
-
-    def prepare(
-        self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
-    ) -> dict[str, jax.Array]:
-        """Converts images to float32 in [-1, 1]; adds the key of each example's slots."""
-        if train:
-            keys = jax.random.split(key, len(batch["index"]))
-        else:
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
-        pixels = images.normalize(batch["images"])
-        return {**batch, "images": pixels, "sample_keys": keys}
-
-    def inputs(self, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
-        changed = {
-            "num_slots": self.num_slots,
-            "iterations": self.iterations,
-            "every_iteration": self.every_iteration,
-        }
-        given = {name: batch[name] for name in ("images", "sample_keys")}
-        return given | {name: value for name, value in changed.items() if value}
 
     def loss(
         self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from configs import common
+from configs.slot_attention import _sizes
 
 VARIANTS = ("base", "small", "debug")
 
@@ -33,12 +34,6 @@ class Size(NamedTuple):
     kernel: int  # side of all kernels but the decoder's last, which is 3
     width: int  # of a slot
     mlp_width: int
-    batch_size: int
-    learning_rate: float
-    duration: str
-    warmup: str
-    half_life: str
-    every: str  # cadence of evaluation and checkpoint
 
 
 SIZES = {
@@ -49,12 +44,6 @@ SIZES = {
         kernel=5,
         width=64,
         mlp_width=128,
-        batch_size=64,
-        learning_rate=4e-4,
-        duration="500000 steps",
-        warmup="10000 steps",
-        half_life="100000 steps",
-        every="5000 steps",
     ),
     "small": Size(
         image_size=14,
@@ -63,12 +52,6 @@ SIZES = {
         kernel=3,
         width=32,
         mlp_width=64,
-        batch_size=32,
-        learning_rate=1e-3,
-        duration="20000 steps",
-        warmup="1000 steps",
-        half_life="7000 steps",
-        every="2000 steps",
     ),
     "debug": Size(
         image_size=10,
@@ -77,12 +60,6 @@ SIZES = {
         kernel=3,
         width=12,
         mlp_width=16,
-        batch_size=16,
-        learning_rate=1e-3,
-        duration="8 steps",
-        warmup="2 steps",
-        half_life="4 steps",
-        every="4 steps",
     ),
 }
 
@@ -113,21 +90,5 @@ def get_config(variant: str = "base") -> ConfigDict:
         "validation_images": 70 if debug else 320,
         "test_images": 70 if debug else 320,
     }
-    c.batch_size = size.batch_size
-    c.duration = size.duration
-    c.optimizer = {"name": "adamw", "learning_rate": size.learning_rate}
-    c.weight_decay_on = []  # none: plain Adam
-    c.schedule = {
-        "name": "exponential",
-        "warmup": size.warmup,
-        "half_life": size.half_life,
-    }
-    # Matrices are small, so only the batch is split.
-    c.sharding_rules = []
-    c.evals = {
-        "validation": {"split": "validation", "every": size.every, "batch_size": 64},
-        "test": {"split": "test", "batch_size": 64},
-    }
-    c.checkpoint_every = size.every
-    c.log_every = "1 steps" if debug else "100 steps"
+    _sizes.set_training(c, _sizes.TRAININGS[variant])
     return c
