@@ -116,15 +116,25 @@ def test_a_fifth_architecture_needs_only_a_file(tmp_path, monkeypatch):
     del sys.modules["attn_jax.analysis.perceiver"]
 
 
-def test_slots_are_drawn_for_an_encoder_whose_strides_round_up(tmp_path):
+TINY_VIT = {"width": 4, "depth": 1, "num_heads": 1, "mlp_width": 4, "num_classes": 0}
+ENCODERS = {
+    "strides that round up": {
+        "encoder_channels": (4, 4),
+        "encoder_kernels": (3, 3),
+        "encoder_strides": (2, 2),
+    },
+    "patches of a ViT": {"backbone": vit.ViT(patch_size=(7, 1), **TINY_VIT)},
+}
+
+
+@pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
+def test_slots_are_drawn_on_the_grid_of_their_encoder(tmp_path, encoder):
     module = slot_attention.SlotAttentionAutoEncoder(
         num_slots=2,
         iterations=2,
         width=4,
         mlp_width=4,
-        encoder_channels=(4, 4),
-        encoder_kernels=(3, 3),
-        encoder_strides=(2, 2),
+        **encoder,
         decoder_initial_size=(7, 2),
         decoder_channels=(4,),
         decoder_kernels=(3, 3),

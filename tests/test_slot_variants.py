@@ -1,13 +1,16 @@
 """Variants of Slot Attention: their equations, symmetries, masks and gradients."""
 
 import functools
+import runpy
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import ROOT
 from slot_models import IMAGES, KEY, KEYS, run, tiny, tiny_variables
 
+from attn_jax import config as config_lib
 from attn_jax.models.slot_attention import SlotAttention, SlotMLP
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -26,6 +29,7 @@ VARIANTS = {
     "bilevel": {"initial": "learned", "differentiate": "bilevel"},
     "no GRU": {"use_gru": False},
     "no MLP": {"use_mlp": False},
+    "no norms": {"use_norms": False},
     "soft k-means": {"soft_kmeans": True},
 }
 N, SEEN, K = 11, 7, 3  # inputs, inputs that are not masked in a test of masks, slots
@@ -272,3 +276,22 @@ def test_a_grouping_that_does_not_fit_the_model_says_why(module, words):
 def test_slot_mlp_refuses_what_it_does_not_have(options):
     with pytest.raises(ValueError, match=f"so {[*options][0]} cannot be chosen"):
         jax.eval_shape(lambda: SlotMLP(3).init(KEY, jnp.zeros((1, 9, 5)), **options))
+
+
+TETROMINOES = f"{ROOT}/configs/slot_attention/tetrominoes.py"
+
+
+def test_every_ablation_of_the_recipe_changes_one_part():
+    usual = config_lib.load(f"{TETROMINOES}:debug")
+    seen = [config_lib.build(usual.model)]
+    for name in runpy.run_path(TETROMINOES)["ABLATIONS"]:
+        config = config_lib.load(f"{TETROMINOES}:debug,{name}")
+        model = config_lib.build(config.model)
+        assert (config.schedule != usual.schedule) == (name == "no_decay")
+        assert (model in seen) == (name == "no_decay"), name
+        seen.append(model)
+        call = functools.partial(model.init_with_output, sample_keys=KEYS[:1])
+        outputs, _ = jax.eval_shape(call, KEY, jnp.zeros((1, 10, 10, 3)))
+        assert outputs["masks"].shape == (1, 4, 10, 10)
+    with pytest.raises(ValueError, match="ablation='no_gnu' must be one of"):
+        config_lib.load(f"{TETROMINOES}:debug,no_gnu")

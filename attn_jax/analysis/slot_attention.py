@@ -4,7 +4,7 @@ Axes: B images, T iterations, K slots, H W pixels, N cells of the encoder's grid
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -24,6 +24,7 @@ from attn_jax.analysis.drawing import (
     show_image,
 )
 from attn_jax.analysis.figures import no_figure
+from attn_jax.analysis.vit import compute_grid
 from attn_jax.models.slot_attention import SlotAttentionAutoEncoder
 
 IMAGE_FILES = True  # `analyze --images` works
@@ -63,11 +64,15 @@ def draw(
     images = np.asarray(inputs["images"])
     true = None if "object_ids" not in batch else np.asarray(batch["object_ids"])
     T = len(outputs["attention_per_iteration"])
+    if module.backbone is None:
+        grid = count_cells(module.encoder_strides, images.shape[1:3])
+    else:
+        grid = compute_grid(module, variables, inputs)
     frames = [draw_slots(images, outputs, true, t) for t in range(T)]
     return [
         save_figure(draw_slots(images, outputs, true), folder / "slots.png"),
         save_figure(
-            draw_iterations(module, images[0], outputs, true), folder / "iterations.png"
+            draw_iterations(grid, images[0], outputs, true), folder / "iterations.png"
         ),
         save_animation(frames, folder / "routing.png"),
     ]
@@ -145,18 +150,16 @@ def frame_in_color(axes: Any, slot: int) -> None:
         side.set(color=color, linewidth=2)
 
 
-def compute_grid(
-    module: SlotAttentionAutoEncoder, image: np.ndarray
-) -> tuple[int, int]:
-    """The encoder's grid (down, across) for an image [H, W, 3]."""
-    down, across = image.shape[:2]
-    for stride in module.encoder_strides:  # convolutions are padded, so sizes round up
+def count_cells(strides: Sequence[int], size: tuple[int, int]) -> tuple[int, int]:
+    """The grid (down, across) of convolutions for an image of this size."""
+    down, across = size
+    for stride in strides:  # convolutions are padded, so sizes round up
         down, across = -(-down // stride), -(-across // stride)
     return down, across
 
 
 def draw_iterations(
-    module: SlotAttentionAutoEncoder,
+    grid: tuple[int, int],
     image: np.ndarray,
     outputs: Arrays,
     true: np.ndarray | None,
@@ -164,7 +167,6 @@ def draw_iterations(
     """One row per iteration: the first image, its parts and the attention of each slot."""
     attention = outputs["attention_per_iteration"][:, 0]  # [T, K, N]
     T, K, _ = attention.shape
-    grid = compute_grid(module, image)
     fig, axes = make_figure(T, 3 + 2 * K, cell=CELL)
     for ax in axes[:, 0]:
         ax.set_frame_on(False)

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jaxtyping import Float
@@ -125,9 +126,11 @@ def measure(
 
 
 def compute_grid(
-    module: ViT, variables: Mapping[str, Any], inputs: Mapping[str, Any]
+    module: nn.Module, variables: Mapping[str, Any], inputs: Mapping[str, Any]
 ) -> tuple[int, int]:
     """The grid of the patch embedding's output (down, across), by shape evaluation.
+
+    The embedding is that of a ViT, or of the one ViT inside the module.
 
     The size of the image does not determine it if a stem rounds up or patches are not
     square.
@@ -142,8 +145,12 @@ def compute_grid(
         variables,
         dict(inputs),
     )
-    shape = seen["intermediates"]["embedding"]["__call__"][0].shape
-    return shape[1], shape[2]
+    [embedded] = [  # beside what modules sow
+        leaf
+        for path, leaf in jax.tree.leaves_with_path(seen["intermediates"])
+        if jax.tree_util.DictKey("__call__") in path
+    ]
+    return embedded.shape[1], embedded.shape[2]
 
 
 def is_block(path: str) -> bool:

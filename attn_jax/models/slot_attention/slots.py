@@ -48,6 +48,7 @@ class SlotAttention(nn.Module):
             but passes the gradient of those slots straight to the start.
         use_gru: False: what a slot gets replaces it.
         use_mlp: False: no residual MLP after it.
+        use_norms: False: no layer norm of inputs, of slots and before the MLP.
         soft_kmeans: the mean of the keys that a slot has won replaces it, with distances in
             place of dot products, and nothing learned but start, keys and the inputs' norm.
 
@@ -91,6 +92,7 @@ class SlotAttention(nn.Module):
     differentiate: Literal["unrolled", "implicit", "bilevel"] = "unrolled"
     use_gru: bool = True
     use_mlp: bool = True
+    use_norms: bool = True
     soft_kmeans: bool = False
 
     @nn.compact
@@ -117,7 +119,7 @@ class SlotAttention(nn.Module):
             (inputs.shape[0], num_slots), sample_keys, initial_slots
         )
 
-        x = layer_norm(NORM_EPSILON, "norm_inputs")(inputs).astype(self.dtype)
+        x = self.norm("norm_inputs")(inputs).astype(self.dtype)
         key = self.dense(self.width, "key", use_bias=False)(x)
         value = key
         if not self.soft_kmeans:
@@ -166,6 +168,9 @@ class SlotAttention(nn.Module):
             features, use_bias, dtype=self.dtype, kernel_init=glorot, name=name
         )
 
+    def norm(self, name: str) -> Callable[[jax.Array], jax.Array]:
+        return layer_norm(NORM_EPSILON, name) if self.use_norms else lambda x: x
+
     def split_heads(self, x: Float[Array, "B L D"]) -> Float[Array, "B L H C"]:
         return x.reshape(*x.shape[:2], self.num_heads, -1)
 
@@ -176,7 +181,7 @@ class SlotAttention(nn.Module):
         norm: Any = None
         project: Any = None
         if not self.soft_kmeans:
-            norm = layer_norm(NORM_EPSILON, "norm_slots")
+            norm = self.norm("norm_slots")
             project = self.dense(self.width, "query", use_bias=False)
 
         def compete(slots: jax.Array, key: jax.Array, mask: Any) -> jax.Array:
@@ -232,7 +237,7 @@ class SlotAttention(nn.Module):
         if not replace:
             gru = GRU(self.width, name="gru")
         if self.use_mlp and not self.soft_kmeans:
-            norm = layer_norm(NORM_EPSILON, "norm_mlp")
+            norm = self.norm("norm_mlp")
             mlp = self.dense(self.mlp_width, "mlp_1"), self.dense(self.width, "mlp_2")
 
         def update(won: jax.Array, slots: jax.Array) -> jax.Array:
