@@ -15,6 +15,7 @@ from runs import (
     check_equal,
     encode,
     records,
+    save_untrained,
     tell_colours,
     tiny_bert,
     toy,
@@ -113,7 +114,7 @@ def test_a_run_from_another_reads_other_text_with_its_vocabulary(reader, tmp_pat
     assert masked_word_loss(tmp_path / "on") < masked_word_loss(run) + 0.5
 
     # What it guards against: a vocabulary of the new text's own would be another.
-    train.train(tiny_bert(data, {"duration": "2 steps"}), str(tmp_path / "new"))
+    save_untrained(tiny_bert(data), tmp_path / "new")
     own = (tmp_path / "new/assets/vocab.txt").read_text()
     assert own != words
     changes["task.vocabulary"] = str(tmp_path / "new")

@@ -9,7 +9,6 @@ import pytest
 from processes import launch, launch_command
 
 LINE = "error: another process ended; run the same command again"
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 SETTINGS = [
     "--config.duration=200000 steps",
     "--config.evals={}",
@@ -40,10 +39,11 @@ def end_all(group, limit=60):
             process.kill()
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-@pytest.mark.parametrize("moment", ["while the step compiles", "between steps"])
+@pytest.mark.parametrize(
+    ("victim", "moment"), [(0, "while the step compiles"), (1, "between steps")]
+)
 def test_a_process_ends_with_one_line_when_another_is_killed(tmp_path, victim, moment):
-    group = launch(2, 1, tmp_path, *SETTINGS, **QUICK)
+    group = launch(2, 1, tmp_path, *SETTINGS)
     for line in group[0].stdout:
         # The step is compiled after "started", and has been at the first record.
         if line.startswith("started" if "compiles" in moment else "first step"):
@@ -103,16 +103,16 @@ def test_what_native_code_writes_is_shown_later_but_in_full():
 def test_evaluate_and_analyze_join_the_cluster(tmp_path):
     settings = ["--config.duration=2 steps"]
     status, _, err = processes.finish(
-        processes.start(*processes.train(tmp_path, *settings), **QUICK)
+        processes.start(*processes.train(tmp_path, *settings))
     )
     assert status == 0, err
     words = ["-m", "attn_jax", "evaluate", f"--workdir={tmp_path}"]
-    [(status, out, err)] = end_all(launch_command(1, 2, words, **QUICK))
+    [(status, out, err)] = end_all(launch_command(1, 2, words))
     assert status == 0, err
     for command in "evaluate", "analyze":
         words = ["-m", "attn_jax", command, f"--workdir={tmp_path}"]
         (first, printed, err), (second, silent, _) = end_all(
-            launch_command(2, 1, words, **QUICK), limit=120
+            launch_command(2, 1, words), limit=120
         )
         assert (first, second) == (0, 0), err
         lines = [line for line in printed.splitlines() if "[Gloo]" not in line]

@@ -41,7 +41,6 @@ def start(folder, compiled):
     return processes.start(
         *command,
         JAX_COMPILATION_CACHE_DIR=compiled,
-        JAX_DISABLE_MOST_OPTIMIZATIONS="1",
     )
 
 
