@@ -1,4 +1,4 @@
-"""Ends a process when another process of the same run has died.
+"""Ends a process when another process of its run has died, or never came.
 
 Without this, JAX notices a death after 68 to 85 seconds, and aborts with pages of C++
 text. Here every process keeps a TCP connection to process 0: the operating system closes
@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from jax._src import distributed  # for its key-value store, as orbax uses it
@@ -27,8 +28,62 @@ MESSAGE = "error: another process ended; run the same command again"
 # same error themselves; then they end too.
 GRACE_SECONDS = 5.0
 HOLD_SECONDS = 1.0  # how long text of native code is held back from stderr
+PATIENCE_SECONDS = 10.0  # after which a process that waits for others says so
 KEY = "attn_jax/peers"
 FINISHED, FAILED = b"0", b"1"  # the last byte that a process sends before it exits
+
+
+@contextlib.contextmanager
+def report_missing(seconds: int) -> Iterator[None]:
+    """Says in one line what JAX is waiting for while the processes of a run join.
+
+    If they do not come within `seconds`, JAX aborts with a page of C++ text; this process
+    then ends with one line and status 1 instead.
+    """
+    run = distributed.global_state
+    held: list[NativeStderr] = []
+
+    def end() -> None:
+        held[0].write(
+            f"error: not all {run.num_processes} processes of this run came within {seconds} "
+            "s. Start each with the same command, number and coordinator, and make sure "
+            f"that {run.coordinator_address}, process 0, can be reached from every machine "
+            f"(this is process {run.process_id}).\n"
+        )
+        os._exit(1)
+
+    def wait() -> None:
+        if run.coordinator_address is None:
+            return  # no cluster
+        print(
+            f"waiting up to {seconds} s for the {run.num_processes} processes of this run to "
+            f"join at {run.coordinator_address}",
+            file=sys.stderr,
+        )
+        held.append(NativeStderr())
+        held[0].hold()
+        handle_abort(end)
+
+    timer = threading.Timer(PATIENCE_SECONDS, wait)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        if held:
+            handle_abort(None)
+            held[0].restore()
+
+
+def listen(port: int) -> socket.socket:
+    """Listens at a port of every interface; 0: at any free port."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(
+            ("", port), family=socket.AF_INET6, dualstack_ipv6=True
+        )
+    return socket.create_server(("", port))
 
 
 class Peers:
@@ -82,12 +137,7 @@ class Peers:
         os._exit(EXIT_TRY_AGAIN)
 
     def _listen(self) -> None:
-        try:
-            server = socket.create_server(
-                ("", 0), family=socket.AF_INET6, dualstack_ipv6=True
-            )
-        except (OSError, ValueError):  # a machine without IPv6
-            server = socket.create_server(("", 0))
+        server = listen(0)
         self._token = secrets.token_hex(16)
         port = server.getsockname()[1]
         self._store.key_value_set(KEY, f"{port} {self._token}")
@@ -156,23 +206,35 @@ class Peers:
     def _handle_abort(self) -> None:
         """Delays the abort of JAX, so that `_watch` can end this process first.
 
-        JAX aborts when it loses process 0, often before `_watch` wakes up. Python's signal
-        handlers do not run inside abort(), but one set through ctypes does.
+        JAX aborts when it loses process 0, often before `_watch` wakes up.
         """
-        library = ctypes.CDLL(None)
 
-        def wait(number: int) -> None:
+        def wait() -> None:
             self._stderr.hold()
             time.sleep(GRACE_SECONDS + 1.0)
             self._stderr.restore()  # still running, so the abort has another cause
-            library.signal(number, None)  # the default handler: abort() continues
+            handle_abort(None)  # abort() continues
 
-        self._abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(wait)
-        library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
-        library.signal.restype = ctypes.c_void_p
-        library.signal(
-            signal.SIGABRT, ctypes.cast(self._abort_handler, ctypes.c_void_p)
-        )
+        handle_abort(wait)
+
+
+_abort_handler: Any = None  # ctypes keeps no reference of its own
+
+
+def handle_abort(function: Callable[[], None] | None) -> None:
+    """Sets what happens first when native code aborts this process; None: nothing.
+
+    Python's signal handlers do not run inside abort(), but one set through ctypes does.
+    """
+    global _abort_handler
+    library = ctypes.CDLL(None)
+    library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    library.signal.restype = ctypes.c_void_p
+    handler = None
+    if function is not None:  # else the last one is kept: it may be running
+        _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: function())
+        handler = ctypes.cast(_abort_handler, ctypes.c_void_p)
+    library.signal(signal.SIGABRT, handler)
 
 
 class NativeStderr:
@@ -195,6 +257,7 @@ class NativeStderr:
         )
         self._held: list[tuple[float, bytes]] = []
         self._seconds = HOLD_SECONDS
+        self._restored = False
         self._lock = threading.Lock()
         threading.Thread(target=self._pump, name="stderr", daemon=True).start()
         threading.Thread(target=self._release, name="stderr-out", daemon=True).start()
@@ -213,6 +276,9 @@ class NativeStderr:
 
     def restore(self) -> None:
         """Writes what is held back, and stops holding back."""
+        if self._restored:
+            return
+        self._restored = True
         with contextlib.suppress(OSError):
             os.dup2(self._direct, 2)
         time.sleep(0.05)  # until `_pump` has read the rest
@@ -224,7 +290,7 @@ class NativeStderr:
                 self._held.append((time.monotonic(), text))
 
     def _release(self) -> None:
-        while True:
+        while not self._restored:
             time.sleep(HOLD_SECONDS / 4)
             self._write_held(before=time.monotonic() - self._seconds)
 

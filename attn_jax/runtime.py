@@ -17,11 +17,13 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from attn_jax.compilation_cache import use_compilation_cache
-from attn_jax.peers import EXIT_TRY_AGAIN, Peers
+from attn_jax.peers import EXIT_TRY_AGAIN, Peers, listen, report_missing
 
 EXIT_PREEMPTED = EXIT_TRY_AGAIN  # saved on SIGTERM or Ctrl-C, but not finished
 EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
 EXIT_BROKEN_PIPE = 141  # as shells report that the reader of stdout has ended
+
+JOIN_SECONDS = 300  # for which processes wait for each other at the start
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
 
@@ -55,7 +57,13 @@ def start_distributed(
     global _peers
     if coordinator is not None:
         _check_cluster(coordinator, num_processes, process_id)
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        with report_missing(JOIN_SECONDS):
+            jax.distributed.initialize(
+                coordinator,
+                num_processes,
+                process_id,
+                initialization_timeout=JOIN_SECONDS,
+            )
     elif num_processes is not None or process_id is not None:
         raise ValueError(
             f"{num_processes=} and {process_id=} need --coordinator=HOST:PORT, the address "
@@ -63,7 +71,8 @@ def start_distributed(
         )
     elif not jax.distributed.is_initialized():
         try:
-            jax.distributed.initialize()
+            with report_missing(JOIN_SECONDS):
+                jax.distributed.initialize(initialization_timeout=JOIN_SECONDS)
         except ValueError as error:
             logging.info("one process: no cluster found (%s)", error)
         except RuntimeError as error:  # a device is in use, as in a notebook
@@ -99,6 +108,14 @@ def _check_cluster(
                 f"--process_id={process_id} must be from 0 to {num_processes - 1}, one "
                 f"less than --num_processes={num_processes}."
             )
+    if process_id == 0:
+        try:
+            listen(int(port)).close()
+        except OSError as error:  # JAX would crash
+            raise ValueError(
+                f"process 0 cannot listen at port {port} of --coordinator={coordinator} "
+                f"({error.strerror or error}); choose another port for all processes."
+            ) from error
 
 
 def ask_for_determinism() -> None:

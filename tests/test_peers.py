@@ -1,7 +1,9 @@
 """The end of one of two processes, and what the other one makes of it."""
 
+import contextlib
 import os
 import signal
+import socket
 import time
 
 import processes
@@ -76,6 +78,44 @@ def test_an_error_of_one_process_alone_ends_the_other():
 def test_an_error_of_all_is_reported_by_each(late):
     body = f"time.sleep(2 * (process == {late}))\nraise ValueError('the same')"
     assert run(body) == [(1, "", "error: the same\n")] * 2
+
+
+JOIN = """
+import sys
+from attn_jax import peers, runtime
+
+runtime.JOIN_SECONDS, peers.PATIENCE_SECONDS = 4, 1.0
+coordinator, process = sys.argv[1:]
+runtime.run_command(lambda: runtime.start_distributed(coordinator, 2, int(process)))
+"""
+
+
+def test_a_process_that_nobody_joins_says_so_in_one_line():
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(socket.create_server(("localhost", 0)))
+            for _ in range(3)
+        ]
+        one, other, used = (f"localhost:{s.getsockname()[1]}" for s in servers)
+        for server in servers[:2]:
+            server.close()
+        group = [
+            processes.start("-c", JOIN, *words)
+            for words in ((one, 0), (other, 1), (used, 0))
+        ]
+        ends = end_all(group)
+    for number, (status, _, err) in enumerate(ends[:2]):
+        waiting, error = err.splitlines()
+        assert status == 1
+        assert waiting.startswith("waiting up to 4 s for the 2 processes")
+        assert error.startswith(
+            "error: not all 2 processes of this run came within 4 s"
+        )
+        assert error.endswith(f"(this is process {number}).")
+    status, _, err = ends[2]
+    assert status == 1
+    assert err.startswith("error: process 0 cannot listen at port")
+    assert len(err.splitlines()) == 1
 
 
 def test_the_end_of_a_finished_process_is_no_death():
