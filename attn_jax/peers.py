@@ -6,7 +6,6 @@ the sockets of a killed process at once, and keep-alive packets reveal a lost ma
 Process 0 ends when any other process dies, and the others end when process 0 does.
 """
 
-import atexit
 import contextlib
 import ctypes
 import os
@@ -22,12 +21,13 @@ from typing import Any, NoReturn
 
 from jax._src import distributed  # for its key-value store, as orbax uses it
 
+from attn_jax.native_stderr import NativeStderr
+
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes the run
 MESSAGE = "error: another process ended; run the same command again"
 # A process that fails tells the others before it ends. They have this long to report the
 # same error themselves; then they end too.
 GRACE_SECONDS = 5.0
-HOLD_SECONDS = 1.0  # how long text of native code is held back from stderr
 PATIENCE_SECONDS = 10.0  # after which a process that waits for others says so
 KEY = "attn_jax/peers"
 FINISHED, FAILED = b"0", b"1"  # the last byte that a process sends before it exits
@@ -235,69 +235,3 @@ def handle_abort(function: Callable[[], None] | None) -> None:
         _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: function())
         handler = ctypes.cast(_abort_handler, ctypes.c_void_p)
     library.signal(signal.SIGABRT, handler)
-
-
-class NativeStderr:
-    """Delays what native code writes to file descriptor 2 by a second."""
-
-    def __init__(self) -> None:
-        self._direct = os.dup(2)
-        self._pipe, write = os.pipe()
-        sys.stderr.flush()
-        os.dup2(write, 2)
-        os.close(write)
-        self._python = sys.stderr
-        sys.stderr = open(
-            self._direct,
-            "w",
-            buffering=1,
-            encoding="utf-8",
-            errors="backslashreplace",
-            closefd=False,
-        )
-        self._held: list[tuple[float, bytes]] = []
-        self._seconds = HOLD_SECONDS
-        self._restored = False
-        self._lock = threading.Lock()
-        threading.Thread(target=self._pump, name="stderr", daemon=True).start()
-        threading.Thread(target=self._release, name="stderr-out", daemon=True).start()
-        atexit.register(self.restore)
-
-    def write(self, text: str) -> None:
-        """Writes directly to stderr, and drops what is held back."""
-        with self._lock:
-            self._held = []
-            with contextlib.suppress(OSError):
-                os.write(self._direct, text.encode())
-
-    def hold(self) -> None:
-        """Holds everything back until `restore`."""
-        self._seconds = float("inf")
-
-    def restore(self) -> None:
-        """Writes what is held back, and stops holding back."""
-        if self._restored:
-            return
-        self._restored = True
-        with contextlib.suppress(OSError):
-            os.dup2(self._direct, 2)
-        time.sleep(0.05)  # until `_pump` has read the rest
-        self._write_held(before=float("inf"))
-
-    def _pump(self) -> None:
-        while text := os.read(self._pipe, 65536):
-            with self._lock:
-                self._held.append((time.monotonic(), text))
-
-    def _release(self) -> None:
-        while not self._restored:
-            time.sleep(HOLD_SECONDS / 4)
-            self._write_held(before=time.monotonic() - self._seconds)
-
-    def _write_held(self, *, before: float) -> None:
-        with self._lock:
-            due = [text for at, text in self._held if at <= before]
-            self._held = self._held[len(due) :]
-            with contextlib.suppress(OSError):
-                for text in due:
-                    os.write(self._direct, text)
