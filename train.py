@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 
+from attn_jax import agreement, launch, metrics, runtime, workdir
 from attn_jax import config as config_lib
-from attn_jax import launch, metrics, runtime, workdir
 from attn_jax.checkpoint import Checkpoints
 from attn_jax.initialize import initialize_from
 from attn_jax.logs import Log
@@ -49,6 +49,7 @@ def begin(
     Nothing is written to the directory before all of this has succeeded.
     """
     config = config_lib.resolve(config)
+    agreement.require_same("config", config_lib.flatten(config))
     checkpoints = Checkpoints(
         directory,
         keep_latest=config.keep_latest,

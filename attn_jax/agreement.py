@@ -5,8 +5,9 @@ one that has failed. With a single process they cost nothing.
 """
 
 import itertools
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 
 POLL_SECONDS = 0.2
+WAIT_MS = 300_000  # for process 0, which may still import
 NUMBERS = itertools.count()  # of barriers; the same on every process
 
 
@@ -43,6 +45,34 @@ def raise_together(error: Exception | None, elsewhere: str) -> None:
     """Raises the error here, and OSError(elsewhere) on processes that have none."""
     if not all_succeeded(error is None):
         raise error or OSError(elsewhere)
+
+
+def require_same(what: str, values: Mapping[str, Any]) -> None:
+    """Raises ValueError on every process unless all have the values of process 0.
+
+    Args:
+        what: the values are called by in messages; a word that is used once in a run.
+        values: what JSON can hold.
+    """
+    if jax.process_count() == 1:
+        return
+    key, text = f"attn_jax/same/{what}", json.dumps(values)
+    if jax.process_index() == 0:
+        get_client().key_value_set(key, text)
+    first = json.loads(get_client().blocking_key_value_get(key, WAIT_MS))
+    ours = json.loads(text)
+    differing = [
+        f"{name}={ours.get(name)!r}, not {first.get(name)!r}"
+        for name in sorted(first.keys() | ours.keys())
+        if ours.get(name) != first.get(name)
+    ]
+    if not all_succeeded(not differing):
+        where = f"the {what} of process {jax.process_index()} is not that of process 0"
+        raise ValueError(
+            f"{where}: {'; '.join(differing)}. Start all processes with one command."
+            if differing
+            else f"the {what} of another process is not the same; it reports the difference."
+        )
 
 
 class Barrier:

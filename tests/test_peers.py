@@ -118,6 +118,22 @@ def test_a_process_that_nobody_joins_says_so_in_one_line():
     assert len(err.splitlines()) == 1
 
 
+def test_processes_with_different_configs_are_refused(tmp_path):
+    body = f"""
+import train
+from attn_jax import config
+recipe = "configs/vit/digits.py:debug"
+train.train(config.load(recipe, [f"seed={{process}}"]), {str(tmp_path)!r})
+"""
+    (status, _, err), (refused, _, own) = run(body)
+    assert (status, refused) == (1, 1)
+    assert "the config of another process is not the same" in err
+    assert (
+        "error: the config of process 1 is not that of process 0: seed=1, not 0." in own
+    )
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_the_end_of_a_finished_process_is_no_death():
     body = "time.sleep(2 * process)\nprint(process)"
     assert [status for status, _, _ in run(body)] == [0, 0]
