@@ -233,6 +233,7 @@ def prepare(
     )
     total_steps = to_steps(config.duration)
     check_profile(config.profile, total_steps)
+    check_precision(config.model)
 
     model = config_lib.build(config.model)
     key = jax.random.key(config.seed)
@@ -330,6 +331,19 @@ def check_profile(profile: Sequence[int], total_steps: int) -> None:
             f"config.profile={list(profile)} must be [] or [first, last], two steps "
             f"from 1 to {total_steps}, the last step of this run."
         )
+
+
+def check_precision(model: ConfigDict) -> None:
+    """Raises ValueError if gradients would be computed in float16.
+
+    Its smallest number is 6e-8; without a scaled loss, smaller gradients vanish.
+    """
+    for key, value in config_lib.flatten(model, "config.model").items():
+        if value == "float16" and key.endswith("dtype"):
+            raise ValueError(
+                f"{key}='float16' loses small gradients in training, and losses are not "
+                "scaled here; use 'bfloat16' or 'float32'. Evaluations may use float16."
+            )
 
 
 def reading_options(config: ConfigDict) -> dict[str, int]:

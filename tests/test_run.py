@@ -77,6 +77,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
             {"evals.validation.task": {"data": "nowhere.npz"}},
             "config.evals.validation: 'nowhere.npz' does not exist",
         ),
+        ({"model.dtype": "float16"}, "config.model.dtype='float16' loses small"),
         ({"profile": [8, 9]}, r"config.profile=\[8, 9\] must .* from 1 to 8"),
         ({"profile": [5, 3]}, r"config.profile=\[5, 3\] must .* from 1 to 8"),
         ({"profile": [0, 3]}, r"config.profile=\[0, 3\] must .* from 1 to 8"),
