@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from attn_jax.data import coco, scene_sources, sources
+from attn_jax.tasks.reconstruct import Reconstruct
 
 SIZES = {"train": 9, "validation": 1, "test": 1}
 
@@ -90,6 +91,28 @@ def test_later_objects_are_in_front_and_what_is_left_out_is_named(tmp_path):
         " (left out: 1 without a mask: b.png; 1 whose image file is missing: missing.png; "
         "1 of a crowd: annotation 1; 1 with more than 4 objects: c.png)"
     )
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_objects_have_classes_if_all_have_a_category(tmp_path, known):
+    squares = [[[x, 0, x + 1, 0, x + 1, 4, x, 4]] for x in range(3)]
+    classes = [{"category_id": key} for key in (9, 4, 9)]
+    if not known:
+        classes[1] = {}
+    objects = [annotate(s, **more) for s, more in zip(squares, classes, strict=True)]
+    task = Reconstruct(
+        str(write(tmp_path, annotations=objects)),
+        image_size=4,
+        **{f"{split}_images": int(split == "train") for split in SIZES},
+    )
+    example = task.example(task.source("train")[0], None)
+    assert ("class_ids" in example) == known
+    if known:  # the crop of 4 columns is drawn at its own size
+        ids = example["object_ids"]
+        np.testing.assert_array_equal(
+            example["class_ids"], np.select([ids == 2, ids > 0], [1, 2])
+        )
+        assert {1, 2} <= set(example["class_ids"].ravel())
 
 
 def test_images_are_found_where_coco_has_them(tmp_path):

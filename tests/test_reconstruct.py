@@ -73,6 +73,17 @@ def test_a_slot_without_a_pixel_changes_no_metric():
         np.testing.assert_array_equal(total, other[name][0], err_msg=name)
 
 
+def test_objects_of_a_class_are_one_in_its_overlap():
+    ids = jnp.array([[[1, 2, 3, 0]]])
+    batch = {"valid": jnp.ones(1, bool), "object_ids": ids}
+    batch["class_ids"] = jnp.array([[[1, 1, 2, 0]]])
+    slots = jax.nn.one_hot(jnp.array([[[0, 0, 1, 2]]]), 4, axis=1)
+    image = jnp.zeros((1, 1, 4, 3))
+    terms = SMALL_TASK.measure(image, image, slots, batch)
+    assert terms["mbo_class"] == (1, 1)
+    np.testing.assert_allclose(terms["mbo"][0], (0.5 + 0.5 + 1) / 3, rtol=1e-6)
+
+
 def test_stripes_are_told_in_the_log_and_counted(caplog):
     bands = np.broadcast_to(np.arange(12) // 4, (5, 12, 12))
     found = SMALL_TASK.score({"segments": bands.astype(np.int32)}, None)

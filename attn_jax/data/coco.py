@@ -20,6 +20,8 @@ MAX_BYTES = 2**31
 class CocoScenes:
     """Records as those of `masked_images.FolderScenes`; a later object is in front.
 
+    `classes` [objects + 1] has the class of each id in the mask, counted from 1 within the
+    image, and 0 for the background; there are none unless every object has a `category_id`.
     Crowds (`iscrowd`) are no single object; they are left out, as background, and counted.
     """
 
@@ -35,6 +37,9 @@ class CocoScenes:
     ):
         self.images, self.objects, self.left_out = images, objects, left_out
         self.digest = digest
+        self.has_classes = all(
+            "category_id" in e for entries in objects for e in entries
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -47,7 +52,12 @@ class CocoScenes:
         for number, entry in enumerate(self.objects[index], 1):
             mask[draw(entry, height, width)] = number
         masks.check_size(image, mask, path, "in the JSON")
-        return {"image": image, "mask": mask, "name": str(path), "label": 0}
+        record = {"image": image, "mask": mask, "name": str(path), "label": 0}
+        if self.has_classes:
+            categories = [entry["category_id"] for entry in self.objects[index]]
+            _, numbers = np.unique(categories, return_inverse=True)
+            record["classes"] = np.array([0, *(numbers + 1)], np.int32)
+        return record
 
     def count_objects(self, index: int) -> int:
         return len(self.objects[index])

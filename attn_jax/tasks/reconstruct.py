@@ -154,7 +154,8 @@ class Reconstruct(SceneInputs):
         """`images` [H, W, 3], 0 to 255, and `object_ids` [H, W]; no augmentation.
 
         Images in files are cropped and resized, and float32; generated ones are uint8. Without
-        masks there are no `object_ids`.
+        masks there are no `object_ids`. If the record knows the objects' classes, there are
+        also `class_ids` [H, W].
         """
         del rng
         image, mask = record["image"], record.get("mask")
@@ -163,7 +164,12 @@ class Reconstruct(SceneInputs):
         elif self.data in scene_sources.NAMES:
             return {"images": image, "object_ids": mask}
         image, mask = framing.frame_scene(image, mask, self.image_size, self.crop)
-        return {"images": image} | ({} if mask is None else {"object_ids": mask})
+        if mask is None:
+            return {"images": image}
+        example = {"images": image, "object_ids": mask}
+        if "classes" in record:
+            example["class_ids"] = record["classes"][mask]
+        return example
 
     def loss(
         self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
@@ -233,7 +239,8 @@ class Reconstruct(SceneInputs):
 
         A pixel belongs to the slot whose mask is largest there. `ari` is of all pixels;
         `fg_ari`, `mbo` and `covering` are of the objects and leave out images without any,
-        see `attn_jax.metrics` and `attn_jax.segmentation`. Without true masks there is only
+        see `attn_jax.metrics` and `attn_jax.segmentation`. `mbo_class` takes all objects of a
+        class for one, if the classes are known. Without true masks there is only
         `squared_error`. Padded rows do not count.
         """
         valid = batch["valid"].astype(jnp.float32)
@@ -251,10 +258,15 @@ class Reconstruct(SceneInputs):
         foreground = true != 0
         counted = valid * foreground.any(axis=(1, 2))
 
-        def of_objects(metric: Any, **where: Any) -> tuple[jax.Array, jax.Array]:
+        def of_objects(
+            metric: Any, true: jax.Array = true, **where: Any
+        ) -> tuple[jax.Array, jax.Array]:
             values = metric(true, found, **sizes, **where)
             return (values * counted).sum(), counted.sum()
 
+        if "class_ids" in batch:
+            overlap = segmentation.mean_best_overlap
+            terms["mbo_class"] = of_objects(overlap, batch["class_ids"])
         ari = metrics.adjusted_rand_index(true, found, **sizes)
         return terms | {
             "ari": ((ari * valid).sum(), valid.sum()),
