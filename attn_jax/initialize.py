@@ -43,10 +43,13 @@ def initialize_from(run: Run, params: Any) -> tuple[Any, list[str]]:
         try:
             module, theirs = read_checkpoint(run, path, shapes, skip)
             part = find_submodule(run.model, prefix)
+            section = ".".join(["config.model", *prefix.split("/")]).rstrip(".")
             misfit = explain_other_head(theirs, shapes, module, part)
-            if misfit := misfit or explain_misfit(theirs, shapes, module, part):
+            if misfit := misfit or explain_misfit(
+                theirs, shapes, module, part, section
+            ):
                 raise ValueError(f"{path}: {misfit}")
-            if advice := convert.explain_gelu(module, part):
+            if advice := convert.explain_gelu(module, part, section):
                 logging.warning("%s: %s", path, advice)
         except ValueError as error:
             text = str(error).removeprefix("config.init_from: ")
@@ -179,8 +182,14 @@ def explain_misfit(
     shapes: Mapping[str, tuple[int, ...]],
     module: nn.Module,
     part: nn.Module | None,
+    section: str,
 ) -> str | None:
-    """Why a checkpoint's parameters do not fit the model, and the remedy; None if they fit."""
+    """Why a checkpoint's parameters do not fit the model, and the remedy; None if they fit.
+
+    Args:
+        part: the model, or its submodule that is initialized.
+        section: of the config that describes it.
+    """
     misfits = [
         f"{name} {leaf.shape}, here {shapes.get(name, 'absent')}"
         for name, leaf in theirs.items()
@@ -189,7 +198,7 @@ def explain_misfit(
     if not misfits:
         return None
     more = f"; and {len(misfits) - 8} more" if len(misfits) > 8 else ""
-    remedy = part and convert.explain_mismatch(module, part)
+    remedy = part and convert.explain_mismatch(module, part, section)
     return (
         f"{remedy + ', or leave' if remedy else 'leave'} out what does not fit the model "
         f"by the skip regex: {'; '.join(misfits[:8])}{more}"

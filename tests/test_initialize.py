@@ -49,8 +49,11 @@ def test_parameters_come_from_another_run_into_a_part_of_the_model(finished, tmp
     config = config.copy_and_resolve_references().unlock()
     inner = config_lib.to_plain(config.model)
     config.model = {"cls": "runs:Wrapped", "inner": inner}
-    state = train.train(config, str(tmp_path))
+    state = train.train(config, str(tmp_path / "same"))
     check_equal(state.params, {"inner": theirs})
+    config.model.inner.width = 16
+    with pytest.raises(ValueError, match="set --config.model.inner.width=8, or leave"):
+        train.train(config, str(tmp_path / "wider"))
 
 
 def test_positions_and_filters_of_another_resolution_are_resized(tmp_path, capsys):

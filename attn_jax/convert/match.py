@@ -97,12 +97,15 @@ def list_names(names: Sequence[str], most: int = 10) -> str:
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def explain_mismatch(theirs: nn.Module, ours: nn.Module) -> str | None:
+def explain_mismatch(
+    theirs: nn.Module, ours: nn.Module, section: str = "config.model"
+) -> str | None:
     """Explains which fields to set so that parameters of `theirs` fit `ours`; or None.
 
     Args:
         theirs: the checkpoint's module.
         ours: the module to initialize from it, possibly a part of a composed model.
+        section: of the config that describes it.
     """
     if type(theirs) is not type(ours):
         return (
@@ -119,7 +122,7 @@ def explain_mismatch(theirs: nn.Module, ours: nn.Module) -> str | None:
         return None
     parts = []
     settings = [
-        f"--config.model.{name}={as_argument(value)}"
+        f"--{section}.{name}={as_argument(value)}"
         for name, value in different.items()
         if not isinstance(value, nn.Module)
     ]
@@ -133,7 +136,9 @@ def explain_mismatch(theirs: nn.Module, ours: nn.Module) -> str | None:
     return f"to take its parameters, {'; '.join(parts)}"
 
 
-def explain_gelu(theirs: nn.Module, ours: nn.Module | None) -> str | None:
+def explain_gelu(
+    theirs: nn.Module, ours: nn.Module | None, section: str = "config.model"
+) -> str | None:
     """Explains what to set if a BERT's parameters were trained with another GELU; else None."""
     if not (isinstance(theirs, Bert) and isinstance(ours, Bert)):
         return None
@@ -142,7 +147,7 @@ def explain_gelu(theirs: nn.Module, ours: nn.Module | None) -> str | None:
         return None
     return (
         f"it was trained with the GELU {was!r}, the model's is {now!r}; to use its, set "
-        f"--config.model.gelu={was}"
+        f"--{section}.gelu={was}"
     )
 
 

@@ -1,7 +1,7 @@
 """Slot Attention over the features of a frozen ViT: unsupervised object discovery (DINOSAUR).
 
 Command:  python train.py --config=configs/slot_attention/features.py --workdir=DIR \
-              --config.init_from='[["CHECKPOINT", "backbone", "head/.*"]]'
+              --config.init_from='[["CHECKPOINT", "backbone", "auto"]]'
 Data:     generated solids (`attn_jax.data.clevr_lite`); --config.task.data names others.
 Hardware: base needs an accelerator and was not run here; small is for CPUs and was not trained to
           its end.
@@ -10,8 +10,8 @@ Source:   Seitzer et al. 2023 (arXiv:2209.14860), sec. 3 and supplement: 11 slot
           for its MOVi-C; the images are ours.
 
 CHECKPOINT is a ViT that `attn_jax.convert.load_pretrained` reads, of the size of `model.backbone`;
-the regex leaves out its head. A run of configs/vit/masked_patches.py has "patch_head/.*|mask_token"
-instead. Without `init_from`, the features are those of a random network. "transformer" has the
+"auto" leaves out its head, and the mask token of a run of configs/vit/masked_patches.py.
+Without `init_from`, the features are those of a random network. "transformer" has the
 other decoder.
 """
 

@@ -26,7 +26,7 @@ class SlotAttentionFeatureAutoEncoder(nn.Module):
 
     Real images have too many details for slots to explain every pixel; features of a trained
     ViT are alike where the objects are. `config.freeze=["backbone/.*"]` keeps the backbone as
-    `config.init_from=[[CHECKPOINT, "backbone", "head/.*"]]` loads it. Whether or not it is
+    `config.init_from=[[CHECKPOINT, "backbone", "auto"]]` loads it. Whether or not it is
     frozen, the features to be reconstructed have no gradient, because equal features everywhere
     would be the easiest to reconstruct.
 
