@@ -53,14 +53,14 @@ def draw_list(found: list[recipes.Recipe]) -> str:
             "",
             f"## {title}",
             "",
-            "| recipe | what | variants |",
-            "|---|---|---|",
+            "| recipe | what, and its variants |",
+            "|---|---|",
         ]
         for recipe in found:
             if recipe.name.startswith(f"{architecture}/"):
                 link = f"recipes/{architecture}.md#{anchor(recipe.name)}"
                 lines.append(
-                    f"| [`{recipe.name}`]({link}) | {recipe.title} | {draw_variants(recipe)} |"
+                    f"| [`{recipe.name}`]({link}) | {recipe.title}<br>{draw_variants(recipe)} |"
                 )
     return "\n".join(lines) + "\n"
 

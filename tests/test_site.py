@@ -97,7 +97,7 @@ def test_a_link_that_leads_nowhere_is_found(target):
 
 
 def test_the_menu_has_every_page(pages):
-    menu = re.findall(r"- (?:\w+: )?(\S+\.md)", (ROOT / "mkdocs.yml").read_text())
+    menu = re.findall(r"- (?:[\w ]+: )?(\S+\.md)", (ROOT / "mkdocs.yml").read_text())
     assert sorted(menu) == sorted(pages)
 
 
