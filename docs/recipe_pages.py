@@ -3,6 +3,7 @@
 docs/build_site.py writes them where the site is built, so they are not in the repository.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -145,13 +146,12 @@ def anchor(name: str) -> str:
 
 
 def code(text: str) -> str:
-    """Text in a cell of a table, as code."""
-    text = text.replace("|", "\\|")
+    """Text in a cell of a table, as code; there a vertical line ends no cell."""
     return f"``{text}``" if "`" in text else f"`{text}`"
 
 
 def escape(text: str) -> str:
-    """Text in a cell of a table; brackets and signs are no markup."""
-    for sign in "\\|[]<*_":
-        text = text.replace(sign, f"\\{sign}")
-    return text
+    """Text in a cell of a table: outside of code, signs are no markup."""
+    parts = re.split(r"(`[^`]*`)", text)
+    parts[::2] = [re.sub(r"([\\|\[\]<*_])", r"\\\1", part) for part in parts[::2]]
+    return "".join(parts)

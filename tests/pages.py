@@ -43,3 +43,29 @@ def split_training(words):
     marked = [word for word in words if word.startswith("--config.")]
     settings = [word.removeprefix("--config.") for word in marked]
     return recipe.removeprefix("--config="), settings
+
+
+def find_trees(text):
+    """[(name, lines below it)] of the folders and files side by side in a page's blocks."""
+    trees = []
+    for block in re.findall(r"^```text\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        header, *lines = block.splitlines()
+        starts = [match.start() for match in re.finditer(r"(?:^|(?<=  ))\S", header)]
+        for first, last in zip(starts, [*starts[1:], None], strict=True):
+            column = [line[first:last].rstrip() for line in lines]
+            trees.append(
+                (header[first:last].strip(), [line for line in column if line])
+            )
+    return trees
+
+
+def list_files(lines):
+    """The paths of a tree in which folders end with a slash and files are indented."""
+    files, folders = [], []
+    for line in lines:
+        depth = (len(line) - len(line.lstrip())) // 2 - 1
+        name = re.split(r"\s{2,}", line.strip())[0]
+        folders = [*folders[:depth], name]
+        if not name.endswith("/"):
+            files.append("".join(folders))
+    return files

@@ -7,12 +7,22 @@ import textwrap
 
 import numpy as np
 import pytest
-from pages import DOCS, ROOT, find_commands, find_files, find_python, split_training
+from pages import (
+    DOCS,
+    ROOT,
+    find_commands,
+    find_files,
+    find_python,
+    find_trees,
+    list_files,
+    split_training,
+)
 from PIL import Image
 
 import train
 from attn_jax import config as config_lib
 from attn_jax.__main__ import main
+from attn_jax.data import bag_tables, feature_rows, labeled_texts, sources
 
 PAGE = DOCS / "hopfield.md"
 NUMBER = r"-?\d+\.?\d*(?:e[+-]\d+)?"
@@ -91,3 +101,31 @@ def test_python_about_a_run_works_on_a_run(page, copied, tmp_path, monkeypatch):
     for code in find_python((ROOT / page).read_text()):
         exec(compile(code, page, "exec"), names)
     assert names["variables"]["params"]
+
+
+def test_the_trees_of_the_page_on_data_are_read(tmp_path):
+    trees = find_trees((DOCS / "data.md").read_text())
+    folders = [lines for name, lines in trees if name == "photos/"]
+    for number, lines in enumerate(folders):
+        for file in list_files(lines):
+            path = tmp_path / str(number) / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8)).save(path)
+        source = sources.open_split(str(tmp_path / str(number)), "train")
+        assert source.labels == ("cat", "dog") and not source.left_out
+    assert sources.list_splits(str(tmp_path / "1")) == ["train", "validation", "test"]
+
+    for name, lines in trees:
+        if name.endswith((".csv", ".jsonl")):
+            (tmp_path / name).write_text(textwrap.dedent("\n".join(lines)) + "\n")
+    reading = labeled_texts.Reading(("text", "label"), None, False, 0, False)
+    for name in ("reviews.csv", "reviews.jsonl"):
+        found = labeled_texts.read_split(str(tmp_path / name), "train", reading)
+        assert found.classes == ("no", "yes") and len(found.examples) == 2
+    bags = bag_tables.read_bags(str(tmp_path / "bags.csv"), bag_tables.Columns())
+    assert [(bag.name, bag.label, bag.instances.shape) for bag in bags] == [
+        ("b1", "yes", (2, 2)),
+        ("b2", "no", (1, 2)),
+    ]
+    rows = feature_rows.read_rows(str(tmp_path / "rows.csv"), "label")
+    assert len(rows.features) == 2

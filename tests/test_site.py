@@ -18,25 +18,26 @@ from attn_jax.knobs import KNOBS
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
-def load_pages():
-    """{path below docs/: Markdown} of all pages, also of those that are generated."""
+def load_script():
+    """docs/recipe_pages.py, which belongs to no package."""
     spec = importlib.util.spec_from_file_location(
         "recipe_pages", DOCS / "recipe_pages.py"
     )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    written = {
-        path.relative_to(DOCS).as_posix(): path.read_text()
-        for path in sorted(DOCS.rglob("*.md"))
-    }
-    generated = module.make_pages()
-    assert not written.keys() & generated.keys()
-    return written | generated
+    return module
 
 
 @pytest.fixture(scope="module")
 def pages():
-    return load_pages()
+    """{path below docs/: Markdown} of all pages, also of those that are generated."""
+    written = {
+        path.relative_to(DOCS).as_posix(): path.read_text()
+        for path in sorted(DOCS.rglob("*.md"))
+    }
+    generated = load_script().make_pages()
+    assert not written.keys() & generated.keys()
+    return written | generated
 
 
 def find_anchors(text):
@@ -79,6 +80,11 @@ def test_every_recipe_stands_on_its_page_with_its_variants_and_keys(pages):
     assert "`model.patch_size=4`" in pages["recipes/vit.md"]
     for key in KNOBS:
         assert f"\n| `{key}=" in pages["keys.md"]
+
+
+def test_signs_in_a_meaning_are_no_markup_and_code_stays_code():
+    found = load_script().escape("[B, T] of `a_b | c`, or d_e | f*")
+    assert found == "\\[B, T\\] of `a_b | c`, or d\\_e \\| f\\*"
 
 
 def test_links_between_pages_lead_somewhere(pages):
