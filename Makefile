@@ -51,7 +51,7 @@ lint: $(stamp)
 	@$(bin)/mypy
 
 clean:
-	rm -rf .venv .venv-parity .venv-docs .cache runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-parity .venv-docs .cache runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The only step that needs a network.
