@@ -19,7 +19,7 @@ bin := $(env)/bin
 stamp := $(env)/installed-$(version)$(if $(EXTRA),-$(subst $(comma),-,$(EXTRA)))
 run := runs/digits
 
-.PHONY: train test lint parity parity-tests clean
+.PHONY: train test docs site lint parity parity-tests clean
 
 train: $(stamp)
 	@$(bin)/python train.py --config=configs/vit/digits.py --workdir=$(run) \
@@ -38,13 +38,20 @@ parity:
 parity-tests: $(stamp)
 	@$(bin)/python -m pytest tests/test_parity.py
 
+# Likewise: the site and its search, in build/site. Broken links are an error.
+docs:
+	@$(MAKE) EXTRA=docs env=.venv-docs site
+
+site: $(stamp)
+	@JAX_PLATFORMS=cpu $(bin)/python docs/build_site.py
+
 lint: $(stamp)
 	@$(bin)/ruff format --check .
 	@$(bin)/ruff check .
 	@$(bin)/mypy
 
 clean:
-	rm -rf .venv .venv-parity runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-parity .venv-docs .cache runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The only step that needs a network.

@@ -1,9 +1,11 @@
 """Attention as one equation: values averaged by softmax-normalized similarity.
 
 The four architectures differ in the softmax axis, the scale and the repetition:
+
     ViT, BERT         over keys      1 / sqrt(C)   once
     modern Hopfield   over keys      beta          until the state stops moving
     Slot Attention    over queries   1 / sqrt(C)   T rounds, each through a GRU
+
 Axes: B batch, Q queries, K keys, N heads, C channels per head, D width.
 """
 

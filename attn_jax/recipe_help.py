@@ -13,7 +13,7 @@ import textwrap
 import tokenize
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from attn_jax import recipes
 from attn_jax.config import NAMED
@@ -27,6 +27,23 @@ WIDTH = 100  # columns
 ENTRY = re.compile(r"(\w+(?:, \w+)*): (.*)")
 
 
+class Key(NamedTuple):
+    """A key of a resolved config."""
+
+    name: str  # such as "model.width"
+    value: Any
+    annotation: Any
+    meaning: str
+
+
+class Group(NamedTuple):
+    """Keys that belong together: a section, or top-level keys in a row (without a title)."""
+
+    title: str
+    meaning: str
+    keys: list[Key]
+
+
 def describe(name: str, config: Section) -> str:
     """All keys of a resolved config, one a line.
 
@@ -37,39 +54,59 @@ def describe(name: str, config: Section) -> str:
     lines = [name, "", *(module.__doc__ or "").strip().splitlines(), ""]
     lines += [f"Variants: {', '.join(module.VARIANTS)}", ""]
     lines += ["Keys, as --config.KEY=VALUE; the values are those of this recipe:"]
-    plain = to_plain(config)
-    comments = read_comments()
-    for key, knob in KNOBS.items():
-        value = plain[key]
-        if isinstance(value, Mapping) and {"cls", "name"} & value.keys():
-            lines += ["", *describe_section(key, value), ""]
-        elif key == "evals":
-            lines += ["", "evals:", *indent(comments.get(key, ""))]
-            for evaluation, section in value.items():
-                for field, (annotation, _) in EVALUATION.items():
-                    where = f"evals.{evaluation}.{field}"
-                    lines += describe_key(where, section[field], annotation, "")
-            lines.append("")
-        else:
-            lines += describe_key(key, value, knob.type, comments.get(key, ""))
+    for group in list_groups(config):
+        title = [group.title] if group.title else []
+        lines += ["", *title, *indent(group.meaning)]
+        for key in group.keys:
+            kind = describe_type(key.annotation)
+            lines += [f"  {key.name}={show(key.value)}  ({kind})", *indent(key.meaning)]
     return "\n".join(lines)
 
 
-def describe_section(where: str, section: Mapping[str, Any]) -> Iterator[str]:
+def list_groups(config: Section) -> Iterator[Group]:
+    """The keys of a resolved config, in the order of `configs/common.py`."""
+    plain = to_plain(config)
+    comments = read_comments()
+    row: list[Key] = []
+    for name, knob in KNOBS.items():
+        value = plain[name]
+        is_section = isinstance(value, Mapping) and {"cls", "name"} & value.keys()
+        if not is_section and name != "evals":
+            row.append(Key(name, value, knob.type, comments.get(name, "")))
+            continue
+        if row:
+            yield Group("", "", row)
+            row = []
+        if is_section:
+            yield from list_section(name, value)
+        else:
+            yield Group("evals:", comments.get(name, ""), list_evaluations(value))
+    yield Group("", "", row)
+
+
+def list_evaluations(evals: Mapping[str, Any]) -> list[Key]:
+    return [
+        Key(f"evals.{name}.{field}", section[field], annotation, "")
+        for name, section in evals.items()
+        for field, (annotation, _) in EVALUATION.items()
+    ]
+
+
+def list_section(where: str, section: Mapping[str, Any]) -> Iterator[Group]:
     """The keys of a class, or of an optimizer or schedule; then those of nested sections."""
     if "cls" in section:
         target: Any = class_of(section, f"config.{where}", None)
         annotations = typing.get_type_hints(target, include_extras=True)
-        yield f"{where}: {section['cls']}"
+        title = f"{where}: {section['cls']}"
     else:
         target = NAMED[where][section["name"]]
         annotations = {
             parameter.name: parameter.annotation
             for parameter in inspect.signature(target).parameters.values()
         }
-        yield f"{where}: {section['name']}, of {', '.join(NAMED[where])}"
+        title = f"{where}: {section['name']}, of {', '.join(NAMED[where])}"
     meanings = read_meanings(target)
-    nested = {}
+    keys, nested = [], {}
     for key, value in section.items():
         if key in ("cls", "name"):
             continue
@@ -77,14 +114,10 @@ def describe_section(where: str, section: Mapping[str, Any]) -> Iterator[str]:
             nested[f"{where}.{key}"] = value
             continue
         meaning = meanings.get(key, "")
-        yield from describe_key(f"{where}.{key}", value, annotations[key], meaning)
+        keys.append(Key(f"{where}.{key}", value, annotations[key], meaning))
+    yield Group(title, "", keys)
     for key, value in nested.items():
-        yield from ("", *describe_section(key, value))
-
-
-def describe_key(key: str, value: Any, annotation: Any, meaning: str) -> Iterator[str]:
-    yield f"  {key}={show(value)}  ({describe_type(annotation)})"
-    yield from indent(meaning)
+        yield from list_section(key, value)
 
 
 def indent(meaning: str) -> list[str]:
