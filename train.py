@@ -117,6 +117,11 @@ def take_steps(
         batches = run.read_batches(first)
         recent = StepMetrics(config.max_skipped, log.say)
         results: dict[str, float] = {}
+
+        def tick() -> None:
+            watchdog.feed()
+            log.tick()
+
         try:
             for step in range(first + 1, total + 1):
                 began = time.perf_counter()
@@ -136,8 +141,9 @@ def take_steps(
                 results = {}
                 for name, evaluation in run.evaluations.items():
                     if last or step % eval_every[name] == 0:
-                        with log.pause(state):
-                            found = evaluation.run(state.averaged_params, watchdog.feed)
+                        doing, parts = f"evaluating {name}", evaluation.num_batches
+                        with log.pause(state, doing, parts):
+                            found = evaluation.run(state.averaged_params, tick)
                         log.write(step, found, training=False)
                         results |= found
                 if preemption.requested(step) and not last:
@@ -145,12 +151,14 @@ def take_steps(
                     log.say(f"stopped: saved step {step:,}; the same command resumes")
                     raise runtime.Preempted(step)
                 if not last and (step % save_every == 0 or checkpoints.ranks(results)):
-                    with log.pause(state):
-                        checkpoints.save(state, record, results)
+                    with log.pause(state, f"saving step {step:,}"):
+                        if checkpoints.save(state, record, results):
+                            log.saved_step = step
         except Exception as error:
             save_after_error(error, state, record, checkpoints, watchdog.feed)
             raise
-        checkpoints.finish(state, record, results, watchdog.feed)
+        with log.pause(state, f"saving step {total:,}"):
+            checkpoints.finish(state, record, results, watchdog.feed)
         command = workdir.format_evaluate_command(
             directory,
             best=config.keep_best is not None,

@@ -191,8 +191,7 @@ def make_text_batch(task: Any, text: str) -> dict[str, Any]:
 
 def make_batch(task: Any, source: Any, count: int) -> dict[str, Any]:
     """The first rows of a source as one batch, preprocessed as in an evaluation."""
-    plan = source.rows(0, 0) if hasattr(source, "rows") else None
-    size = len(source) if plan is None else len(plan)
+    plan, size = pipeline.plan_evaluation(source)
     rows = [
         pipeline.evaluation_row(source, task, plan, size, i)
         for i in range(min(count, size))
