@@ -109,6 +109,7 @@ def take_steps(
             peak_flops=peak and peak * run.mesh.size,
             lead=jax.process_index() == 0,
             profile=config.profile,
+            tick=watchdog.feed,
         ) as log,
     ):
         for line in [*run.describe(flops), *notes]:
@@ -117,11 +118,6 @@ def take_steps(
         batches = run.read_batches(first)
         recent = StepMetrics(config.max_skipped, log.say)
         results: dict[str, float] = {}
-
-        def tick() -> None:
-            watchdog.feed()
-            log.tick()
-
         try:
             for step in range(first + 1, total + 1):
                 began = time.perf_counter()
@@ -141,9 +137,9 @@ def take_steps(
                 results = {}
                 for name, evaluation in run.evaluations.items():
                     if last or step % eval_every[name] == 0:
-                        doing, parts = f"evaluating {name}", evaluation.num_batches
-                        with log.pause(state, doing, parts):
-                            found = evaluation.run(state.averaged_params, tick)
+                        doing = f"evaluating {name}"
+                        with log.pause(state, doing, evaluation.num_batches):
+                            found = evaluation.run(state.averaged_params, log.tick)
                         log.write(step, found, training=False)
                         results |= found
                 if preemption.requested(step) and not last:
@@ -152,8 +148,7 @@ def take_steps(
                     raise runtime.Preempted(step)
                 if not last and (step % save_every == 0 or checkpoints.ranks(results)):
                     with log.pause(state, f"saving step {step:,}"):
-                        if checkpoints.save(state, record, results):
-                            log.saved_step = step
+                        checkpoints.save(state, record, results)
         except Exception as error:
             save_after_error(error, state, record, checkpoints, watchdog.feed)
             raise

@@ -13,7 +13,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -59,6 +59,7 @@ class Log:
             known.
         lead: whether this process writes; exactly one process of a run does.
         profile: first and last step to record with the JAX profiler, or empty.
+        tick: called by every `tick` of this object.
 
     Raises:
         OSError: the workdir cannot be written.
@@ -75,15 +76,15 @@ class Log:
         peak_flops: float | None = None,
         lead: bool = True,
         profile: Sequence[int] = (),
+        tick: Callable[[], None] = lambda: None,
     ):
         self.workdir = epath.Path(workdir)
         self.total_steps, self.batch_size = total_steps, batch_size
         self.flops_per_step, self.peak_flops = flops_per_step, peak_flops
         self.lead, self.profile, self.profiling = lead, profile, False
-        self.current_step = start_step
+        self.current_step, self.pass_tick_on = start_step, tick
         self.latest: dict[str, str] = {}  # parts of the progress line
         self.activity: Activity | None = None
-        self.saved_step: int | None = None  # of this session's last checkpoint
         self.line: ProgressLine | None = None
         self.paused_seconds = self.waiting_seconds = 0.0  # since the window began
         # (step, time) of the first step, whose own time is mostly compilation, and of the
@@ -180,6 +181,7 @@ class Log:
 
     def tick(self) -> None:
         """Call this after each part of what `pause` announced."""
+        self.pass_tick_on()
         if self.activity is not None:
             self.activity.done += 1
 
@@ -256,8 +258,6 @@ class Log:
         } | self.latest
         if on_terminal and self.activity is not None:
             parts["activity"] = self.activity.describe(now)
-        if on_terminal and self.saved_step is not None:
-            parts["saved"] = f"saved at {self.saved_step:,}"
         if self.first is not None and step > self.first[0]:
             # Over the whole session, including pauses: the wall-clock time that remains.
             pace = (now - self.first[1]) / (step - self.first[0])

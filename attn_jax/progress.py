@@ -25,14 +25,8 @@ GAP = "  "  # between two parts
 
 # The parts in their order on the line, and the most important first: where the terminal is too
 # narrow, the last ones of the second list are left out.
-PLACES = (
-    *("step", "percent", "activity", "loss", "rate", "wait", "mfu", "memory", "saved"),
-    "eta",
-)
-IMPORTANCE = (
-    *("eta", "activity", "bar", "loss", "rate", "wider bar", "step", "percent"),
-    *("wait", "mfu", "memory", "saved"),
-)
+PLACES = "step percent activity loss rate wait mfu memory eta".split()
+IMPORTANCE = "eta activity bar loss rate wider_bar step percent wait mfu memory".split()
 
 
 class ProgressLine:
@@ -104,14 +98,14 @@ class ProgressLine:
 def arrange(parts: Mapping[str, str], columns: int) -> tuple[int, str]:
     """(columns of the bar, or 0 for none; the parts that fit beside it, in a line of text)."""
     sizes = {name: len(text) + len(GAP) for name, text in parts.items() if text}
-    sizes |= {"bar": BAR + len(GAP), "wider bar": WIDER - BAR}
+    sizes |= {"bar": BAR + len(GAP), "wider_bar": WIDER - BAR}
     left = columns + len(GAP)  # the first part has no gap before it
     shown = set()
     for name in IMPORTANCE:
         if name in sizes and sizes[name] <= left:
             shown.add(name)
             left -= sizes[name]
-    if "wider bar" in shown:
+    if "wider_bar" in shown:
         left += WIDER - BAR
     text = GAP.join(parts[name] for name in PLACES if name in shown)
     return (min(BAR + left, WIDEST) if "bar" in shown else 0), text
