@@ -15,6 +15,7 @@ from typing import IO
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.text import Text
 
 from attn_jax.records import Attempts
@@ -86,7 +87,7 @@ class ProgressLine:
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
-    ) -> Iterator[RenderableType]:
+    ) -> Iterator[RenderableType | Segment]:
         share, parts = self._measure()
         width, text = arrange(parts, options.max_width)
         if width:
