@@ -110,6 +110,7 @@ def take_steps(
             peak_flops=peak and peak * run.mesh.size,
             lead=jax.process_index() == 0,
             profile=config.profile,
+            tick=watchdog.feed,
         ) as log,
     ):
         for line in [*run.describe(flops), *notes]:
@@ -137,8 +138,9 @@ def take_steps(
                 results = {}
                 for name, evaluation in run.evaluations.items():
                     if last or step % eval_every[name] == 0:
-                        with log.pause(state):
-                            found = evaluation.run(state.averaged_params, watchdog.feed)
+                        doing = f"evaluating {name}"
+                        with log.pause(state, doing, evaluation.num_batches):
+                            found = evaluation.run(state.averaged_params, log.tick)
                         log.write(step, found, training=False)
                         results |= found
                 if preemption.requested(step) and not last:
@@ -146,12 +148,13 @@ def take_steps(
                     log.say(f"stopped: saved step {step:,}; the same command resumes")
                     raise runtime.Preempted(step)
                 if not last and (step % save_every == 0 or checkpoints.ranks(results)):
-                    with log.pause(state):
+                    with log.pause(state, f"saving step {step:,}"):
                         checkpoints.save(state, record, results)
         except Exception as error:
             save_after_error(error, state, record, checkpoints, watchdog.feed)
             raise
-        checkpoints.finish(state, record, results, watchdog.feed)
+        with log.pause(state, f"saving step {total:,}"):
+            checkpoints.finish(state, record, results, watchdog.feed)
         command = workdir.format_evaluate_command(
             directory,
             best=config.keep_best is not None,

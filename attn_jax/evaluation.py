@@ -50,6 +50,11 @@ class Evaluation:
         # Predictions are sharded like the batch, so each process holds those of its rows.
         self.step = jax.jit(self._eval_step, out_shardings=(None, self.placement))
 
+    @functools.cached_property
+    def num_batches(self) -> int:
+        """How often `run` calls `tick`."""
+        return -(-pipeline.plan_evaluation(self.source)[1] // self.batch_size)
+
     def run(
         self, params: Any, tick: Callable[[], None] = lambda: None
     ) -> dict[str, float]:

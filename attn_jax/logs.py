@@ -1,34 +1,50 @@
-"""Reports a run: a progress line, metrics on disk, a profile, and curves at the end.
+"""Reports a run: its progress, metrics on disk, a profile, and curves at the end.
 
 Files in the workdir: `metrics.jsonl` (one object per line), `tensorboard/`, `profile/` and
-`curves.png`. Messages go to stdout, the progress line to stderr. If a file cannot be
-written at the start, that is an error; later it is reported once, and training continues.
+`curves.png`. Messages go to stdout, the progress to stderr: a bar on a terminal, else a line from
+time to time. If a file cannot be written at the start, that is an error; later it is reported
+once, and training continues.
 """
 
 import contextlib
+import dataclasses
 import datetime
-import functools
 import math
-import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import jax
 from etils import epath
 from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from attn_jax.curves import draw_curves
 from attn_jax.metrics import mfu
+from attn_jax.progress import GAP, ProgressLine, discard
 from attn_jax.records import Attempts, MetricsFile, TensorBoard
 
-REDRAW_SECONDS = 0.2  # between updates of the live line; faster ones only flicker
 QUIET_SECONDS = 30.0  # between progress lines without a terminal, as in a batch job
+
+
+@dataclasses.dataclass
+class Activity:
+    """What goes on between two steps."""
+
+    name: str
+    began: float
+    parts: int | None = None
+    done: int = 0
+
+    def describe(self, now: float) -> str:
+        """Such as "evaluating test 3/40  7 s"; empty without a name."""
+        if not self.name:
+            return ""
+        many = self.parts is not None and self.parts > 1
+        of_parts = f" {self.done:,}/{self.parts:,}" if many else ""
+        return f"{self.name}{of_parts}  {now - self.began:.0f} s"
 
 
 class Log:
@@ -43,6 +59,7 @@ class Log:
             known.
         lead: whether this process writes; exactly one process of a run does.
         profile: first and last step to record with the JAX profiler, or empty.
+        tick: called by every `tick` of this object.
 
     Raises:
         OSError: the workdir cannot be written.
@@ -59,12 +76,16 @@ class Log:
         peak_flops: float | None = None,
         lead: bool = True,
         profile: Sequence[int] = (),
+        tick: Callable[[], None] = lambda: None,
     ):
         self.workdir = epath.Path(workdir)
         self.total_steps, self.batch_size = total_steps, batch_size
         self.flops_per_step, self.peak_flops = flops_per_step, peak_flops
         self.lead, self.profile, self.profiling = lead, profile, False
-        self.current_step, self.latest = start_step, ""
+        self.current_step, self.pass_tick_on = start_step, tick
+        self.latest: dict[str, str] = {}  # parts of the progress line
+        self.activity: Activity | None = None
+        self.line: ProgressLine | None = None
         self.paused_seconds = self.waiting_seconds = 0.0  # since the window began
         # (step, time) of the first step, whose own time is mostly compilation, and of the
         # last training record.
@@ -89,17 +110,10 @@ class Log:
             ) from error
         self.started = self.began - self.metrics.seconds
         self.drawn = -math.inf
-        self.live: Live | None = None
+        self.activity = Activity("compiling ...", self.began)
         console = Console(stderr=True)
         if console.is_terminal and not console.is_dumb_terminal:
-            # Lines printed meanwhile must appear above the progress line, unless stdout
-            # is redirected.
-            self.live = Live(
-                console=console,
-                auto_refresh=False,
-                redirect_stdout=sys.stdout.isatty(),
-            )
-            self.live.start()
+            self.line = ProgressLine(console, self._measure_progress, self.attempts)
         if self.metrics.damaged:
             self.say(
                 f"WARNING: metrics.jsonl: dropped {self.metrics.damaged} damaged line(s)"
@@ -123,8 +137,10 @@ class Log:
         self.close()
 
     def say(self, text: str) -> None:
-        """Prints a line to stdout, above the progress line."""
-        if self.lead:
+        """Prints a line to stdout, or above the progress line if both share a terminal."""
+        if self.lead and self.line is not None and sys.stdout.isatty():
+            self.line.print(text)
+        elif self.lead:
             _print(text, sys.stdout)
 
     def step(self, step: int, *, seconds_waiting: float) -> None:
@@ -134,28 +150,40 @@ class Log:
         self.current_step = step
         if self.first is None or self.window is None:
             self.first = self.window = (step, time.monotonic())
-            self.paused_seconds = 0.0
+            self.paused_seconds, self.activity = 0.0, None
             seconds = self.first[1] - self.began
             self.say(f"first step after {seconds:.1f} s (compilation included)")
         else:
             self.waiting_seconds += seconds_waiting
         self._switch_profiler()
-        if self.live and time.monotonic() - self.drawn > REDRAW_SECONDS:
-            self._draw_progress()
 
     @contextlib.contextmanager
-    def pause(self, pending: Any = None) -> Iterator[None]:
+    def pause(
+        self, pending: Any = None, doing: str = "", parts: int | None = None
+    ) -> Iterator[None]:
         """Excludes the time inside, such as an evaluation, from the training speed.
 
         Waits for the `pending` arrays first: steps are dispatched asynchronously, and the
         time of those still running is training time.
+
+        Args:
+            doing: what the terminal shows meanwhile, such as "evaluating test".
+            parts: how often `tick` will be called.
         """
         jax.block_until_ready(pending)
         began = time.monotonic()
+        before, self.activity = self.activity, Activity(doing, began, parts)
         try:
             yield
         finally:
+            self.activity = before
             self.paused_seconds += time.monotonic() - began
+
+    def tick(self) -> None:
+        """Call this after each part of what `pause` announced."""
+        self.pass_tick_on()
+        if self.activity is not None:
+            self.activity.done += 1
 
     def write(self, step: int, metrics: Mapping[str, Any], *, training: bool) -> None:
         """Writes {"name/metric": number} of a step to the files and the console.
@@ -180,12 +208,10 @@ class Log:
         self.attempts.run("TensorBoard files", self.tensorboard.write, finite, step)
         if training:
             self.latest = _format_progress(values, speed)
-            if (
-                self.live
-                or now - self.drawn > QUIET_SECONDS
-                or step == self.total_steps
-            ):
-                self._draw_progress()
+            late = now - self.drawn > QUIET_SECONDS or step == self.total_steps
+            if late and self.line is None:
+                self.drawn = now
+                _print(GAP.join(self._measure_progress()[1].values()), sys.stderr)
         else:
             for name, text in _format_evaluations(values).items():
                 self.say(f"step {step:,}  {name}: {text}")
@@ -197,8 +223,9 @@ class Log:
         if self.profiling:
             self.profiling = False
             self.attempts.run("the profile", jax.profiler.stop_trace)
-        if self.live:
-            self.attempts.run("the progress line", self.live.stop)
+        if self.line is not None:
+            self.line.stop()
+            self.line = None
         self.attempts.run("TensorBoard files", self.tensorboard.close)
         self.attempts.run("curves.png", draw_curves, self.workdir)
         self.lead = False
@@ -219,22 +246,24 @@ class Log:
         self.paused_seconds = self.waiting_seconds = 0.0
         return speed
 
-    def _draw_progress(self) -> None:
+    def _measure_progress(self) -> tuple[float, dict[str, str]]:
+        """(share of all steps, {part of the progress line: its text})."""
         step, total, now = self.current_step, self.total_steps, time.monotonic()
-        parts = [f"step {step:,}/{total:,}", f"{step / total:.0%}", self.latest]
+        on_terminal = self.line is not None
+        parts = {
+            "step": f"{step:,}/{total:,}"
+            if on_terminal
+            else f"step {step:,}/{total:,}",
+            "percent": f"{step / total:.0%}",
+        } | self.latest
+        if on_terminal and self.activity is not None:
+            parts["activity"] = self.activity.describe(now)
         if self.first is not None and step > self.first[0]:
             # Over the whole session, including pauses: the wall-clock time that remains.
             pace = (now - self.first[1]) / (step - self.first[0])
             remaining = datetime.timedelta(seconds=round(pace * (total - step)))
-            parts.append(f"ETA {remaining}")
-        text = "  ".join(part for part in parts if part)
-        self.drawn = now
-        if self.live:
-            line = Text(text, no_wrap=True, overflow="ellipsis")
-            update = functools.partial(self.live.update, line, refresh=True)
-            self.attempts.run("the progress line", update)
-        else:
-            _print(text, sys.stderr)
+            parts["eta"] = f"ETA {remaining}"
+        return step / total, parts
 
     def _switch_profiler(self) -> None:
         """Starts or stops the JAX profiler, depending on the next step."""
@@ -262,9 +291,7 @@ def _print(text: str, stream: Any) -> None:
     except UnicodeEncodeError:
         _print(text.encode("ascii", "backslashreplace").decode(), stream)
     except (OSError, ValueError) as error:  # ValueError: the stream is closed
-        with contextlib.suppress(OSError, ValueError):
-            # Replaced, because the interpreter flushes the stream at exit and would fail.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        discard(stream)
         name, other = "stdout", sys.stderr
         if stream is sys.stderr:
             name, other = "stderr", sys.stdout
@@ -276,20 +303,20 @@ def _print(text: str, stream: Any) -> None:
             )
 
 
-def _format_progress(values: Mapping[str, float], speed: Mapping[str, float]) -> str:
-    """The loss, speed and memory, for the progress line."""
-    parts = [
-        f"loss {value:.4g}"
-        for name, value in values.items()
-        if name.rpartition("/")[2] == "loss"
-    ]
+def _format_progress(
+    values: Mapping[str, float], speed: Mapping[str, float]
+) -> dict[str, str]:
+    """The loss, speed and memory, as parts of the progress line."""
+    parts = {}
+    if "train/loss" in values:
+        parts["loss"] = f"loss {values['train/loss']:.4g}"
     if speed:
-        parts.append(f"{_format_rate(speed['examples_per_second'])} ex/s")
-        parts.append(f"data wait {speed['data_wait_fraction']:.1%}")
+        parts["rate"] = f"{_format_rate(speed['examples_per_second'])} ex/s"
+        parts["wait"] = f"data wait {speed['data_wait_fraction']:.1%}"
     if "mfu" in speed:
-        parts.append(f"MFU {speed['mfu']:.0%}")
-    parts.append(f"mem {_peak_memory_bytes() / 1e9:.1f} GB")
-    return "  ".join(parts)
+        parts["mfu"] = f"MFU {speed['mfu']:.0%}"
+    parts["memory"] = f"mem {_peak_memory_bytes() / 1e9:.1f} GB"
+    return parts
 
 
 def _format_evaluations(values: Mapping[str, float]) -> dict[str, str]:

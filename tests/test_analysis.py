@@ -19,6 +19,7 @@ from attn_jax.analysis import attention_maps, figures
 from attn_jax.analysis import bert as bert_figures
 from attn_jax.data.vocabulary import SPECIALS
 from attn_jax.models import bags, bert, hopfield, resnet, slot_attention, vit
+from attn_jax.tasks.classify import Classify
 from attn_jax.tasks.masked_lm import MaskedLM
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -212,6 +213,43 @@ def test_bert_is_drawn_over_the_sentence_of_the_user(tmp_path, monkeypatch):
     )
     ((_, tokens, _),) = drawn
     assert tokens == ["[CLS]", "a", "[MASK]", ".", "[SEP]"]
+
+
+def test_true_words_of_masks_are_those_that_count():
+    batch = {
+        "mlm_positions": np.array([[1, 2, 0], [4, 7, 0]]),
+        "mlm_labels": np.array([[8, 9, 0], [5, 6, 0]]),
+        "mlm_valid": np.array([[True, True, False], [True, False, False]]),
+    }
+    assert bert_figures.read_true_words(batch, 0) == {1: 8, 2: 9}
+    assert bert_figures.read_true_words(batch, 1) == {4: 5}
+    assert bert_figures.read_true_words({}, 0) == {}  # a sentence of the user
+
+
+class Sure(nn.Module):
+    """Is sure of class 1 of three."""
+
+    @nn.compact
+    def __call__(self, images):
+        return {"logits": jnp.tile(jnp.array([0.0, 20.0, 0.0]), (len(images), 1))}
+
+
+@pytest.mark.parametrize(
+    ("labeled", "caption"),
+    [
+        (True, "cat, 100 % (true: dog)\n...ry_long_name_of_a.png"),
+        (False, "cat, 100 %\n...ry_long_name_of_a.png"),  # images of the user
+    ],
+)
+def test_a_caption_tells_prediction_truth_and_file(labeled, caption):
+    task = Classify(
+        data="none", num_classes=3, class_names=("owl", "cat", "dog"), image_size=2
+    )
+    images = jnp.zeros((1, 2, 2, 3))
+    batch = {"images": images, "labels": jnp.array([2])}
+    source = [{"name": "folder/a_very_very_long_name_of_a.png"}]
+    found = figures.caption_rows(Sure(), {}, task, batch, source, labeled=labeled)
+    assert found == [caption]
 
 
 def test_a_sentence_for_images_is_refused(copied):

@@ -47,8 +47,10 @@ def make_evaluation(recipe):
 def test_the_names_of_metrics_are_known_before_an_evaluation_is_run(recipe, some):
     one, init = make_evaluation(f"configs/{recipe}.py")
     names = one.metric_names(jax.eval_shape(init, jax.random.key(0)))
-    results = one.run(jax.jit(init)(jax.random.key(0)))
+    ticks = []
+    results = one.run(jax.jit(init)(jax.random.key(0)), lambda: ticks.append(1))
     assert names == results.keys()
+    assert len(ticks) == one.num_batches
     assert {f"{one.name}/{metric}" for metric in some} <= names
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from attn_jax import logs
+from attn_jax.curves import find_best
 from attn_jax.logs import Log
 
 
@@ -259,6 +260,31 @@ def test_the_curves_show_training_and_evaluations_together(tmp_path, clock):
     assert curves["accuracy"] == {"test": [(2, 0.5)]}
     assert set(curves) == {"loss", "accuracy"}  # no panel for the gradient norm
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_curves_show_training_beside_an_evaluation_and_no_term_twice(
+    tmp_path, clock
+):
+    from attn_jax.curves import _read_curves
+
+    with start(tmp_path) as log:
+        for name, training in (("train", True), ("test", False)):
+            values = {"loss": 3.0, "cross_entropy": 3.0, "accuracy": 0.5, "f1": 0.1}
+            metrics = {f"{name}/{metric}": v for metric, v in values.items()}
+            log.write(2, metrics, training=training)
+    curves = _read_curves(log.workdir / "metrics.jsonl")
+    assert curves["accuracy"] == {"train": [(2, 0.5)], "test": [(2, 0.5)]}
+    assert set(curves) == {"loss", "accuracy", "f1"}
+
+
+@pytest.mark.parametrize(
+    ("better", "best"),
+    [("max", (3, 0.9)), ("min", (2, 0.1)), (None, None)],
+)
+def test_the_marked_point_is_the_best_one(better, best):
+    points = [(1, 0.5), (2, 0.1), (3, 0.9), (4, 0.9), (5, math.nan)]
+    assert find_best(points, better) == best
+    assert find_best([(1, math.nan)], better) is None
 
 
 def test_a_run_that_wrote_nothing_ends_without_curves(tmp_path, clock):

@@ -6,7 +6,9 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 import attn_jax
 import train
@@ -117,7 +119,7 @@ def test_a_tie_is_cut_from_the_second():
         (["text\tlabel", "good\tpos", "bad"], {}, "1 broken row.*line 3: 1 columns instead"),
         (["text\tlabel", "good\t1", "bad\tx"], {"class_names": ("0", "1")}, "line 3: the label 'x'"),
         (["text\tlabel", "good\tpos"], {"num_classes": 1}, "the label 'pos' is no number"),
-        (["text\tmark", "good\t1"], {}, "no column 'label'; its first line has: text, mark"),
+        (["text\tmark", "good\t1"], {}, "no column 'label'; its columns are: text, mark"),
         (["text\tlabel", "good\ta", "bad\tb", "a\tc"], {}, "has 3 classes .*num_classes=2"),
         (["text\tlabel"], {}, "has no rows"),
         (["text\tlabel", "good\ta", "bad\tb"], {"holdout": 2}, "leaves nothing to train on"),
@@ -135,6 +137,39 @@ def test_broken_rows_may_be_left_out_and_are_counted(tmp_path, caplog):
     assert len(source) == 2
     assert source.left_out == (("t.tsv:3", "broken rows"), ("t.tsv:5", "broken rows"))
     assert "2 broken rows are left out, at lines 3, 5" in caplog.text
+
+
+def write_parquet(path, **columns):
+    parquet.write_table(pyarrow.table(columns), path, row_group_size=2)
+    return path
+
+
+def test_a_parquet_file_is_read_as_the_same_rows_in_a_csv(tmp_path):
+    texts, labels = ["good, really", "b\nd", "\u00e4h"], [1, 0, 1]
+    file = write_parquet(tmp_path / "t.parquet", text=texts, other=labels, label=labels)
+    lines = [f'"{text}",x,{label}' for text, label in zip(texts, labels, strict=True)]
+    table = write(tmp_path / "t.csv", "text,other,label", *lines)
+    columns = ("label", "text")
+    found, wanted = (tables.read_table(path, columns)[0] for path in (file, table))
+    assert [row.values for row in found] == [row.values for row in wanted]
+    assert [row.line for row in found] == [1, 2, 3]
+
+
+def test_a_parquet_file_that_cannot_be_used_is_named(tmp_path):
+    file = write_parquet(
+        tmp_path / "t.parquet", text=["a", None, "c"], label=[0, 1, None]
+    )
+    with pytest.raises(
+        ValueError, match="2 broken row.*: row 2: no 'text'; row 3: no 'l"
+    ):
+        tables.read_table(file, ("text", "label"))
+    with pytest.raises(
+        ValueError, match="no column 'mark'; its columns are: text, label"
+    ):
+        tables.read_table(file, ("text", "mark"))
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="t.parquet cannot be read as Parquet"):
+        tables.read_table(file, ("text", "label"))
 
 
 def test_rows_are_held_out_by_class(tmp_path):

@@ -90,6 +90,33 @@ def model(name: str) -> tuple[ViT, dict, dict]:
     return module, jax.jit(module.init)(jax.random.key(1), images), {"images": images}
 
 
+def test_the_maps_of_a_picture_share_one_scale_with_a_bar(tmp_path, monkeypatch):
+    module, variables, inputs = model("gap")
+    saved = {}
+
+    def save(fig, path):
+        saved[path.name] = fig
+        return path
+
+    monkeypatch.setattr(vit_analysis, "save_figure", save)
+    batch = {"captions": ["cat, 98 % (true: dog)\na.png", "b.png"]}
+    vit_analysis.draw(
+        module, variables, inputs, batch=batch, assets={}, folder=tmp_path
+    )
+    for name in ("attention.png", "heads.png", "rollout.png"):
+        maps = [
+            shown
+            for axes in saved[name].axes
+            for shown in axes.images
+            if shown.get_cmap().name == "inferno"
+        ]
+        # To a relative error of float32: the end of the scale is a largest weight.
+        most = pytest.approx(maps[0].get_clim()[1], rel=1e-6)
+        assert [shown.get_clim() for shown in maps] == [(0, most)] * len(maps)
+        assert saved[name].axes[-1].get_ylabel() == "share of a patch (%)"
+        assert saved[name].axes[0].get_title() == batch["captions"][0]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_figure_of_a_vit_is_written_with_its_numbers(name, tmp_path):
     _, shape, grid, prefix = MODELS[name]

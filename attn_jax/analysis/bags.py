@@ -1,15 +1,17 @@
 """Figures of bag classifiers: attention to the instances, and pattern completion."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
+from matplotlib.ticker import MaxNLocator
 
 from attn_jax.analysis import attention_maps
-from attn_jax.analysis.drawing import make_figure, save_figure, show_image
+from attn_jax.analysis.drawing import label_row, make_figure, save_figure, show_image
 from attn_jax.models.bags import BagClassifier, FlatPooling, MeanPooling
 from attn_jax.models.hopfield import retrieve
 
@@ -46,10 +48,12 @@ def draw(
         # An encoder may attend, too, but not to the instances.
         pooled = next(maps[path] for path in maps if path.startswith("pooling"))
         weights = pooled.mean(axis=(1, 2))  # over heads and queries
-        labels, path = np.asarray(batch["labels"]), folder / "association.png"
+        outputs: Any = module.apply(variables, **inputs)
+        captions = describe_bags(outputs["logits"], batch)
+        path = folder / "association.png"
         if instances.ndim == 3:
-            return [draw_weights(mask, weights, labels, path)]
-        files.append(draw_bags(instances, mask, weights, labels, path))
+            return [draw_weights(mask, weights, captions, path)]
+        files.append(draw_bags(instances, mask, weights, captions, path))
     elif instances.ndim == 3:
         raise ValueError(
             f"{type(pooling).__name__} weighs no instance by itself, so of feature "
@@ -58,19 +62,35 @@ def draw(
     return [*files, draw_completion(instances, mask, folder / "completion.png")]
 
 
+def describe_bags(logits: Float[Array, " B"], batch: Mapping[str, Any]) -> list[str]:
+    """The true label of each bag, the probability that it is positive, and its name."""
+    chances = np.asarray(jax.nn.sigmoid(logits))
+    names = batch.get("captions", [""] * len(chances))
+    found = []
+    for label, chance, name in zip(batch["labels"], chances, names, strict=True):
+        told = f"true: {'positive' if label else 'negative'}\npositive: {chance:.0%}"
+        found.append(f"{told}\n{name}" if name else told)
+    return found
+
+
 def draw_weights(
     mask: Bool[np.ndarray, "B N"],
     weights: Float[np.ndarray, "B N"],
-    labels: np.ndarray,
+    captions: Sequence[str],
     path: pathlib.Path,
 ) -> pathlib.Path:
     """A bar for each instance of a bag, by its number in the file."""
-    fig, axes = make_figure(len(mask), 1, cell=(4.0, 1.0))
-    for ax, real, row, label in zip(axes[:, 0], mask, weights, labels, strict=True):
+    fig, axes = make_figure(len(mask), 1, cell=(4.0, 1.2))
+    for ax, real, row, caption in zip(axes[:, 0], mask, weights, captions, strict=True):
         count = int(real.sum())
-        ax.bar(range(count), row[:count])
+        ax.bar(range(count), 100 * row[:count])
         ax.set_xticks(range(count), range(count), fontsize=6)
-        ax.set_ylabel("positive" if label else "negative", fontsize=7)
+        ax.set_ylim(0, 100 * weights.max())  # the same for all bags
+        ax.yaxis.set_major_locator(MaxNLocator(3))
+        ax.tick_params(axis="y", labelsize=6)
+        ax.set_title(caption.replace("\n", ", "), fontsize=7)
+    axes[-1, 0].set_xlabel("instance of the bag", fontsize=7)
+    fig.supylabel("association weight (%)", fontsize=7)
     return save_figure(fig, path)
 
 
@@ -78,7 +98,7 @@ def draw_bags(
     instances: Float[np.ndarray, "B N H W C"],
     mask: Bool[np.ndarray, "B N"],
     weights: Float[np.ndarray, "B N"],
-    labels: np.ndarray,
+    captions: Sequence[str],
     path: pathlib.Path,
 ) -> pathlib.Path:
     columns = min(int(mask.sum(axis=1).max()), SHOWN)
@@ -89,7 +109,8 @@ def draw_bags(
         order = np.argsort(-np.where(real, weights[row], -1))[: int(real.sum())]
         for ax, i in zip(axes[row], order, strict=False):
             show_image(ax, bag[i], f"{weights[row, i]:.0%}")
-        axes[row, 0].set_ylabel("positive" if labels[row] else "negative", fontsize=8)
+        label_row(axes[row, 0], captions[row])
+    fig.suptitle("instances by their association weight", fontsize=9)
     return save_figure(fig, path)
 
 

@@ -45,6 +45,23 @@ def show_image(axes: Any, image: Float[np.ndarray, "H W C"], title: str = "") ->
         axes.set_title(title, fontsize=8)
 
 
+def show_caption(axes: Any, caption: str) -> None:
+    """Writes what is known of a picture above it."""
+    axes.set_title(caption, fontsize=7)
+
+
+def label_row(axes: Any, caption: str) -> None:
+    """Writes what is known of a row to its left."""
+    axes.set_ylabel(caption, fontsize=6, rotation=0, ha="right", va="center")
+
+
+def add_bar(fig: Figure, shown: Any, axes: Any, label: str) -> None:
+    """A color bar for all of the axes, which share the scale of `shown`."""
+    bar = fig.colorbar(shown, ax=axes, shrink=0.8, aspect=30, pad=0.01)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+
+
 def save_figure(fig: Figure, path: pathlib.Path) -> pathlib.Path:
     """Writes a PNG file, with its folder if needed, and returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)

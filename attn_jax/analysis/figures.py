@@ -5,8 +5,8 @@ file in `attn_jax/models`: `analysis/vit.py` is for `models/vit`. It provides
 
     draw(module, variables, inputs, *, batch, assets, folder) -> paths of the files
 
-with the model's inputs [B, ...], the batch that they come from (with labels), and the run's
-assets as {file name: text}. It may set `IMAGE_FILES = True` if the task's records may be
+with the model's inputs [B, ...], the batch that they come from (with labels, and "captions": what is
+known of each row, in two lines), and the run's assets as {file name: text}. It may set `IMAGE_FILES = True` if the task's records may be
 image files; `analyze --images` then accepts them.
 """
 
@@ -31,6 +31,9 @@ from attn_jax.evaluation import make_key
 from attn_jax.folder import expand_local, resolve_folder
 from attn_jax.restore import load_settings, restore
 from attn_jax.step import prepare_batch
+from attn_jax.tasks.classify import Classify
+
+LONGEST = 24  # characters of a name in a caption
 
 
 def analyze(
@@ -84,12 +87,13 @@ def analyze(
                 "not read image files. Leave out --images to draw "
                 "examples of the run's data."
             )
-        files = open_image_files(images, examples)
-        batch = make_batch(task, files, len(files))
+        source = open_image_files(images, examples)
+        batch = make_batch(task, source, len(source))
     elif text is not None:
         batch = make_text_batch(task, text)
     else:
-        batch = make_batch(task, task.source(choose_split(settings)), examples)
+        source = task.source(choose_split(settings))
+        batch = make_batch(task, source, examples)
     inputs = task.inputs(batch)
     folder = expand_local(out or resolve_folder(directory) / "analysis")
     if heads or drawing is None:
@@ -102,6 +106,10 @@ def analyze(
         if step == "all":
             return draw_training({int(at): found[at] for at in steps}, folder)
         return draw_heads(found[step], folder)
+    if text is None:
+        batch["captions"] = caption_rows(
+            module, variables, task, batch, source, labeled=not images
+        )
     return drawing.draw(
         module,
         variables,
@@ -191,8 +199,7 @@ def make_text_batch(task: Any, text: str) -> dict[str, Any]:
 
 def make_batch(task: Any, source: Any, count: int) -> dict[str, Any]:
     """The first rows of a source as one batch, preprocessed as in an evaluation."""
-    plan = source.rows(0, 0) if hasattr(source, "rows") else None
-    size = len(source) if plan is None else len(plan)
+    plan, size = pipeline.plan_evaluation(source)
     rows = [
         pipeline.evaluation_row(source, task, plan, size, i)
         for i in range(min(count, size))
@@ -200,3 +207,44 @@ def make_batch(task: Any, source: Any, count: int) -> dict[str, Any]:
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     batch = jax.device_put(stacked)
     return dict(prepare_batch(task, batch, make_key(0), train=False))
+
+
+def caption_rows(
+    module: nn.Module,
+    variables: Mapping[str, Any],
+    task: Any,
+    batch: Mapping[str, Any],
+    source: Any,
+    *,
+    labeled: bool,
+) -> list[str]:
+    """What is known of each row: the prediction, the true label, the name of the record.
+
+    Args:
+        labeled: whether the labels of the batch are true ones.
+    """
+    rows = len(next(iter(batch.values())))
+    names = [""] * rows
+    if not hasattr(source, "rows"):
+        names = [str(source[i].get("name", "")) for i in range(rows)]
+    # The end of a name tells more than its folder.
+    captions = [shorten(pathlib.PurePath(name).name) for name in names]
+    if not isinstance(task, Classify):
+        return captions
+    inputs = task.inputs(batch)
+    logits = jax.device_get(jax.jit(module.apply)(variables, **inputs)["logits"])
+    for row in range(rows):
+        found = task.describe_outputs({}, [], [{"logits": logits[row]}], 1)
+        [best] = found["predictions"]
+        said = f"{shorten(best['label'])}, {100 * best['probability']:.0f} %"
+        if labeled:
+            label = int(batch["labels"][row])
+            true = task.class_names[label] if task.class_names else str(label)
+            said += f" (true: {shorten(true)})"
+        captions[row] = "\n".join(part for part in (said, captions[row]) if part)
+    return captions
+
+
+def shorten(name: str) -> str:
+    """The name, or its last characters if it is too long for a caption."""
+    return name if len(name) <= LONGEST else "..." + name[3 - LONGEST :]

@@ -17,7 +17,9 @@ from scipy.optimize import linear_sum_assignment
 
 from attn_jax import metrics
 from attn_jax.analysis.drawing import (
+    add_bar,
     color_segments,
+    label_row,
     make_figure,
     save_animation,
     save_figure,
@@ -68,9 +70,10 @@ def draw(
         grid = count_cells(module.encoder_strides, images.shape[1:3])
     else:
         grid = compute_grid(module, variables, inputs)
-    frames = [draw_slots(images, outputs, true, t) for t in range(T)]
+    captions = batch.get("captions", [""] * len(images))
+    frames = [draw_slots(images, outputs, true, captions, t) for t in range(T)]
     return [
-        save_figure(draw_slots(images, outputs, true), folder / "slots.png"),
+        save_figure(frames[-1], folder / "slots.png"),
         save_figure(
             draw_iterations(grid, images[0], outputs, true), folder / "iterations.png"
         ),
@@ -114,7 +117,11 @@ def match_colors(
 
 
 def draw_slots(
-    images: np.ndarray, outputs: Arrays, true: np.ndarray | None, t: int = -1
+    images: np.ndarray,
+    outputs: Arrays,
+    true: np.ndarray | None,
+    captions: Sequence[str],
+    t: int,
 ) -> Figure:
     """One row per image, after iteration t; a slot's frame has its color."""
     T, _, slots = outputs["masks_per_iteration"].shape[:3]
@@ -130,8 +137,9 @@ def draw_slots(
         shown.append(color_segments(segments))
         for ax, picture, title in zip(axes[row], shown, titles, strict=False):
             show_image(ax, picture, title if row == 0 else "")
+        label_row(axes[row, 0], captions[row])
         draw_parts(axes[row, len(titles) :], outputs, t, row, named=row == 0)
-    fig.suptitle(f"after iteration {t % T + 1} of {T}", fontsize=9)
+    fig.suptitle(f"after iteration {t + 1} of {T}", fontsize=9)
     return fig
 
 
@@ -184,10 +192,11 @@ def draw_iterations(
         axes[t, 2].set_xlabel(describe(image, decoded, segments, true), fontsize=7)
         for k in range(K):
             ax = axes[t, 3 + k]
-            ax.imshow(attention[t, k].reshape(grid), "inferno", vmin=0, vmax=1)
+            shown = ax.imshow(attention[t, k].reshape(grid), "inferno", vmin=0, vmax=1)
             ax.set_title(f"attention {k}" if t == 0 else "", fontsize=8)
             frame_in_color(ax, k)
         draw_parts(axes[t, 3 + K :], outputs, t, 0, named=t == 0)
+    add_bar(fig, shown, axes, "attention of a slot")
     return fig
 
 

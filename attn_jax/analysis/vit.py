@@ -5,7 +5,7 @@ the last G tokens.
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,11 +14,20 @@ import numpy as np
 from jaxtyping import Float
 
 from attn_jax.analysis import attention_maps, readings
-from attn_jax.analysis.drawing import make_chart, make_figure, save_figure, show_image
+from attn_jax.analysis.drawing import (
+    add_bar,
+    make_chart,
+    make_figure,
+    save_figure,
+    show_caption,
+    show_image,
+)
 from attn_jax.data import images as image_lib
 from attn_jax.models.vit import PatchEmbedding, ViT, sincos2d
 
 IMAGE_FILES = True  # `analyze --images` works
+CELL = (1.6, 1.9)  # inches of an image and two lines above it
+SHARE = "share of a patch (%)"
 
 Maps = Mapping[str, Float[np.ndarray, "B N Q K"]]
 Arrays = Mapping[str, np.ndarray]
@@ -35,6 +44,8 @@ def draw(
 ) -> list[pathlib.Path]:
     """Writes the figures, and analysis.npz with the numbers behind them (see `measure`).
 
+    The maps of a picture share one color scale.
+
     attention.png: each image with the attention of each block to its patches;
     heads.png: for one image, each head of the last block and of a pooling;
     rollout.png: each image with the attention rollout through all blocks;
@@ -42,15 +53,16 @@ def draw(
     position.png: similarity of the position embeddings, if there are any;
     filters.png: principal components of the patch filters, if they read pixels.
     """
-    del batch, assets
+    del assets
+    captions = batch.get("captions", [""] * len(inputs["images"]))
     # Only the images, because the inputs of a task may also corrupt patches.
     inputs = {"images": inputs["images"]}
     maps = attention_maps(module, variables, **inputs)
     arrays = measure(module, variables, inputs, maps)
     files = [
-        draw_attention(module, maps, arrays, folder / "attention.png"),
-        draw_heads(maps, arrays, folder / "heads.png"),
-        draw_rollout(arrays, folder / "rollout.png"),
+        draw_attention(module, maps, arrays, captions, folder / "attention.png"),
+        draw_heads(maps, arrays, captions[0], folder / "heads.png"),
+        draw_rollout(arrays, captions, folder / "rollout.png"),
         draw_distance(arrays, folder / "distance.png"),
     ]
     if "posemb_similarity" in arrays:
@@ -216,23 +228,33 @@ def position_table(
 
 
 def draw_attention(
-    module: ViT, maps: Maps, arrays: Arrays, path: pathlib.Path
+    module: ViT,
+    maps: Maps,
+    arrays: Arrays,
+    captions: Sequence[str],
+    path: pathlib.Path,
 ) -> pathlib.Path:
     images, grid = arrays["images"], (int(arrays["grid"][0]), int(arrays["grid"][1]))
-    fig, axes = make_figure(len(images), 1 + len(maps))
+    fig, axes = make_figure(len(images), 1 + len(maps), cell=CELL)
     over = [
         average_over_queries(module, at, w, grid).mean(axis=1) for at, w in maps.items()
     ]
+    most = max(float(weights.max()) for weights in over)
     titles = [at.removesuffix("/attention") for at in maps]
     for row, image in enumerate(images):
-        show_image(axes[row, 0], image, "image" if row == 0 else "")
+        show_image(axes[row, 0], image)
+        show_caption(axes[row, 0], captions[row])
         for ax, title, weights in zip(axes[row, 1:], titles, over, strict=True):
-            draw_over_image(ax, image, weights[row], title if row == 0 else "")
-    fig.suptitle("attention to patches, mean over heads, each map scaled", fontsize=9)
+            named = title if row == 0 else ""
+            shown = draw_over_image(ax, image, weights[row], named, most)
+    add_bar(fig, shown, axes, SHARE)
+    fig.suptitle("attention to patches, mean over heads", fontsize=9)
     return save_figure(fig, path)
 
 
-def draw_heads(maps: Maps, arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
+def draw_heads(
+    maps: Maps, arrays: Arrays, caption: str, path: pathlib.Path
+) -> pathlib.Path:
     image = arrays["images"][0]
     last = [at.removesuffix("/attention") for at in maps if is_block(at)][-1]
     panels = {
@@ -241,31 +263,35 @@ def draw_heads(maps: Maps, arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
     }
     for head, weights in enumerate(arrays.get("pooling_to_patches", [[]])[0]):
         panels[f"pooling, head {head}"] = weights
+    most = max(float(weights.max()) for weights in panels.values())
     columns = min(1 + len(panels), 7)
-    fig, axes = make_figure(-(-(1 + len(panels)) // columns), columns, cell=(1.6, 1.9))
+    fig, axes = make_figure(-(-(1 + len(panels)) // columns), columns, cell=CELL)
     for ax in axes.flat[1 + len(panels) :]:
         ax.set_frame_on(False)
-    show_image(axes.flat[0], image, "image")
+    show_image(axes.flat[0], image)
+    show_caption(axes.flat[0], caption)
     for ax, (title, weights) in zip(axes.flat[1:], panels.items(), strict=False):
-        draw_over_image(ax, image, weights, f"{title}\n{weights.max():.1%} at most")
-    fig.suptitle("attention to patches by head, each map scaled", fontsize=9)
+        shown = draw_over_image(ax, image, weights, title, most)
+    add_bar(fig, shown, axes, SHARE)
+    fig.suptitle("attention to patches by head", fontsize=9)
     return save_figure(fig, path)
 
 
-def draw_rollout(arrays: Arrays, path: pathlib.Path) -> pathlib.Path:
-    images = arrays["images"]
-    fig, axes = make_figure(len(images), 2, cell=(2.2, 1.9))
-    for row, (image, shares) in enumerate(
-        zip(images, arrays["rollout_map"], strict=True)
-    ):
-        show_image(axes[row, 0], image, "image" if row == 0 else "")
-        title = "rollout" if row == 0 else ""
+def draw_rollout(
+    arrays: Arrays, captions: Sequence[str], path: pathlib.Path
+) -> pathlib.Path:
+    images, shares = arrays["images"], arrays["rollout_map"]
+    fig, axes = make_figure(len(images), 2, cell=(2.2, 2.2))
+    for row, image in enumerate(images):
+        show_image(axes[row, 0], image)
+        show_caption(axes[row, 0], captions[row])
         # Interpolated, because flat squares would hide the outlines of the image.
-        smooth = image_lib.resize(100 * shares[..., None], image.shape[:2], "bicubic")
-        shown = draw_over_image(axes[row, 1], image, smooth[..., 0], title)
-        bar = fig.colorbar(shown, ax=axes[row, 1])
-        bar.set_label("share per patch (%)", fontsize=7)
-        bar.ax.tick_params(labelsize=7)
+        smooth = image_lib.resize(shares[row][..., None], image.shape[:2], "bicubic")
+        title = "rollout" if row == 0 else ""
+        shown = draw_over_image(
+            axes[row, 1], image, smooth[..., 0], title, float(shares.max())
+        )
+    add_bar(fig, shown, axes, SHARE)
     fig.suptitle("what the head reads, through all blocks", fontsize=9)
     return save_figure(fig, path)
 
@@ -336,14 +362,17 @@ def draw_over_image(
     image: Float[np.ndarray, "H W c"],
     weights: Float[np.ndarray, "h w"],
     title: str,
+    most: float,
 ) -> Any:
-    """Draws weights of any resolution over the image, scaled to their own range."""
+    """Draws shares of any resolution over the image, in percent; `most` is the end of the scale."""
     height, width = image.shape[:2]
     show_image(axes, image, title)
     # Translucent, so that the image stays visible.
     return axes.imshow(
-        weights,
+        100 * weights,
         cmap="inferno",
+        vmin=0,
+        vmax=100 * most,
         alpha=0.7,
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
     )

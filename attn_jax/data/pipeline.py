@@ -64,13 +64,18 @@ def evaluation_batches(
 
     The last batch is padded with repeats of the last row, whose `valid` is False.
     """
-    plan = source.rows(0, 0) if hasattr(source, "rows") else None
-    size = len(source) if plan is None else len(plan)
+    plan, size = plan_evaluation(source)
     padded = -(-size // batch_size) * batch_size
     stream = grain.MapDataset.range(padded).map(
         functools.partial(evaluation_row, source, task, plan, size)
     )
     return make_batches(stream, batch_size, rows, 0, threads, prefetch, workers)
+
+
+def plan_evaluation(source: Any) -> tuple[Any, int]:
+    """(the plan of the rows, or None if rows are records; the number of rows)."""
+    plan = source.rows(0, 0) if hasattr(source, "rows") else None
+    return plan, len(source) if plan is None else len(plan)
 
 
 def make_batches(

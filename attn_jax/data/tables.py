@@ -1,4 +1,4 @@
-"""Tables of texts: TSV, CSV and JSON Lines, with named columns.
+"""Tables of texts: TSV, CSV, JSON Lines and Parquet, with named columns.
 
 A row that cannot be read is never dropped in silence: all of them are counted, and the message
 has the first line numbers.
@@ -13,12 +13,12 @@ from typing import NamedTuple
 from attn_jax.data import bounded
 from attn_jax.folder import expand_local
 
-SUFFIXES = (".tsv", ".csv", ".jsonl")
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
 MAX_FIELD = 10_000_000  # characters
 
 
 class Row(NamedTuple):
-    """The wanted columns of a line of a file; lines count from 1."""
+    """The wanted columns of a line of a file; lines count from 1, rows of a .parquet too."""
 
     line: int
     values: tuple[str, ...]
@@ -38,7 +38,7 @@ def read_table(
     """Reads columns of a table; returns its rows, and the broken ones if they are skipped.
 
     In a .tsv quotes mean nothing, as in GLUE's files; a .csv is quoted as spreadsheets do;
-    each line of a .jsonl is an object.
+    each line of a .jsonl is an object. Numbers of a .parquet become text; a null is a broken row.
 
     Args:
         columns: names in the first line, or numbers from 0 in a .tsv without such a line.
@@ -56,15 +56,11 @@ def read_table(
     rows: list[Row] = []
     broken: list[Broken] = []
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = _read_json(file, columns, shown)
-            if path.suffix != ".jsonl":
-                lines = _read_separated(file, columns, path.suffix == ".tsv", shown)
-            for found in lines:
-                if isinstance(found, Row):
-                    rows.append(found)
-                else:
-                    broken.append(found)
+        for found in _read_rows(path, columns, shown):
+            if isinstance(found, Row):
+                rows.append(found)
+            else:
+                broken.append(found)
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{shown} is not UTF-8 near byte {error.start} of a block: {error.reason}. Convert "
@@ -73,7 +69,8 @@ def read_table(
     except csv.Error as error:
         raise ValueError(f"{shown} is no table: {error}.") from error
     if broken and not skip_broken:
-        first = "; ".join(f"line {line}: {reason}" for line, reason in broken[:3])
+        unit = "row" if path.suffix == ".parquet" else "line"
+        first = "; ".join(f"{unit} {number}: {reason}" for number, reason in broken[:3])
         raise ValueError(
             f"{shown} has {len(broken)} broken row(s): {first}. Correct them, or set "
             "config.task.broken_rows='skip' to leave them out."
@@ -112,10 +109,58 @@ def find_splits(
     if "train" not in found:
         inside = bounded.join_names(sorted(file.name for file in path.iterdir()), 5)
         raise ValueError(
-            f"{data!r} has no table for training ({names['train'][0]}.tsv, .csv or .jsonl); it "
-            f"holds: {inside or 'nothing'}."
+            f"{data!r} has no table for training ({names['train'][0]} with one of "
+            f"{', '.join(SUFFIXES)}); it holds: {inside or 'nothing'}."
         )
     return found
+
+
+def _read_rows(
+    path: pathlib.Path, columns: Sequence[str | int], shown: str
+) -> Iterator[Row | Broken]:
+    if path.suffix == ".parquet":
+        yield from _read_parquet(path, columns, shown)
+        return
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        if path.suffix == ".jsonl":
+            yield from _read_json(file, columns, shown)
+        else:
+            yield from _read_separated(file, columns, path.suffix == ".tsv", shown)
+
+
+def _read_parquet(
+    path: pathlib.Path, columns: Sequence[str | int], shown: str
+) -> Iterator[Row | Broken]:
+    # Imported here, because it takes time that no other table needs.
+    import pyarrow
+    from pyarrow import parquet
+
+    names = [str(column) for column in columns]
+    try:
+        file = parquet.ParquetFile(path)
+        _check_columns(columns, file.schema_arrow.names, shown)
+        number = 0
+        for batch in file.iter_batches(columns=names):
+            for record in batch.to_pylist():
+                number += 1
+                if empty := [name for name in names if record[name] is None]:
+                    yield Broken(number, f"no {empty[0]!r}")
+                else:
+                    yield Row(number, tuple(str(record[name]) for name in names))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{shown} cannot be read as Parquet: {error}. Write it again, or export a .csv."
+        ) from error
+
+
+def _check_columns(
+    columns: Sequence[str | int], known: Sequence[str], shown: str
+) -> None:
+    if missing := [column for column in columns if column not in known]:
+        raise ValueError(
+            f"{shown} has no column {missing[0]!r}; its columns are: "
+            f"{bounded.join_names(known)}."
+        )
 
 
 def _read_separated(
@@ -129,11 +174,7 @@ def _read_separated(
     places: list[int] = [c for c in columns if isinstance(c, int)]
     if not places:
         header = next(lines, [])
-        if missing := [c for c in columns if c not in header]:
-            raise ValueError(
-                f"{shown} has no column {missing[0]!r}; its first line has: "
-                f"{bounded.join_names(header)}."
-            )
+        _check_columns(columns, header, shown)
         places = [header.index(str(column)) for column in columns]
         width = len(header)
     else:

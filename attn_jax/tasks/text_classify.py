@@ -24,7 +24,7 @@ class TextClassify(Tokenizing):
 
     Attributes:
         data: a folder with tables train, validation (or dev) and test, or one table, of which
-            `holdout` rows are the validation split: .tsv, .csv or .jsonl, see
+            `holdout` rows are the validation split: .tsv, .csv, .jsonl or .parquet, see
             `attn_jax.data.tables.read_table`. With `glue_task`, a task's official folder. "stdlib":
             whether a sentence of the documentation inside Python is from the language
             reference or from the library; needs no file.
