@@ -20,7 +20,7 @@ ALLOWED = {
             f"attn_jax.{room}"
             for room in (
                 "config run resume initialize step step_metrics checkpoint workdir "
-                "launch runtime logs metrics"
+                "launch runtime agreement logs metrics"
             ).split()
         ),
     },
