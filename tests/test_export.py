@@ -13,8 +13,9 @@ from variables import perturb
 
 import attn_jax
 from attn_jax.commands import export
-from attn_jax.convert import programs
 from attn_jax.convert.inference import describe_row, make_inference
+from attn_jax.convert.onnx import write_onnx
+from attn_jax.convert.programs import write_stablehlo
 from attn_jax.models import bags, hopfield
 from attn_jax.models.bert import Bert, ClassHead
 from attn_jax.models.vit import ViT
@@ -107,7 +108,7 @@ def check(inference, run, tolerance):
 def test_stablehlo_gives_the_outputs_of_the_model(model, tmp_path):
     _, _, inference = model
     file = tmp_path / "new" / "model.stablehlo"
-    programs.write_stablehlo(inference, file, {"labels": ["a", "b"]})
+    write_stablehlo(inference, file, {"labels": ["a", "b"]})
     loaded = jax.export.deserialize(bytearray(file.read_bytes()))
     # The same operations, compiled for another size of batch; sums may differ in order.
     check(inference, loaded.call, 1e-6)
@@ -125,7 +126,7 @@ def test_onnx_gives_the_outputs_of_the_model(model, tmp_path):
     )
     _, _, inference = model
     file = tmp_path / "model.onnx"
-    programs.write_onnx(inference, file, {})
+    write_onnx(inference, file, {})
     session = onnxruntime.InferenceSession(str(file))
     names = [output.name for output in session.get_outputs()]
     # Two implementations of a few layers in float32.

@@ -14,18 +14,19 @@ from attn_jax.convert import (
     load_pretrained,
     load_with_task,
     pixel_statistics,
-    programs,
 )
 from attn_jax.convert.bert.write import read_pieces, write_tokenizer
 from attn_jax.convert.card import write_card
 from attn_jax.convert.inference import describe_row, make_inference
+from attn_jax.convert.onnx import write_onnx
+from attn_jax.convert.programs import write_stablehlo
 from attn_jax.convert.vit.fit import Size
 from attn_jax.data.vocabulary import read_vocabulary
 from attn_jax.folder import expand_local
 from attn_jax.models.bert import Bert
 from attn_jax.restore import open_saved
 
-PROGRAMS = {"stablehlo": programs.write_stablehlo, "onnx": programs.write_onnx}
+PROGRAMS = {"stablehlo": write_stablehlo, "onnx": write_onnx}
 # {format: the suffix of the file that is written; "": it is a folder}
 SUFFIXES = {
     "hf": "",
@@ -77,8 +78,7 @@ def export_checkpoint(
 
     Raises:
         ValueError: the checkpoint cannot be read; the format has no place for a part of the model;
-            `out` has another suffix.
-        ImportError: "onnx" needs a package that is not installed.
+            `out` has another suffix; "onnx" needs a package that is not installed.
     """
     file = expand_local(out)
     if SUFFIXES[format] and file.suffix != SUFFIXES[format]:

@@ -1,8 +1,9 @@
-"""Writes a model as a program that runs without attn_jax: StableHLO or ONNX.
+"""Writes a model as a program that runs without attn_jax: StableHLO; ONNX is in onnx.py.
 
 The parameters are inside. The size of the batch is open, all other sizes are fixed.
 """
 
+import functools
 import json
 import pathlib
 from collections.abc import Mapping
@@ -17,6 +18,13 @@ BATCH = "batch"  # the size that is open
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # that a StableHLO file runs on
 
 
+@functools.cache
+def open_batch() -> Any:
+    """The size of a batch as a symbol, the same for all: traces are cached by its name."""
+    (batch,) = jax.export.symbolic_shape(BATCH)
+    return batch
+
+
 def write_stablehlo(
     inference: Inference, file: pathlib.Path, about: Mapping[str, Any]
 ) -> None:
@@ -25,9 +33,8 @@ def write_stablehlo(
     Raises:
         ValueError: an operation of the model needs a batch of a known size.
     """
-    (batch,) = jax.export.symbolic_shape(BATCH)
     function = jax.jit(inference.call)
-    shapes = inference.shape_inputs(batch)
+    shapes = inference.shape_inputs(open_batch())
     try:
         exported = jax.export.export(function, platforms=PLATFORMS)(**shapes)
     except (NotImplementedError, TypeError, ValueError) as error:
@@ -36,42 +43,6 @@ def write_stablehlo(
         ) from error
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(exported.serialize())
-    write_description(inference, file, about)
-
-
-def write_onnx(
-    inference: Inference, file: pathlib.Path, about: Mapping[str, Any]
-) -> None:
-    """Writes FILE for ONNX Runtime, and `about` to FILE.json.
-
-    Raises:
-        ImportError: the extra "onnx" is not installed.
-        ValueError: ONNX or jax2onnx has no such operation, which is named.
-    """
-    try:
-        import jax2onnx
-        import onnx
-    except ImportError as error:
-        raise ImportError(
-            "--to=onnx needs jax2onnx: pip install 'attn_jax[onnx]'."
-        ) from error
-    names, outputs = list(inference.inputs), inference.shape_outputs()
-
-    def call(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-        found = inference.call(**dict(zip(names, arrays, strict=True)))
-        return tuple(found[name] for name in outputs)
-
-    try:
-        model = jax2onnx.to_onnx(
-            call,
-            inputs=list(inference.shape_inputs(BATCH).values()),
-            input_names=names,
-            output_names=list(outputs),
-        )
-    except (NotImplementedError, TypeError, ValueError) as error:
-        raise ValueError(f"the model cannot be written as ONNX: {error}") from error
-    file.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(model, str(file))
     write_description(inference, file, about)
 
 
