@@ -97,8 +97,7 @@ def evaluate(jaxpr: Any, consts: Sequence[Any], arrays: Sequence[Any]) -> list[A
         elif equation.primitive.name == "conv_general_dilated":
             found = [convolve(*given, **params)]
         else:
-            functions, params = equation.primitive.get_bind_params(params)
-            found = equation.primitive.bind(*functions, *given, **params)
+            found = equation.primitive.bind(*given, **params)
             found = found if equation.primitive.multiple_results else [found]
         known.update(zip(equation.outvars, found, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
