@@ -2,6 +2,6 @@
 
 from attn_jax.predict import predict
 from attn_jax.restore import evaluate, restore
+from attn_jax.version import __version__
 
-__version__ = "0.1.0"
-__all__ = ["evaluate", "predict", "restore"]
+__all__ = ["__version__", "evaluate", "predict", "restore"]

@@ -8,7 +8,7 @@ from attn_jax import runtime
 COMMANDS = {
     "analyze": "draw what a run's model attends to",
     "evaluate": "evaluate a run from its folder",
-    "export": "write a ViT or a BERT for Hugging Face or timm",
+    "export": "write a model for transformers, timm, jax.export or ONNX Runtime",
     "extend-vocabulary": "add words to the vocabulary of a BERT",
     "prepare-text": "tokenize text that is too large for memory",
     "predict": "predict for images or texts, with a run or another checkpoint",

@@ -1,19 +1,25 @@
-"""Paths as users write them: local, perhaps with `~`, or the URL of a cloud."""
+"""Paths as users write them: local, perhaps with `~`, the URL of a cloud, or hf:OWNER/NAME."""
 
 import os
 import pathlib
 
 from etils import epath
 
+from attn_jax import hub
+
 
 def expand_path(path: epath.PathLike) -> epath.Path:
     """The path with `~` expanded; `file://` is taken as local, other URLs stay.
 
+    `hf:OWNER/NAME` is the folder to which it was downloaded.
+
     Raises:
         ValueError: it names no user's home, or a URL that needs a package which is not
-            installed.
+            installed; see also `hub.download`.
     """
     text = os.fspath(path)
+    if text.startswith(hub.PREFIX):
+        return epath.Path(hub.download(text))
     local = text.removeprefix("file://")
     if "://" not in local:
         return epath.Path(expand_local(local))
@@ -61,6 +67,8 @@ def resolve_folder(workdir: epath.PathLike) -> epath.Path:
         raise ValueError(
             f"workdir={text!r} is empty; name a folder such as runs/digits."
         )
+    if text.startswith(hub.PREFIX):
+        raise ValueError(f"{text} is a checkpoint on the Hub; a workdir is a folder.")
     folder = expand_path(workdir)
     # `resolve` would make a local path of a URL.
     return folder if "://" in str(folder) else folder.resolve()

@@ -54,9 +54,22 @@ def restore(
             changes the parameter tree; config.json, an asset or the checkpoint is damaged.
         OSError: the folder cannot be read.
     """
-    loaded = load_settings(workdir, overrides, trust)
-    run = open_run(workdir, loaded, step, params, trust, mesh)
+    run = open_saved(workdir, step, params, overrides, trust=trust, mesh=mesh)
     return run.module, {"params": run.params}, run.task
+
+
+def open_saved(
+    workdir: epath.PathLike,
+    step: int | str = "latest",
+    params: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    trust: Sequence[str] = (),
+    mesh: Mesh | None = None,
+) -> "Opened":
+    """Like `restore`, but also returns the assets and the checkpoint's record."""
+    loaded = load_settings(workdir, overrides, trust)
+    return open_run(workdir, loaded, step, params, trust, mesh)
 
 
 def evaluate(

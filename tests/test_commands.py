@@ -11,6 +11,9 @@ import attn_jax
 import train
 from attn_jax.commands import export
 from attn_jax.convert import label_names, load_pretrained, pixel_statistics
+from attn_jax.convert.card import describe_training
+from attn_jax.convert.checkpoints import name_classes
+from attn_jax.restore import open_saved
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -45,7 +48,7 @@ def test_an_exported_run_keeps_its_class_names_size_and_statistics(
     insects, tmp_path, capsys
 ):
     folder = tmp_path / "hf"
-    export.main([f"--from={insects}", f"--to={folder}", "--format=hf"])
+    export.main([f"--workdir={insects}", "--to=hf", f"--out={folder}"])
     assert capsys.readouterr().out.splitlines()[-1] == str(folder)
     config = json.loads((folder / "config.json").read_text())
     assert config["id2label"] == {"0": "cat", "1": "ant", "2": "bee"}
@@ -54,6 +57,10 @@ def test_an_exported_run_keeps_its_class_names_size_and_statistics(
     assert processor["image_mean"] == IMAGENET["mean"]
     assert processor["image_std"] == IMAGENET["std"]
     assert processor["size"] == {"height": 8, "width": 24}
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: image-class")
+    assert "# run\n" in card and "| data | abc.zip |" in card
+    assert "Metrics" not in card  # it was not evaluated
 
     images = jax.random.normal(jax.random.key(0), (2, 8, 24, 3))
     module, variables, _ = attn_jax.restore(insects)
@@ -68,17 +75,26 @@ def test_an_exported_run_keeps_its_class_names_size_and_statistics(
 
 def test_a_converted_checkpoint_keeps_what_the_first_one_said(insects, tmp_path):
     folder, file = tmp_path / "hf", tmp_path / "vit.safetensors"
-    export.main([f"--from={insects}", f"--to={folder}", "--format=hf"])
+    export.main([f"--workdir={insects}", "--to=hf", f"--out={folder}"])
     size = ["--image_size", "8", "24"]
-    export.main([f"--from={folder}", f"--to={file}", "--format=timm", *size])
+    export.main([f"--from={folder}", "--to=timm", f"--out={file}", *size])
     assert label_names(file) == ("cat", "ant", "bee")
     assert pixel_statistics(file) == pixel_statistics(insects)
 
 
+def test_the_card_of_a_model_has_the_metrics_of_its_checkpoint(finished):
+    record = open_saved(finished[1]).record
+    lines = describe_training(record)
+    accuracy = record["results"]["validation/accuracy"]
+    assert f"| validation/accuracy | {accuracy:.4g} |" in lines
+    assert f"## Metrics at step {record['step']}" in lines
+    assert f"| batch_size | {record['config']['batch_size']} |" in lines
+
+
 def test_outputs_without_a_name_are_numbered(finished):
-    names = export.name_classes(str(finished[1]), 12)
+    names = name_classes(str(finished[1]), 12)
     assert names[8:] == ["8", "9", "LABEL_10", "LABEL_11"]
-    assert export.name_classes(str(finished[1]), 0) is None
+    assert name_classes(str(finished[1]), 0) is None
 
 
 @pytest.mark.parametrize("params", ["ema", "raw"])
@@ -88,7 +104,7 @@ def test_an_earlier_step_or_the_raw_parameters_can_be_exported(
     out = tmp_path / "vit.safetensors"
     steps = sorted(int(p.name) for p in (finished[1] / "checkpoints").iterdir())
     flags = [f"--step={steps[0]}", f"--params={params}"]
-    export.main([f"--from={finished[1]}", f"--to={out}", "--format=timm", *flags])
+    export.main([f"--workdir={finished[1]}", "--to=timm", f"--out={out}", *flags])
     _, expected, _ = attn_jax.restore(finished[1], step=steps[0], params=params)
     _, last, _ = attn_jax.restore(finished[1])
     found = load_pretrained(out)[1]["params"]["head"]

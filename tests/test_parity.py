@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+import attn_jax
 from attn_jax.convert import export, load_pretrained
 from attn_jax.convert.vit.read_timm import derive_timm_options
 from attn_jax.data.vocabulary import SPECIALS, make_tokenizer
@@ -147,6 +149,23 @@ def test_transformers_gives_the_logits_of_what_it_is_given(changes, tmp_path):
     with torch.no_grad():
         found = theirs(as_torch(pixels())).logits.numpy()
     np.testing.assert_allclose(found, ours(model, variables, pixels()), **CLOSE)
+
+
+def test_a_pipeline_of_transformers_gives_the_labels_that_predict_gives(tmp_path):
+    model, variables = made(dialect="hf")
+    labels, mean, std = list("abcde"), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    known = dict(labels=labels, mean=mean, std=std)
+    export(model, variables, tmp_path, "hf", image_size=16, **known)
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    classify = transformers.pipeline("image-classification", str(tmp_path))
+    theirs = classify(Image.fromarray(pixels))
+    [ours] = attn_jax.predict(tmp_path, [pixels])
+    assert [x["label"] for x in theirs] == [x["label"] for x in ours["predictions"]]
+    np.testing.assert_allclose(
+        [x["score"] for x in theirs],
+        [x["probability"] for x in ours["predictions"]],
+        **CLOSE,
+    )
 
 
 def test_transformers_gives_the_pooled_token_of_what_it_is_given(tmp_path):

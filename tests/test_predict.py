@@ -405,7 +405,7 @@ def test_flags_of_runs_are_refused_for_other_checkpoints(filler, tmp_path, flag)
     with pytest.raises(ValueError, match=message):
         run("--from", folder, flag, "a [MASK]")
     with pytest.raises(ValueError, match=message):
-        export.main([f"--from={folder}", f"--to={tmp_path / 'b'}", "--format=hf", flag])
+        export.main([f"--from={folder}", "--to=hf", f"--out={tmp_path / 'b'}", flag])
 
 
 def test_arguments_of_runs_are_refused_for_other_checkpoints(filler, tmp_path):

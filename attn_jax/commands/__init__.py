@@ -42,6 +42,19 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     add_step_arguments(parser, default="latest")
 
 
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that select a checkpoint of a run, or one of another library."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", help="folder of a run")
+    source.add_argument(
+        "--from",
+        dest="checkpoint",
+        metavar="CHECKPOINT",
+        help="a file or folder of another library, as load_pretrained reads",
+    )
+    add_step_arguments(parser)
+
+
 def add_step_arguments(
     parser: argparse.ArgumentParser, default: str | None = None
 ) -> None:

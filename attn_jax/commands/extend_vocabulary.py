@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import jax
 
 from attn_jax import commands, restore
-from attn_jax.commands.export import count_classes, name_classes
 from attn_jax.convert import export, is_run, load_pretrained
 from attn_jax.convert.bert.extend import extend_vocabulary
+from attn_jax.convert.checkpoints import count_classes, name_classes
 from attn_jax.data.corpora import read_text
 from attn_jax.data.vocabulary import read_vocabulary
 from attn_jax.folder import expand_local

@@ -41,15 +41,7 @@ def main(arguments: Sequence[str]) -> None:
         metavar="INPUT",
         help="texts, or image files and folders of them",
     )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", help="folder of a run")
-    source.add_argument(
-        "--from",
-        dest="checkpoint",
-        metavar="CHECKPOINT",
-        help="a file or folder of another library, as load_pretrained reads",
-    )
-    commands.add_step_arguments(parser)
+    commands.add_source_arguments(parser)
     parser.add_argument(
         "--file",
         action="append",

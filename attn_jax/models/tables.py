@@ -52,12 +52,13 @@ class RowLookup(nn.Module):
         *,
         train: bool = False,
     ) -> dict[str, Array]:
+        B, K = features.shape[0], stored.shape[0]
         encoded = self.encoder(jnp.concatenate([features, stored]))
-        others = own[:, None] != jnp.arange(len(stored))[None]
+        others = own[:, None] != jnp.arange(K)[None]
         # One sample whose states are the rows, so that the stored rows are not repeated.
         found = self.hopfield(
-            encoded[None, len(features) :],
-            encoded[None, : len(features)],
+            encoded[None, B:],
+            encoded[None, :B],
             targets[None],
             association_mask=others[None, None],
             train=train,
@@ -68,5 +69,5 @@ class RowLookup(nn.Module):
                 f"hopfield has outputs of {found.shape[-1]} numbers for {targets.shape[-1]} "
                 "classes; set static_projection=True and out_projection=False."
             )
-        chances = found[0].astype(jnp.float32).reshape(len(features), heads, -1)
+        chances = found[0].astype(jnp.float32).reshape(B, heads, -1)
         return {"logits": jnp.log(jnp.maximum(chances.mean(axis=1), SMALLEST))}

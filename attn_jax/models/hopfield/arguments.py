@@ -165,6 +165,8 @@ def check_matrix(query: jax.Array, key: jax.Array, memory: int | None = None) ->
     """
     batch, states, heads, _ = query.shape
     patterns = key.shape[1]
+    if not all(isinstance(size, int) for size in (batch, states)):
+        return  # exported for batches of any size
     needed = 4 * batch * heads * states * patterns  # float32
     if memory is None:
         stats = jax.local_devices()[0].memory_stats() or {}

@@ -220,7 +220,7 @@ class RepertoireClassifier(nn.Module):
         value, key = self.embed_in_chunks(instances, factors, deviation)
         query = jnp.broadcast_to(
             self.state[None, None, None].astype(key.dtype),
-            (len(instances), 1, 1, key.shape[-1]),
+            (instances.shape[0], 1, 1, key.shape[-1]),
         )
         value, key = value[:, :, None], key[:, :, None]  # one head
         masks = mask[:, None, None, :]

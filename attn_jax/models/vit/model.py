@@ -265,7 +265,7 @@ class ViT(nn.Module):
             prefix.append(self.param("registers", normal, shape))
 
         def prepend(x: jax.Array) -> jax.Array:
-            rows = [jnp.broadcast_to(p, (len(x), *p.shape[1:])) for p in prefix]
+            rows = [jnp.broadcast_to(p, (x.shape[0], *p.shape[1:])) for p in prefix]
             return jnp.concatenate([*(r.astype(x.dtype) for r in rows), x], axis=1)
 
         if self.position == "sincos2d":
