@@ -1,6 +1,7 @@
 """Programs of StableHLO and ONNX compute what the model does, for a batch of any size."""
 
 import json
+import sys
 
 import jax
 import jax.export
@@ -135,6 +136,31 @@ def test_onnx_gives_the_outputs_of_the_model(model, tmp_path):
         lambda **arrays: dict(zip(names, session.run(None, arrays), strict=True)),
         1e-5,
     )
+
+
+def test_an_operation_that_onnx_lacks_is_named(tmp_path):
+    pytest.importorskip("jax2onnx", reason="the extra onnx installs jax2onnx")
+    module, _, task, row = slots()
+    inference = make_inference(module, tiny_variables(), task, row)
+    call = inference.call
+
+    def factorize(**arrays):
+        outputs = call(**arrays)
+        return outputs | {"slots": jnp.linalg.eigh(outputs["slots"][:, :2, :2])[1]}
+
+    inference = inference._replace(call=factorize)
+    with pytest.raises(ValueError, match="cannot be written as ONNX: .*eigh"):
+        write_onnx(inference, tmp_path / "model.onnx", {})
+
+
+def test_without_the_extra_onnx_the_command_that_installs_it_is_said(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    module, _, task, row = slots()
+    inference = make_inference(module, tiny_variables(), task, row)
+    with pytest.raises(ValueError, match=r"pip install 'attn_jax\[onnx\]'"):
+        write_onnx(inference, tmp_path / "model.onnx", {})
 
 
 def test_slots_start_as_those_of_predict(tmp_path):

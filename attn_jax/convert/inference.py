@@ -88,7 +88,7 @@ def make_inference(
         if slots is not None:
             shape = (size, *slots.shape[1:])
             arguments["initial_slots"] = jnp.broadcast_to(slots, shape)
-        outputs = module.apply(variables, **arguments, train=False)
+        outputs: Any = module.apply(variables, **arguments, train=False)
         return outputs if isinstance(outputs, dict) else {"output": outputs}
 
     return Inference(call, rows)
