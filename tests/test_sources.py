@@ -204,11 +204,9 @@ def test_data_that_does_not_exist_is_refused(data, says):
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "set.csv").write_text("1,2")
-    with pytest.raises(
-        ValueError, match="expected an .npz, .zip or idx file, or a fold"
-    ):
-        sources.open_split(str(tmp_path / "set.csv"), "train")
+    (tmp_path / "set.txt").write_text("1,2")
+    with pytest.raises(ValueError, match="expected an .npz, .zip or idx file, a table"):
+        sources.open_split(str(tmp_path / "set.txt"), "train")
 
 
 def test_a_class_with_one_example_cannot_be_held_out(tmp_path):

@@ -31,8 +31,8 @@ class ImageReading:
     """Images of any source at one size, never augmented.
 
     Attributes:
-        data: "digits" (embedded), a path (.npz, idx, folder, .zip) or "tfds:<name>"; see
-            `attn_jax.data.sources.open_split`.
+        data: "digits" (embedded), a path (.npz, idx, folder, .zip, a table of files and
+            labels) or "tfds:<name>"; see `attn_jax.data.sources.open_split`.
         image_size: of the model's input in pixels: the side of a square, or (height, width).
         channels: 1 (gray) or 3 (RGB).
         holdout: number of training examples to set aside for validation, if the data has no

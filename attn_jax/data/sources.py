@@ -12,7 +12,16 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from absl import logging
 
-from attn_jax.data import arrays, bounded, catalogue, decoding, files, zips
+from attn_jax.data import (
+    arrays,
+    bounded,
+    catalogue,
+    decoding,
+    files,
+    image_tables,
+    tables,
+    zips,
+)
 from attn_jax.data.views import Subset, read_labels
 from attn_jax.folder import expand_local
 
@@ -92,6 +101,8 @@ def open_split(
                 images uint8 [N, H, W] or [N, H, W, C];
             "DIR" with idx files (train-images-idx3-ubyte[.gz], ... t10k for the test
                 set), or one of these files;
+            "FILE.csv" (.tsv, .jsonl, .parquet) with the columns `file` and `label`, which is
+                the split "train", or "DIR" with train.csv, validation.csv, test.csv;
             "DIR" or "FILE.zip" with CLASS/IMAGE, which are the split "train", or with
                 SPLIT/CLASS/IMAGE, or deeper below CLASS;
             "tfds:NAME" or "tfds:NAME@DATA_DIR": a prepared set of TensorFlow Datasets.
@@ -178,12 +189,19 @@ def _open(data: str) -> Openers:
     if path.suffix.lower() == ".zip":
         bounded.check_regular(path)
         return zips.open_zip(path)
+    if path.suffix.lower() in tables.SUFFIXES:
+        return image_tables.open_tables(path)
     folder = path.parent if arrays.is_idx(path.name) else path
     if not folder.is_dir():
         raise ValueError(
-            f"{data!r} is no data set: expected an .npz, .zip or idx file, or a folder."
+            f"{data!r} is no data set: expected an .npz, .zip or idx file, a table of files "
+            "and labels, or a folder."
         )
-    return arrays.open_idx(folder) or files.open_folder(folder)
+    if openers := arrays.open_idx(folder):
+        return openers
+    if image_tables.has_tables(folder):
+        return image_tables.open_tables(folder)
+    return files.open_folder(folder)
 
 
 def _find(data: str) -> pathlib.Path:

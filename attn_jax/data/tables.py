@@ -1,4 +1,4 @@
-"""Tables of texts: TSV, CSV, JSON Lines and Parquet, with named columns.
+"""Tables of texts or of files: TSV, CSV, JSON Lines and Parquet, with named columns.
 
 A row that cannot be read is never dropped in silence: all of them are counted, and the message
 has the first line numbers.
@@ -33,7 +33,7 @@ def read_table(
     path: pathlib.Path,
     columns: Sequence[str | int],
     *,
-    skip_broken: bool = False,
+    skip_broken: bool | None = False,
 ) -> tuple[list[Row], list[Broken]]:
     """Reads columns of a table; returns its rows, and the broken ones if they are skipped.
 
@@ -42,10 +42,11 @@ def read_table(
 
     Args:
         columns: names in the first line, or numbers from 0 in a .tsv without such a line.
+        skip_broken: whether broken rows are left out. None: the user has no such choice.
 
     Raises:
         ValueError: the file does not exist, is not UTF-8 or has no row; a column is missing; a
-            row is broken and `skip_broken` is False.
+            row is broken and `skip_broken` is not True.
     """
     shown = bounded.printable(path)
     if path.suffix not in SUFFIXES:
@@ -72,8 +73,12 @@ def read_table(
         unit = "row" if path.suffix == ".parquet" else "line"
         first = "; ".join(f"{unit} {number}: {reason}" for number, reason in broken[:3])
         raise ValueError(
-            f"{shown} has {len(broken)} broken row(s): {first}. Correct them, or set "
-            "config.task.broken_rows='skip' to leave them out."
+            f"{shown} has {len(broken)} broken row(s): {first}. Correct them"
+            + (
+                "."
+                if skip_broken is None
+                else ", or set config.task.broken_rows='skip' to leave them out."
+            )
         )
     if not rows:
         raise ValueError(f"{shown} has no rows.")

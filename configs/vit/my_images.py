@@ -2,7 +2,8 @@
 
 Command:  python train.py --config=configs/vit/my_images.py --workdir=runs/mine
               --config.task.data=photos --config.init_from=B_16.npz
-Data:     a folder or zip of CLASS/IMAGE or SPLIT/CLASS/IMAGE; an .npz, idx files or tfds:NAME.
+Data:     a folder or zip of CLASS/IMAGE or SPLIT/CLASS/IMAGE; a table with the columns file and
+          label; an .npz, idx files or tfds:NAME.
 Hardware: any; ViT-B/16 at 224 pixels needs 6 GB with batches of 32.
 Expect:   that of your images; the log says what was derived from them and the checkpoint.
 Source:   ours; rates as in Touvron et al. 2021 and Bao et al. 2022, for small data.
