@@ -1,5 +1,6 @@
 """The blocks of the pages in docs/ and of README.md."""
 
+import importlib.util
 import pathlib
 import re
 import shlex
@@ -8,6 +9,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"(\.venv/bin/)?python (train\.py|-m attn_jax) |attn-jax ")
+
+
+def load_script(name):
+    """docs/NAME.py, which belongs to no package."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def find_python(text):

@@ -1,25 +1,14 @@
 """The notebooks run as they stand, print and draw."""
 
 import copy
-import importlib.util
 import json
 
 import pytest
-from pages import DOCS
+from pages import DOCS, load_script
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 NAMES = ("vit", "bert", "hopfield", "slot_attention")
-
-
-def load_script():
-    """docs/run_notebooks.py, which belongs to no package."""
-    spec = importlib.util.spec_from_file_location(
-        "run_notebooks", DOCS / "run_notebooks.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def read(name):
@@ -40,7 +29,7 @@ def test_a_notebook_runs_and_has_the_outputs_of_its_cells(name, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     stored = read(name)
     found = copy.deepcopy(stored)
-    load_script().run_notebook(found, name)
+    load_script("run_notebooks").run_notebook(found, name)
     assert kinds(found) == kinds(stored)
     assert any("display_data" in kind for kind in kinds(stored))
 
@@ -53,5 +42,5 @@ def test_a_cell_that_fails_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cells = [{"cell_type": "code", "source": ["1 / 0"], "outputs": []}]
     with pytest.raises(ZeroDivisionError) as failure:
-        load_script().run_notebook({"cells": cells}, "mine")
+        load_script("run_notebooks").run_notebook({"cells": cells}, "mine")
     assert str(failure.traceback[-1].path).endswith("mine[1]")

@@ -1,14 +1,13 @@
 """The pages of the site: what is made from the source, and what points from one to another."""
 
 import importlib
-import importlib.util
 import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
-from pages import DOCS, FENCE, ROOT, find_commands, split_training
+from pages import DOCS, FENCE, ROOT, find_commands, load_script, split_training
 
 from attn_jax import commands, recipes
 from attn_jax import config as config_lib
@@ -18,16 +17,6 @@ from attn_jax.knobs import KNOBS
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
-def load_script():
-    """docs/recipe_pages.py, which belongs to no package."""
-    spec = importlib.util.spec_from_file_location(
-        "recipe_pages", DOCS / "recipe_pages.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def pages():
     """{path below docs/: Markdown} of all pages, also of those that are generated."""
@@ -35,7 +24,7 @@ def pages():
         path.relative_to(DOCS).as_posix(): path.read_text()
         for path in sorted(DOCS.rglob("*.md"))
     }
-    generated = load_script().make_pages()
+    generated = load_script("recipe_pages").make_pages()
     assert not written.keys() & generated.keys()
     return written | generated
 
@@ -83,7 +72,7 @@ def test_every_recipe_stands_on_its_page_with_its_variants_and_keys(pages):
 
 
 def test_signs_in_a_meaning_are_no_markup_and_code_stays_code():
-    found = load_script().escape("[B, T] of `a_b | c`, or d_e | f*")
+    found = load_script("recipe_pages").escape("[B, T] of `a_b | c`, or d_e | f*")
     assert found == "\\[B, T\\] of `a_b | c`, or d\\_e \\| f\\*"
 
 
