@@ -51,8 +51,8 @@ def require_same(what: str, values: Mapping[str, Any]) -> None:
     """Raises ValueError on every process unless all have the values of process 0.
 
     Args:
-        what: the values are called by in messages; a word that is used once in a run.
-        values: what JSON can hold.
+        what: name of the values in messages; each name is used once in a run.
+        values: must be representable in JSON.
     """
     if jax.process_count() == 1:
         return

@@ -1,4 +1,4 @@
-"""Ends a process when another process of its run has died, or never came.
+"""Ends a process when another process of its run has died or never joined.
 
 Without this, JAX notices a death after 68 to 85 seconds, and aborts with pages of C++
 text. Here every process keeps a TCP connection to process 0: the operating system closes
@@ -37,7 +37,7 @@ FINISHED, FAILED = b"0", b"1"  # the last byte that a process sends before it ex
 def report_missing(seconds: int) -> Iterator[None]:
     """Says in one line what JAX is waiting for while the processes of a run join.
 
-    If they do not come within `seconds`, JAX aborts with a page of C++ text; this process
+    If they do not join within `seconds`, JAX aborts with a page of C++ text. This process
     then ends with one line and status 1 instead.
     """
     run = distributed.global_state
@@ -45,7 +45,7 @@ def report_missing(seconds: int) -> Iterator[None]:
 
     def end() -> None:
         held[0].write(
-            f"error: not all {run.num_processes} processes of this run came within {seconds} "
+            f"error: not all {run.num_processes} processes of this run joined within {seconds} "
             "s. Start each with the same command, number and coordinator, and make sure "
             f"that {run.coordinator_address}, process 0, can be reached from every machine "
             f"(this is process {run.process_id}).\n"

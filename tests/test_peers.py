@@ -109,7 +109,7 @@ def test_a_process_that_nobody_joins_says_so_in_one_line():
         assert status == 1
         assert waiting.startswith("waiting up to 4 s for the 2 processes")
         assert error.startswith(
-            "error: not all 2 processes of this run came within 4 s"
+            "error: not all 2 processes of this run joined within 4 s"
         )
         assert error.endswith(f"(this is process {number}).")
     status, _, err = ends[2]

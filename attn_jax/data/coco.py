@@ -20,8 +20,8 @@ MAX_BYTES = 2**31
 class CocoScenes:
     """Records as those of `masked_images.FolderScenes`; a later object is in front.
 
-    `classes` [objects + 1] has the class of each id in the mask, counted from 1 within the
-    image, and 0 for the background; there are none unless every object has a `category_id`.
+    `classes` [objects + 1] maps each id of the mask to a class: 0 is the background, and the
+    classes of an image count from 1. It is absent unless every object has a `category_id`.
     Crowds (`iscrowd`) are no single object; they are left out, as background, and counted.
     """
 

@@ -239,8 +239,8 @@ class Reconstruct(SceneInputs):
 
         A pixel belongs to the slot whose mask is largest there. `ari` is of all pixels;
         `fg_ari`, `mbo` and `covering` are of the objects and leave out images without any,
-        see `attn_jax.metrics` and `attn_jax.segmentation`. `mbo_class` takes all objects of a
-        class for one, if the classes are known. Without true masks there is only
+        see `attn_jax.metrics` and `attn_jax.segmentation`. If the classes are known, `mbo_class`
+        is `mbo` with all objects of a class merged into one. Without true masks there is only
         `squared_error`. Padded rows do not count.
         """
         valid = batch["valid"].astype(jnp.float32)

@@ -6,7 +6,7 @@ Hardware: the paper's setting (base) took 7.5 hours on one V100 in the paper; no
           small: 2 CPU cores, about 30 minutes. 14x14 pixels, tiles of 2 pixels, 3
           pieces, 4 slots of width 32, 32 channels; batches of 32. Kernels are 3x3, a tile
           and a half: those of 5x5 would cover more tiles than in the paper.
-          VARIANT,ABLATION (small,no_gru) leaves one part of Slot Attention out, or replaces it.
+          VARIANT,ABLATION, such as small,no_gru, removes or replaces one part.
 Expect:   base: FG-ARI 99.5 +- 0.2 % in the paper, on the original data, without one of
           five seeds: its slots were stripes of the image, as its high error shows.
           small: FG-ARI 92 % (seeds 0 and 1: 92.7, 91.6), squared error 1 %, no stripes.
@@ -68,7 +68,7 @@ SIZES = {
 }
 
 
-# Fields of Slot Attention; the names are said in the header.
+# {name: fields of Slot Attention that change}
 ABLATIONS: dict[str, dict[str, str | bool]] = {
     "sum": {"normalizer": "sum"},
     "sum_norm": {"normalizer": "sum_norm"},
