@@ -10,6 +10,7 @@ Weight decay has optax's unit and is not multiplied by m; big_vision's `wd` is r
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +20,13 @@ import numpy as np
 import optax
 
 from attn_jax.bounds import DecayRate, NonNegativeFloat, PositiveFloat, Regex
-from attn_jax.paths import map_named, match_first, match_names, named_leaves
+from attn_jax.paths import (
+    map_named,
+    match_first,
+    match_names,
+    named_leaves,
+    shorten,
+)
 from attn_jax.schedules import Section, choose
 
 Factor = float | Sequence[float]
@@ -34,7 +41,7 @@ def make_optimizer(
         config: reads `optimizer` ({"name": one of OPTIMIZERS, **its arguments}),
             `clip_norm` (global norm; None: no clipping), the regexes
             `weight_decay_on` and `freeze`, and `learning_rate_multipliers` ([regex, factor]
-            pairs, first match wins; a list of factors runs along a stacked layer axis).
+            pairs, first match wins; `select_multipliers` describes them).
         params: the parameters, or their shapes.
 
     Raises:
@@ -265,9 +272,23 @@ def scale_by_name(multipliers: Mapping[str, Factor]) -> optax.GradientTransforma
 def select_multipliers(
     rules: Iterable[Sequence], leaves: Mapping[str, Any]
 ) -> Mapping[str, Factor]:
+    """{name: factor of the learning rate}, by the first rule that matches the name.
+
+    A list of factors runs along a stacked layer axis. A regex with a group named `layer`,
+    such as `block_(?P<layer>[0-9]+)/.*`, is layer decay: of n layers, counted from 0, layer
+    i has factor ** (n - i), and names that match without a number have factor ** (n + 1).
+
+    Raises:
+        ValueError: a regex matches nothing, or a factor is not positive or has another shape.
+
+    Source of layer decay: Clark et al. 2020 (ELECTRA), Bao et al. 2022 (BEiT).
+    """
     key = "learning_rate_multipliers"
-    multipliers = match_first([tuple(rule) for rule in rules], leaves, key=key)
-    for name, factor in multipliers.items():
+    chosen = match_first(
+        [(pattern, (pattern, factor)) for pattern, factor in rules], leaves, key=key
+    )
+    multipliers: dict[str, Factor] = {}
+    for name, (_, factor) in chosen.items():
         factors, shape = np.asarray(factor), leaves[name].shape
         if not (factors > 0).all() or factors.shape not in ((), shape[:1]):
             raise ValueError(
@@ -275,4 +296,33 @@ def select_multipliers(
                 "number, or one for each entry of the leading (layer) axis; a parameter "
                 "that must not change belongs in config.freeze."
             )
+        multipliers[name] = factor
+    layered = {pattern for pattern, _ in chosen.values() if "(?P<layer>" in pattern}
+    for pattern in layered:
+        matched = [name for name, rule in chosen.items() if rule[0] == pattern]
+        powers = count_layers_up(pattern, matched)
+        for name, power in powers.items():
+            factor = multipliers[name]
+            if not isinstance(factor, int | float):
+                raise ValueError(
+                    f"config.{key}: {factor} for {shorten(pattern)} must be one number, "
+                    "since the group `layer` makes it a power for each layer."
+                )
+            multipliers[name] = factor**power
     return multipliers
+
+
+def count_layers_up(pattern: str, names: Sequence[str]) -> dict[str, int]:
+    """{name: 1 for the last layer, n for layer 0 of n, n + 1 without a number}."""
+    numbers = {}
+    for name in names:
+        found = re.fullmatch(pattern, name)
+        number = found["layer"] if found else None
+        if number is not None and not number.isdecimal():
+            raise ValueError(
+                f"config.learning_rate_multipliers: the group `layer` of {shorten(pattern)} is "
+                f"{number!r} for {name}; it must be the number of a layer: (?P<layer>[0-9]+)."
+            )
+        numbers[name] = -1 if number is None else int(number)
+    layers = 1 + max(numbers.values())
+    return {name: layers - number for name, number in numbers.items()}

@@ -480,6 +480,23 @@ def test_a_multiplier_that_cannot_be_honoured_is_refused(factor):
         optim.make_optimizer(settings, random_params(a=(3, 5)), constant)
 
 
+@pytest.mark.parametrize(
+    "pattern, factor, message",
+    [
+        (
+            "a/(?P<layer>[a-z]+)",
+            0.5,
+            "the group `layer` of .* is 'kernel' for a/kernel",
+        ),
+        ("(a/kernel|(?P<layer>[0-9]+))", [0.5, 0.5, 0.5], "must be one number"),
+    ],
+)
+def test_a_layer_decay_that_cannot_be_honored_is_refused(pattern, factor, message):
+    settings = config(dict(name="sgd"), learning_rate_multipliers=[[pattern, factor]])
+    with pytest.raises(ValueError, match=message):
+        optim.make_optimizer(settings, random_params(a=(3, 5)), constant)
+
+
 def test_nesterov_without_momentum_is_refused():
     with pytest.raises(ValueError, match="nesterov=True.* set a momentum"):
         optim.OPTIMIZERS["sgd"](nesterov=True)

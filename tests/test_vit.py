@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn_jax import paths
+from attn_jax import optim, paths
 from attn_jax.models.resnet import ResNetStem
 from attn_jax.models.vit import PatchEmbedding, ViT, sincos2d
 from configs.vit import _sizes
@@ -265,8 +265,7 @@ def test_layers_learn_the_less_the_nearer_they_are_to_the_pixels():
     model = model.clone(patch_size=1)
     variables = jax.eval_shape(model.init, KEY, jnp.zeros((1, 8, 8, 3)))
     names = paths.named_leaves(variables["params"])
-    rules = _sizes.layer_decay(depth=3, decay=0.5)
-    rates = paths.match_first(rules, names, key="learning_rate_multipliers")
+    rates = optim.select_multipliers([[_sizes.LAYERS, 0.5]], names)
     heads = {name for name in names if name not in rates}
     assert {name.split("/")[0] for name in heads} == {"encoder_norm", "head"}
     for name, rate in rates.items():

@@ -238,8 +238,7 @@ def caption_rows(
         [best] = found["predictions"]
         said = f"{shorten(best['label'])}, {100 * best['probability']:.0f} %"
         if labeled:
-            label = int(batch["labels"][row])
-            true = task.class_names[label] if task.class_names else str(label)
+            true = task.name_label(np.asarray(batch["labels"][row]))
             said += f" (true: {shorten(true)})"
         captions[row] = "\n".join(part for part in (said, captions[row]) if part)
     return captions

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Bool, Integer
 
 from attn_jax.data import bounded
 
@@ -58,7 +58,7 @@ class FolderImages:
         self,
         root: pathlib.Path,
         names: list[str],
-        targets: Integer[np.ndarray, " N"],
+        targets: Integer[np.ndarray, " N"] | Bool[np.ndarray, "N C"],
         labels: tuple[str, ...],
         left_out: LeftOut = (),
     ):

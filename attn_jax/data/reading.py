@@ -92,14 +92,19 @@ class ImageReading:
         """(height, width) of the model's input in pixels."""
         return framing.sides(self.image_size)
 
-    def open(self, split: str) -> sources.Source:
-        """Opens one split; warns of what decoding its images would change silently."""
+    def open(self, split: str, separator: str | None = None) -> sources.Source:
+        """Opens one split; warns of what decoding its images would change silently.
+
+        Args:
+            separator: see `sources.open_split`.
+        """
         source = sources.open_split(
             self.data,
             split,
             holdout=self.holdout,
             examples=self.examples,
             corrupt=self.corrupt,
+            separator=separator,
         )
         survey.warn_of_conversions(
             source,

@@ -90,6 +90,7 @@ def open_split(
     holdout: int = 0,
     examples: int | None = None,
     corrupt: str = "error",
+    separator: str | None = None,
 ) -> "Source":
     """Opens one split of a data set of labeled images.
 
@@ -114,10 +115,12 @@ def open_split(
             decodes every image once while opening, names the corrupt ones in a warning
             and leaves them out (so the order of the data depends on the files alone);
             `skipped` of the result is their number.
+        separator: what stands between the labels of an image in a table, such as "|". The
+            label of a record is then bool [classes], and nothing is stratified.
 
     Raises:
         ValueError: the data is missing, malformed or empty; it has no such split;
-            `holdout` or `examples` cannot be honored.
+            `holdout` or `examples` cannot be honored; a separator, but no table.
     """
     if split not in SPLITS:
         raise ValueError(f"{split=} must be one of {', '.join(map(repr, SPLITS))}.")
@@ -125,7 +128,7 @@ def open_split(
         raise ValueError(f"{corrupt=} must be 'error' or 'skip'.")
     if holdout < 0:
         raise ValueError(f"{holdout=} must be 0 or a number of training examples.")
-    splits = _open(data)
+    splits = _open(data, separator)
     if holdout and "validation" in splits:
         raise ValueError(
             f"{holdout=}, but {data!r} has a validation split of its own. "
@@ -146,7 +149,7 @@ def open_split(
     if corrupt == "skip":
         source = _without_corrupt(source, data)
     if held_out:
-        rest, held = arrays.split_stratified(read_labels(source), holdout)
+        rest, held = arrays.split_stratified(_find_strata(source), holdout)
         source = Subset(source, held if split == "validation" else rest)
     if examples is not None and split == "train" and examples != len(source):
         if not 0 < examples < len(source):
@@ -154,9 +157,15 @@ def open_split(
                 f"{examples=}, but {data!r} has {len(source):,} training examples; set "
                 "config.task.examples to a smaller number, or to None for all."
             )
-        _, chosen = arrays.split_stratified(read_labels(source), examples)
+        _, chosen = arrays.split_stratified(_find_strata(source), examples)
         source = Subset(source, chosen)
     return source
+
+
+def _find_strata(source: "Source") -> np.ndarray:
+    """The label of every record; sets of labels are too many to be strata."""
+    labels = read_labels(source)
+    return labels if labels.ndim == 1 else np.zeros(len(labels), np.int64)
 
 
 def list_splits(data: str) -> list[str]:
@@ -177,7 +186,16 @@ def describe_left_out(source: Source) -> str:
     return f" (left out: {'; '.join(parts)})" if parts else ""
 
 
-def _open(data: str) -> Openers:
+def _open(data: str, separator: str | None = None) -> Openers:
+    if separator is not None:
+        embedded = data == "digits" or data.startswith("tfds:")
+        path = pathlib.Path() if embedded else _find(data)
+        if embedded or (path.is_file() and path.suffix.lower() not in tables.SUFFIXES):
+            raise ValueError(
+                f"{data!r} has one label an image; several, with config.task.separator, are "
+                f"read from a table of files and labels ({', '.join(tables.SUFFIXES)})."
+            )
+        return image_tables.open_tables(path, separator)
     if data == "digits":
         return arrays.open_digits()
     if data.startswith("tfds:"):

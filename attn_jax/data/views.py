@@ -86,11 +86,7 @@ def match_labels(source: Any, names: Sequence[str], data: str) -> Any:
         for label, name in enumerate(source.labels)
         if label in present and name not in number
     ]:
-        raise ValueError(
-            f"{data!r} holds {len(unknown)} classes that the run does not know: "
-            f"{bounded.join_names(unknown)}. It knows: {bounded.join_names(names)}. Leave these classes out, or "
-            "rename them."
-        )
+        raise unknown_classes_error(unknown, names, data)
     known = {source.labels[label] for label in present}
     if absent := [name for name in names if name not in known]:
         logging.warning(
@@ -102,6 +98,52 @@ def match_labels(source: Any, names: Sequence[str], data: str) -> Any:
         )
     numbers = np.array([number.get(name, -1) for name in source.labels], np.int64)
     return Relabeled(source, numbers, names)
+
+
+class Reordered:
+    """The records of `source` with `labels` as the classes of their sets of labels."""
+
+    def __init__(self, source: Any, labels: tuple[str, ...]):
+        self.source, self.labels = source, labels
+        self.places = [labels.index(label) for label in source.labels]
+        self.skipped = getattr(source, "skipped", 0)
+        self.left_out = getattr(source, "left_out", ())
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.source[index]
+        label = np.zeros(len(self.labels), bool)
+        label[self.places] = record["label"]
+        return {**record, "label": label}
+
+    def fingerprint(self) -> str:
+        text = f"{self.source.fingerprint()} {self.labels}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def match_label_sets(source: Any, names: Sequence[str], data: str) -> Any:
+    """The records of a source whose label is bool [classes], with `names` as the classes.
+
+    Raises:
+        ValueError: the source has a class that is not in `names`.
+    """
+    if source.labels == (names := tuple(names)):
+        return source
+    if unknown := [label for label in source.labels if label not in names]:
+        raise unknown_classes_error(unknown, names, data)
+    return Reordered(source, names)
+
+
+def unknown_classes_error(
+    unknown: Sequence[str], names: Sequence[str], data: str
+) -> ValueError:
+    return ValueError(
+        f"{data!r} holds {len(unknown)} classes that the run does not know: "
+        f"{bounded.join_names(unknown)}. It knows: {bounded.join_names(names)}. Leave these "
+        "classes out, or rename them."
+    )
 
 
 def find_highest_label(source: Any) -> int | None:

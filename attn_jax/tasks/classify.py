@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from attn_jax import metrics
 from attn_jax.bounds import NonNegativeFloat, Probability, Width
@@ -169,17 +169,24 @@ class Classify(CroppedImageReading):
                 f"{name or 'a record'} of {self.data} has the label {record['label']}, but "
                 f"config.task.num_classes={self.num_classes}; labels count from 0."
             )
-        image = self.read(record, rng)
-        if rng is not None and self.randaugment is not None:
-            image = augment.randaugment(image, *self.randaugment, rng)
-        if rng is not None and self.erase:
-            image = augment.random_erase(image, self.erase, rng)
+        image = self.read_augmented(record, rng)
         example = {"images": image, "labels": np.int32(record["label"])}
         if self.real_labels is not None:
             table = real_labels.read(self.real_labels, self.num_classes)
             fitting = table[real_labels.find_row(record, len(table))]
             example["real_labels"] = np.isin(np.arange(self.num_classes), fitting)
         return example
+
+    def read_augmented(
+        self, record: Mapping[str, Any], rng: np.random.Generator | None
+    ) -> UInt8[np.ndarray, "H W C"]:
+        """The image of a record at the model's size; not augmented if `rng` is None."""
+        image = self.read(record, rng)
+        if rng is not None and self.randaugment is not None:
+            image = augment.randaugment(image, *self.randaugment, rng)
+        if rng is not None and self.erase:
+            image = augment.random_erase(image, self.erase, rng)
+        return image
 
     def prepare(
         self, batch: Mapping[str, jax.Array], key: jax.Array, train: bool
@@ -192,13 +199,17 @@ class Classify(CroppedImageReading):
         """
         if "labels" not in batch:
             return {**batch, "images": self.to_model_range(batch["images"])}
-        targets = jax.nn.one_hot(batch["labels"], self.num_classes)
+        targets = self.make_targets(batch["labels"])
         if train and self.label_smoothing:
             targets = optax.smooth_labels(targets, self.label_smoothing)
         pixels = self.to_model_range(batch["images"])
         if train and (self.mixup or self.cutmix):
             pixels, targets = self.mix(pixels, targets, key)
         return {**batch, "images": pixels, "targets": targets}
+
+    def make_targets(self, labels: jax.Array) -> jax.Array:
+        """The distribution [B, C] with all probability on the label."""
+        return jax.nn.one_hot(labels, self.num_classes)
 
     def mix(
         self, pixels: jax.Array, targets: jax.Array, key: jax.Array
@@ -238,13 +249,7 @@ class Classify(CroppedImageReading):
         Raises:
             ValueError: the head's size is not `num_classes`.
         """
-        logits = outputs["logits"].astype(jnp.float32)
-        if logits.shape[-1] != self.num_classes:
-            raise ValueError(
-                f"the model has {logits.shape[-1]} classes and the task "
-                f"{self.num_classes}; set config.model.num_classes and "
-                "config.task.num_classes to the same number."
-            )
+        logits = self.read_logits(outputs)
         if self.loss_kind == "softmax":
             losses = optax.softmax_cross_entropy(logits, batch["targets"])
         else:
@@ -266,6 +271,20 @@ class Classify(CroppedImageReading):
             counted = valid * real.any(axis=-1)
             terms["real_accuracy"] = ((fits * counted).sum(), counted.sum())
         return terms
+
+    def read_logits(self, outputs: Mapping[str, jax.Array]) -> jax.Array:
+        logits = outputs["logits"].astype(jnp.float32)
+        if logits.shape[-1] != self.num_classes:
+            raise ValueError(
+                f"the model has {logits.shape[-1]} classes and the task "
+                f"{self.num_classes}; set config.model.num_classes and "
+                "config.task.num_classes to the same number."
+            )
+        return logits
+
+    def name_label(self, label: Any) -> str:
+        """The name of a class, or its number if the data has no names."""
+        return self.class_names[int(label)] if self.class_names else str(int(label))
 
     def describe_outputs(
         self,

@@ -41,14 +41,10 @@ SHARDING = [
 ]
 
 
-def layer_decay(depth: int, decay: float) -> list:
-    """Returns learning-rate multipliers that fall by `decay` per block, from the last down.
-
-    For fine-tuning: layers nearer to the pixels change less. Parameters before block 0 count
-    as one more block, those after the last block have 1.
-
-    Source: Clark et al. 2020 (ELECTRA), Bao et al. 2022 (BEiT).
-    """
-    blocks = [[f"block_{i}/.*", decay ** (depth - i)] for i in range(depth)]
-    tokens = "(stem/.*|embedding/.*|mask_token|cls|registers|pos_embedding|pre_norm/.*)"
-    return [*blocks, [tokens, decay ** (depth + 1)]]
+# For `[LAYERS, 0.75]` in `learning_rate_multipliers`, layer decay: layers nearer to the pixels
+# change less. What is before block 0 counts as one more layer; the head and the last norm keep
+# the rate.
+LAYERS = (
+    "((block_(?P<layer>[0-9]+)|stem|embedding|pre_norm)/.*"
+    "|mask_token|cls|registers|pos_embedding)"
+)

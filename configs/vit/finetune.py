@@ -98,7 +98,7 @@ def debug(c: ConfigDict) -> None:
         crop="shift",
         label_smoothing=0.1,
     )
-    c.learning_rate_multipliers = _sizes.layer_decay(depth=2, decay=0.75)
+    c.learning_rate_multipliers = [[_sizes.LAYERS, 0.75]]
     c.batch_size = 16
     c.duration = "4 steps"
     c.optimizer = {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05}

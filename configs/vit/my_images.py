@@ -12,7 +12,8 @@ The checkpoint is any that `load_pretrained` reads: files of vision_transformer 
 folders of transformers and timm, or a run. Its architecture, image size and pixel statistics are
 taken over; its head too if it names the same classes. The classes are those of the data. Without
 a validation split a tenth of the images is set aside. "frozen" trains the head alone, in little
-time and memory.
+time and memory. "several" is for images with any number of labels each: the column label of the
+table holds them all, as in cat|dog (--config.task.separator).
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 from configs import common
 from configs.vit import _sizes
 
-VARIANTS = ("base", "frozen", "debug")
+VARIANTS = ("base", "frozen", "several", "debug")
 FROM_CHECKPOINT = (
     "patch_size width depth mlp_width num_heads pool class_token registers position dialect "
     "gelu norm_epsilon position_on norm_after_pool pre_norm layer_scale qkv_bias qk_norm "
@@ -56,9 +57,13 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.batch_size = 16 if debug else 32
     c.duration = "4 steps" if debug else "20 epochs"
     c.optimizer = {"name": "adamw", "learning_rate": 1e-4, "weight_decay": 0.05}
-    c.learning_rate_multipliers = [["head/.*", 10.0]]  # it starts anew
+    # The head starts anew; layers nearer to the pixels change less.
+    c.learning_rate_multipliers = [["head/.*", 10.0], [_sizes.LAYERS, 0.75]]
     c.schedule = {"name": "cosine", "warmup": "1 steps" if debug else "1 epochs"}
     c.clip_norm = 1.0
+    if variant == "several":
+        c.task.cls = "attn_jax.tasks.classify_sets:ClassifySets"
+        c.task.separator = "|"
     if variant == "frozen":
         c.freeze = ["(?!head/).*"]
     every = "2 steps" if debug else "1 epochs"

@@ -13,8 +13,7 @@ Source:   Dosovitskiy et al. 2021, table 4 and B.1.1; vision_transformer configs
           clipped to 1. The paper tries learning rates 0.001 to 0.06 on held-out data.
 
 Positions are resized from 224 to 384 pixels by the original's rule. To change lower layers
-less, use `--config.freeze`, or `--config.learning_rate_multipliers` from
-`_sizes.layer_decay`.
+less, use `--config.freeze`, or `_sizes.LAYERS` in `--config.learning_rate_multipliers`.
 """
 
 from ml_collections import ConfigDict
