@@ -10,6 +10,19 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 FREE = {*sys.stdlib_module_names, "numpy", "jaxtyping", "absl"}
 
+# What every task may import besides FREE.
+TASK = {
+    "attn_jax.bounds",
+    "attn_jax.data",
+    "attn_jax.metrics",
+    "attn_jax.probes",
+    "attn_jax.scores",
+    "attn_jax.segmentation",
+    "attn_jax.sets",
+    "optax",
+    "jax",
+}
+
 # {file or folder: what it may import besides FREE}; the longest match holds. A name covers
 # what lies below it; "*" is every package of others, "attn_jax" all of ours but APART.
 ALLOWED = {
@@ -25,17 +38,9 @@ ALLOWED = {
         ),
     },
     "attn_jax/models": {"attn_jax.attention", "attn_jax.bounds", "flax", "jax"},
-    "attn_jax/tasks": {
-        "attn_jax.bounds",
-        "attn_jax.data",
-        "attn_jax.metrics",
-        "attn_jax.probes",
-        "attn_jax.scores",
-        "attn_jax.segmentation",
-        "attn_jax.sets",
-        "optax",
-        "jax",
-    },
+    "attn_jax/tasks": TASK,
+    # A kind of classification.
+    "attn_jax/tasks/classify_sets.py": {*TASK, "attn_jax.tasks.classify"},
     "attn_jax/step.py": {"flax.struct", "attn_jax.paths", "optax", "jax"},
     "attn_jax": {"attn_jax", "*"},
     "attn_jax/convert": {"attn_jax", "attn_jax.models", "*"},
