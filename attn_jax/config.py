@@ -80,14 +80,18 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
             type.
     """
     name, _, variant = recipe.partition(":")
-    module = load_recipe(find_recipe(name))
+    file = find_recipe(name)
+    module = load_recipe(file)
     # After a comma, a recipe may take more, which it checks itself: "sst2,tiny".
     if variant and variant.partition(",")[0] not in module.VARIANTS:
         raise ValueError(
             f"--config={recipe}: {variant!r} is not a variant of {name}; "
             f"{suggest(variant, module.VARIANTS)}"
         )
-    return override(module.get_config(*[variant] if variant else []), overrides)
+    config = override(module.get_config(*[variant] if variant else []), overrides)
+    # Without the folders of whoever trains it: the config is shared with the model.
+    config.recipe = f"{file.parent.name}/{file.stem}" + (variant and f":{variant}")
+    return config
 
 
 def from_json(text: str, where: str) -> dict[str, Any]:

@@ -51,6 +51,7 @@ FIXED_KNOBS = {
 # These may differ when a run is resumed. Only `duration` can change an update: a warning
 # is printed if it moves the schedule.
 CHANGEABLE_KNOBS = {
+    "recipe": Knob(str),
     "mesh": Knob(dict[str, int]),
     "sharding_rules": Knob(
         list[tuple[Regex, list[str | None]]], '[["head/kernel", [null, "tensor"]]]'

@@ -49,6 +49,7 @@ MIGRATIONS: tuple[Migration, ...] = (
             "attn_jax.tasks.masked_lm:MaskedLM": {"corpus_version": 1},
         },
     ),
+    Migration(knobs={"recipe": ""}),  # it was not recorded
 )
 
 

@@ -28,6 +28,7 @@ from attn_jax import (
 from attn_jax.data import pipeline, sources, vocabulary
 from attn_jax.derived import derive
 from attn_jax.evaluation import Evaluation, open_evaluation
+from attn_jax.version import describe_code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +172,7 @@ class Run:
             "config": config_lib.to_plain(self.config),
             "data": pipeline.read_fingerprint(self.source),
             "row": workdir.describe_row(self.batch_shapes),
+            "code": describe_code(),
         }
 
     def describe(self, flops: int) -> list[str]:

@@ -13,6 +13,8 @@ from ml_collections.config_dict import placeholder
 def get_config() -> ConfigDict:
     c = ConfigDict()
 
+    c.recipe = ""  # family/name:variant, set when the recipe is loaded
+
     # What: a Flax module and a task, each {"cls": "package.module:Class", **fields}. A field
     # may be "auto": that of the checkpoint in `init_from`, or what the data says.
     c.model = {}

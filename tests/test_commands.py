@@ -1,6 +1,8 @@
 """The commands: what they take from a run's folder, and what they print."""
 
 import json
+import re
+import subprocess
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ from attn_jax.convert import label_names, load_pretrained, pixel_statistics
 from attn_jax.convert.card import describe_training
 from attn_jax.convert.checkpoints import name_classes
 from attn_jax.restore import open_saved
+from attn_jax.version import describe_code
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -44,6 +47,27 @@ def insects(tmp_path_factory):
     return str(folder / "run")
 
 
+@pytest.mark.parametrize("git", [True, False])
+def test_the_code_of_a_checkout_is_its_commit(git, tmp_path, monkeypatch):
+    def run(*words):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+
+    file = tmp_path / "attn_jax" / "version.py"
+    file.parent.mkdir()
+    file.touch()
+    monkeypatch.setattr("attn_jax.version.__file__", str(file))
+    if git:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        run("init", "--quiet")
+        run("add", ".")
+        run(*who, "commit", "--quiet", "-m", "a")
+        assert re.fullmatch(r"[\d.]+, commit [0-9a-f]{7,}", describe_code())
+        file.write_text("changed")
+        assert describe_code().endswith(" with changes")
+    else:
+        assert describe_code() == attn_jax.__version__
+
+
 def test_an_exported_run_keeps_its_class_names_size_and_statistics(
     insects, tmp_path, capsys
 ):
@@ -60,6 +84,7 @@ def test_an_exported_run_keeps_its_class_names_size_and_statistics(
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: image-class")
     assert "# run\n" in card and "| data | abc.zip |" in card
+    assert f"| recipe | `vit/digits:debug` |\n| attn_jax | {describe_code()} |" in card
     assert "Metrics" not in card  # it was not evaluated
 
     images = jax.random.normal(jax.random.key(0), (2, 8, 24, 3))

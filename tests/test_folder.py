@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from attn_jax import folder, workdir
+from attn_jax import folder, migrations, workdir
 from attn_jax.checkpoint_reader import CheckpointReader
 
 
@@ -14,7 +14,8 @@ def test_a_home_is_expanded_and_a_relative_path_made_absolute(tmp_path, monkeypa
     for text in ("~/run", "run", f"file://{tmp_path}/run"):
         assert str(folder.resolve_folder(text)) == str(tmp_path / "run")
     workdir.save_config("~/run", {"task": {}})
-    assert workdir.load_config(tmp_path / "run") == {"format": 1, "task": {}}
+    saved = workdir.load_config(tmp_path / "run")
+    assert saved == migrations.migrate({"task": {}})
     assert CheckpointReader("~/run").directory == folder.resolve_folder(
         tmp_path / "run/checkpoints"
     )

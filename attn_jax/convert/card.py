@@ -72,6 +72,10 @@ def describe_training(record: Mapping[str, Any]) -> list[str]:
     config = record["config"]
     task = config["task"]
     lines = ["", "## Training", "", "| | |", "|---|---|"]
+    if config.get("recipe"):
+        lines += [f"| recipe | `{escape(config['recipe'])}` |"]
+    if "code" in record:
+        lines += [f"| attn_jax | {escape(record['code'])} |"]
     lines += [f"| task | `{task['cls']}` |"]
     if "data" in task:  # without the folders of whoever trained it
         lines += [f"| data | {escape(pathlib.PurePath(str(task['data'])).name)} |"]
