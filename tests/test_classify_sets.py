@@ -12,6 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 import attn_jax
 import train
+from attn_jax.commands.predict import format_result
 from attn_jax.data import sources
 from attn_jax.tasks.classify_sets import ClassifySets
 
@@ -147,5 +148,6 @@ def test_a_run_learns_and_predicts_sets_of_labels(lights, tmp_path):
         set(s.split("|")) - {""} for s in SETS
     ]
     assert [len(r["predictions"]) for r in results] == [2] * 8
+    assert format_result(results[0])[0].startswith(f"{images[0]}: no label   (")
     saved = json.loads((tmp_path / "run/assets/images.json").read_text())
     assert saved["labels"] == ["blue", "green", "red"]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from runs import save_untrained, toy, write_npz
 
 import attn_jax
 from attn_jax import features
@@ -427,3 +428,19 @@ def test_a_task_without_predictions_says_so(trained_run, pictures, monkeypatch):
     with pytest.raises(ValueError, match="the task Classify has no predictions"):
         attn_jax.predict(trained_run, [pictures[0]])
     assert attn_jax.predict(trained_run, [pictures[0]], embed="mean")
+
+
+def test_classes_without_names_are_numbers_and_that_is_said(
+    trained_run, pictures, tmp_path, capsys
+):
+    command.main([f"--workdir={trained_run}", str(pictures[0])])
+    assert "name its classes" not in capsys.readouterr().err
+    write_npz(tmp_path / "data.npz", seed=0)
+    save_untrained(
+        toy({"task.data": str(tmp_path / "data.npz"), "task.holdout": 0}),
+        tmp_path / "run",
+    )
+    command.main(["--trust=runs", f"--workdir={tmp_path}/run", str(pictures[0])])
+    out, err = capsys.readouterr()
+    assert "does not name its classes; labels are their numbers" in err
+    assert len(out.splitlines()) == 3

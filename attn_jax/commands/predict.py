@@ -5,7 +5,7 @@ import colorsys
 import json
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image
 from rich import console, progress
 
 from attn_jax import commands
+from attn_jax.commands.inputs import list_inputs
 from attn_jax.convert import is_run
 from attn_jax.folder import expand_local
 from attn_jax.predict import open_predictor
@@ -27,7 +28,6 @@ EXAMPLES = """examples:
 """
 
 GOLDEN_RATIO = 0.618034  # between hues, so that neighbors differ and none repeats
-TABLES = (".csv", ".tsv", ".json")  # their lines are no inputs
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -84,10 +84,16 @@ def run(options: argparse.Namespace) -> list[str]:
         embed=options.embed,
         trust=options.trust,
     )
+    task = predictor.task
+    if options.embed is None and getattr(task, "class_names", ()) is None:
+        print(
+            "WARNING: the checkpoint does not name its classes; labels are their numbers.",
+            file=sys.stderr,
+        )
     inputs = list(predictor.expand(inputs))
     results = predictor.run(inputs, top=options.top, batch_size=options.batch_size)
     results = show_progress(results, len(inputs))
-    folder = open_folder(predictor.task, options)
+    folder = open_folder(task, options)
     taken: set[str] = set()
     failed = cut = 0
     vectors: list[dict[str, Any]] = []
@@ -173,58 +179,6 @@ def save_segments(result: dict[str, Any], folder: pathlib.Path, taken: set[str])
     return str(folder / f"{name}.png")
 
 
-def list_inputs(options: argparse.Namespace) -> Iterator[Any]:
-    """Yields the inputs of the command line, then those of the files."""
-    yield from options.inputs
-    if options.question is not None:
-        yield {"question": options.question, "context": options.passage}
-    for name in options.file:
-        yield from read_lines(name)
-
-
-def read_lines(name: str) -> Iterator[Any]:
-    """Yields the lines of a file that are not empty; of FILE.jsonl, what each stands for.
-
-    Raises:
-        ValueError: the file does not exist, is a table or no UTF-8 text; a line is no JSON.
-    """
-    suffix = pathlib.PurePath(name).suffix.lower()
-    if suffix in TABLES:
-        raise ValueError(
-            f"--file={name} is no list of inputs: --file reads lines of text, or a .jsonl with "
-            'an input a line, such as {"text": "..."}. Write the column that you mean to such '
-            "a file."
-        )
-    if name == "-":
-        lines: Iterable[str] = sys.stdin
-    else:
-        path = expand_local(name)
-        if not path.is_file():
-            raise ValueError(
-                f"--file={name} is no file; give a text file, or - for stdin."
-            )
-        try:
-            lines = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"--file={name}: byte {error.start} is not UTF-8. Convert the file, for example "
-                "with iconv -t utf-8."
-            ) from error
-    for number, line in enumerate(lines, 1):
-        line = line.rstrip("\r\n")
-        if not line.strip():
-            continue
-        if suffix != ".jsonl":
-            yield line
-            continue
-        try:
-            yield json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"--file={name}, line {number} is no JSON: {error}"
-            ) from error
-
-
 def show_progress(
     results: Iterator[dict[str, Any]], total: int
 ) -> Iterator[dict[str, Any]]:
@@ -289,7 +243,10 @@ def format_result(result: dict[str, Any]) -> list[str]:
     texts = dict.fromkeys(v for v in result.values() if isinstance(v, str))
     name = " | ".join(texts)
     if "predictions" in result:
-        lines = [f"{name}: {percent(result['predictions'])}"]
+        ranked = percent(result["predictions"])
+        if "labels" in result:
+            ranked = f"{', '.join(result['labels']) or 'no label'}   ({ranked})"
+        lines = [f"{name}: {ranked}"]
         if "weights" in result:
             shown = (
                 f"{w['instance']} {100 * w['weight']:.1f} %" for w in result["weights"]
