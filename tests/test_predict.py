@@ -444,3 +444,12 @@ def test_classes_without_names_are_numbers_and_that_is_said(
     out, err = capsys.readouterr()
     assert "does not name its classes; labels are their numbers" in err
     assert len(out.splitlines()) == 3
+
+
+def test_a_file_is_no_text(filler, classifier, tmp_path):
+    (tmp_path / "a b.png").touch()
+    module, variables, task = filler
+    for reads_text in (task, classifier[2]):
+        with pytest.raises(ValueError, match="is a file, .*--file='.*/a b.png' reads"):
+            reads_text.read_input(str(tmp_path / "a b.png"))
+    assert task.read_input("a cat [MASK] .")[0]

@@ -6,6 +6,8 @@ A text task inherits `Tokenizing` and adds its objective.
 import dataclasses
 import functools
 import json
+import pathlib
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -51,6 +53,21 @@ class Tokenizer:
     def number(self, pieces: Iterable[str]) -> list[int]:
         """The ids of word pieces."""
         return [self._numbers[piece] for piece in pieces]
+
+
+def refuse_file(given: Any) -> None:
+    """Raises ValueError if a text is the name of a file: its content is what was meant."""
+    if (
+        not isinstance(given, str)
+        or len(given) > 255
+        or not (path := pathlib.Path(given)).suffix
+    ):
+        return
+    if path.is_file():
+        raise ValueError(
+            f"{given} is a file, but this run predicts for texts; --file={shlex.quote(given)} "
+            "reads a text from each line of a file."
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

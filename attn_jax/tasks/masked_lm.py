@@ -11,6 +11,7 @@ import optax
 
 from attn_jax import metrics
 from attn_jax.data.masked_text import MaskedText
+from attn_jax.data.tokenizing import refuse_file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,9 @@ class MaskedLM(MaskedText):
         """Tokenizes a text in which words to fill in are written [MASK].
 
         Raises:
-            ValueError: it is no text, or longer than a row.
+            ValueError: it is no text, the name of a file, or longer than a row.
         """
+        refuse_file(given)
         if not isinstance(given, str):
             raise ValueError(f"{given!r:.80} is no text; give a string with [MASK].")
         marks = self.tokenizer.special

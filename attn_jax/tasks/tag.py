@@ -15,7 +15,7 @@ from attn_jax import scores
 from attn_jax.bounds import NonNegativeInt, Path
 from attn_jax.data import conll, invented
 from attn_jax.data.conll import Tagged
-from attn_jax.data.tokenizing import Tokenizer, Tokenizing
+from attn_jax.data.tokenizing import Tokenizer, Tokenizing, refuse_file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,8 +189,9 @@ class Tag(Tokenizing):
         """Tokenizes a text, split at white space, or a list of words.
 
         Raises:
-            ValueError: it is neither, or empty.
+            ValueError: it is neither, empty, or the name of a file.
         """
+        refuse_file(given)
         words = given.split() if isinstance(given, str) else given
         if (
             not isinstance(words, list)

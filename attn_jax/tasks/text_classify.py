@@ -13,7 +13,7 @@ import optax
 from attn_jax import metrics, scores
 from attn_jax.bounds import NonNegativeInt, Path, Width
 from attn_jax.data import glue, labeled_texts
-from attn_jax.data.tokenizing import Tokenizing
+from attn_jax.data.tokenizing import Tokenizing, refuse_file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -210,6 +210,7 @@ class TextClassify(Tokenizing):
         Raises:
             ValueError: it is neither.
         """
+        refuse_file(given)
         named = {"text": given} if isinstance(given, str) else given
         columns = self.reading.columns[:-1]  # numbers where a file has no header
         has_names = all(isinstance(column, str) for column in columns)
