@@ -96,7 +96,12 @@ class Text:
 
     def count_tokens(self, vocab_size: int) -> Int64[np.ndarray, " V"]:
         """How often each token occurs."""
-        return np.bincount(self.token_ids, minlength=vocab_size)
+        counts = np.zeros(vocab_size, np.int64)
+        # In parts, since each is copied to 64 bits.
+        for start in range(0, len(self.token_ids), 2**20):
+            part = self.token_ids[start : start + 2**20]
+            counts += np.bincount(part, minlength=vocab_size)
+        return counts
 
     def describe_content(self) -> Iterator[Any]:
         """Yields bytes that differ for other tokens or sentences."""
@@ -186,10 +191,11 @@ class Builder:
         return len(self.token_ids) - before
 
     def build(self) -> Text:
+        """The text so far; it shares the builder's memory, which then cannot grow."""
         return Text(
-            np.array(self.token_ids, self.dtype),
-            np.array(self.sentences, np.int64),
-            np.array(self.documents, np.int64),
+            np.frombuffer(self.token_ids, self.dtype),
+            np.frombuffer(self.sentences, np.int64),
+            np.frombuffer(self.documents, np.int64),
         )
 
 

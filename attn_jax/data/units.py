@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from attn_jax.data import bounded, catalogue, corpora, prose
 from attn_jax.folder import expand_local
 
-UNIT_BYTES = 64_000_000  # of text, in a shard
+UNIT_BYTES = 16_000_000  # of text, in a shard: what a process holds in memory
 UNIT_RECORDS = 20_000  # of a set of TensorFlow Datasets
 MAX_DOCUMENT = 64_000_000  # bytes: a document is held in memory
 SUFFIXES = (".txt", ".jsonl")
