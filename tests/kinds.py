@@ -47,3 +47,12 @@ def arrays(tree):
         return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 
     return {name: array(leaf) for name, leaf in paths.named_leaves(tree).items()}
+
+
+def shrink(kind):
+    """Changes for `debug` that leave a model one block, if another kind has it in full.
+
+    A second block asks nothing more of the task.
+    """
+    has_depth = "depth" in debug(kind).model
+    return {"model__depth": 1} if kind not in MODELS and has_depth else {}
