@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from variables import perturb
 
 from attn_jax import optim, paths
 from attn_jax.models.resnet import ResNetStem
@@ -41,19 +42,8 @@ def images(batch: int = 2, height: int = 8, width: int = 6) -> jax.Array:
     return jax.random.uniform(jax.random.key(1), (batch, height, width, 3), minval=-1)
 
 
-def noisy(variables, seed: int = 0):
-    """Every parameter away from its start: zeros and ones would hide a missing one."""
-    leaves, treedef = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    moved = [
-        x + 0.1 * jax.random.normal(k, x.shape)
-        for x, k in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, moved)
-
-
 def initialised(model: ViT, x: jax.Array):
-    return noisy(jax.jit(model.init)(jax.random.key(0), x))
+    return perturb(jax.jit(model.init)(jax.random.key(0), x), scale=0.1)
 
 
 def run(model: ViT, variables, x: jax.Array, **options):

@@ -168,6 +168,8 @@ def test_a_vocabulary_too_large_or_without_end_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is no regular file"):
         vocabulary.read_vocabulary(tmp_path)
     (tmp_path / "vocab.txt").unlink()
-    (tmp_path / "vocab.txt").write_bytes(b"x\n" * (vocabulary.MAX_BYTES // 2 + 1))
+    (tmp_path / "vocab.txt").write_bytes(
+        (b"x" * 999 + b"\n") * (vocabulary.MAX_BYTES // 1000 + 1)
+    )
     with pytest.raises(ValueError, match="has more than 64,000,000 bytes"):
         vocabulary.read_vocabulary(tmp_path)
