@@ -11,6 +11,7 @@ COMMANDS = {
     "export": "write a model for transformers, timm, jax.export or ONNX Runtime",
     "extend-vocabulary": "add words to the vocabulary of a BERT",
     "prepare-text": "tokenize text that is too large for memory",
+    "plan": "compile a run for devices that are not here: does it fit, how fast is it",
     "predict": "predict for images or texts, with a run or another checkpoint",
     "recipes": "list the recipes that come with attn_jax",
     "train": "train by a recipe, or go on with a run",

@@ -20,14 +20,20 @@ from attn_jax.values import AUTO, is_json, show
 PLACEHOLDER = "DATA"  # in recipes
 
 
-def derive(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
+def derive(
+    config: ConfigDict, *, needs_data: bool = True
+) -> tuple[ConfigDict, list[str]]:
     """The config without "auto", and a log line about each source of its values.
+
+    Args:
+        needs_data: False: the recipe's data need not be named.
 
     Raises:
         ValueError: the recipe needs data that is not named yet; a field is "auto", and
             neither data nor checkpoint tell its value.
     """
-    check_data_is_named(config.task)
+    if needs_data:
+        check_data_is_named(config.task)
     plain = config_lib.to_plain(config)
     task, model = plain["task"], plain["model"]
     if not find_open(task) + find_open(model):

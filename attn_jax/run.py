@@ -205,6 +205,7 @@ def prepare(
     devices: Sequence[jax.Device] | None = None,
     *,
     assets: Mapping[str, str] | None = None,
+    stand_in: Any = None,
 ) -> Run:
     """Opens the data and lays out model, optimizer and evaluations; trains nothing.
 
@@ -214,19 +215,25 @@ def prepare(
         assets: {file name: text} from DIR/assets if the run is resumed: its class names or
             vocabulary. None: a new run takes them from its data, or the vocabulary from the
             checkpoint in `init_from`.
+        stand_in: a source that stands for the training data, for a run that is only planned.
+            No data and no checkpoint is then opened, and the memory of this machine does not
+            matter.
 
     Raises:
         ValueError: a setting cannot be honored.
     """
-    config, derived = derive(config_lib.resolve(config))
+    planned = stand_in is not None
+    config, derived = derive(config_lib.resolve(config), needs_data=not planned)
     runtime.check_determinism(config.deterministic)
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch_size(config.batch_size, mesh, config.micro_batches)
     batch_sharding = sharding.batch_sharding(mesh)
 
-    task = bind_task(config_lib.build(config.task), config.init_from, assets)
-    source = task.source("train")
-    assets = task.assets(source) if hasattr(task, "assets") else {}
+    task = config_lib.build(config.task)
+    if not planned:
+        task = bind_task(task, config.init_from, assets)
+    source = stand_in if planned else task.source("train")
+    assets = task.assets(source) if hasattr(task, "assets") and not planned else {}
     batch_shapes = pipeline.batch_shapes(source, task, config.batch_size)
     to_steps = functools.partial(
         config_lib.to_steps,
@@ -241,9 +248,9 @@ def prepare(
     key = jax.random.key(config.seed)
     init = functools.partial(step.init_params, model, task)
     param_shapes = jax.eval_shape(init, batch_shapes, key)
-    limits.check_size(
-        param_shapes, batch_shapes, copies=4 + (config.ema_decay is not None)
-    )
+    if not planned:
+        copies = 4 + (config.ema_decay is not None)
+        limits.check_size(param_shapes, batch_shapes, copies=copies)
     param_shardings = sharding.param_shardings(
         mesh, param_shapes, config.sharding_rules, config.fsdp_min_elements
     )
@@ -269,7 +276,7 @@ def prepare(
         trained=trained,
         schedule=schedule,
         optimizer=optim.make_optimizer(config, param_shapes, schedule),
-        evaluations=open_evaluations(config, model, mesh, assets),
+        evaluations={} if planned else open_evaluations(config, model, mesh, assets),
         derived=derived,
     )
 

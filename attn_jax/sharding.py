@@ -25,8 +25,11 @@ def make_mesh(
 ) -> Mesh:
     """A mesh with the given axis sizes; an axis of -1 takes all remaining devices.
 
+    Slices of TPUs, which only the data-center network connects, split `data`, or else `fsdp`.
+
     Raises:
-        ValueError: an axis is unknown, or the product is not the number of devices.
+        ValueError: an axis is unknown, or the product is not the number of devices; the slices
+            divide neither axis.
     """
     devices = list(jax.devices() if devices is None else devices)
     if unknown := sorted(set(sizes) - set(AXES)):
@@ -48,6 +51,16 @@ def make_mesh(
             "to use all remaining ones."
         )
     auto = (AxisType.Auto,) * len(AXES)  # the default, Explicit, breaks Linen modules
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:  # which make_mesh does not know
+        outer = split_over_slices(shape, slices)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            [size // part for size, part in zip(shape, outer, strict=True)],
+            outer,
+            devices=devices,
+            allow_split_physical_axes=True,
+        )
+        return Mesh(grid, AXES, axis_types=auto)
     try:
         return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
     except NotImplementedError:
@@ -56,6 +69,21 @@ def make_mesh(
             shape, devices=devices, allow_split_physical_axes=True
         )
         return Mesh(grid, AXES, axis_types=auto)
+
+
+def split_over_slices(shape: Sequence[int], slices: int) -> list[int]:
+    """How many parts of each axis lie in different slices.
+
+    Raises:
+        ValueError: the slices divide neither `data` nor `fsdp`.
+    """
+    for i, axis in enumerate(AXES[:2]):
+        if shape[i] % slices == 0:
+            return [slices if other == axis else 1 for other in AXES]
+    raise ValueError(
+        f"config.mesh (data={shape[0]}, fsdp={shape[1]}): the devices are {slices} slices, which "
+        "must divide data or fsdp, as the network between them is too slow for tensor."
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -232,6 +232,14 @@ class MaskedText(Tokenizing):
         assert self.static_seed is not None, "as `source` asks"
         return static_rows.StaticSource(corpus, split, rules, self.static_seed)
 
+    def invent_record(self) -> dict[str, Any]:
+        """An empty row with one masked token, to plan a run without its data."""
+        special = vocabulary_lib.find_special_ids(vocabulary_lib.SPECIALS)
+        tokens = np.array([special.cls, special.mask, special.sep], np.int32)
+        masked = np.array([1], np.int32)
+        row = Row(tokens, masked, masked, len(tokens), False)
+        return {"static": row, "special_ids": special, "number": 0}
+
     def assets(self, source: Any) -> dict[str, str]:
         """The vocabulary, and entropies to compare the loss with.
 

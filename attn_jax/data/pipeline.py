@@ -105,14 +105,14 @@ def make_batches(
 
 
 def rows_of_process(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
-    """The global batch rows that this process's devices hold, in order.
+    """The global batch rows that this process's devices hold, in order; none of a planned mesh.
 
     Not `process_index` times a part: where the tensor axis spans processes, several of
     them hold the same rows.
     """
     every = np.arange(batch_size)
     slices = sharding.addressable_devices_indices_map((batch_size,)).values()
-    return np.unique(np.concatenate([every[index] for index in slices]))
+    return np.unique(np.concatenate([every[:0], *(every[index] for index in slices)]))
 
 
 def place(

@@ -114,6 +114,11 @@ class ImageReading:
         )
         return source
 
+    def invent_record(self) -> dict[str, Any]:
+        """A black image of the model's size with label 0, to plan a run without its data."""
+        pixels = np.zeros((*self.size, self.channels), np.uint8)
+        return {"image": pixels, "label": 0, "name": "invented"}
+
     def decode(self, record: Mapping[str, Any]) -> UInt8[np.ndarray, "H W C"]:
         """Decodes the image of a record, at its own size."""
         return decoding.decode(

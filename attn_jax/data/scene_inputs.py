@@ -5,13 +5,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
-from attn_jax.data import images, sources
+from attn_jax.data import images, properties, scene_sources, sources
+
+CLEVR = (240, 320)  # height and width of its images, in pixels
 
 
 class SceneInputs:
     """Input of a model with slots. A task inherits it and declares these fields."""
 
+    data: str
+    image_size: int
     train_images: int
     validation_images: int
     test_images: int
@@ -33,6 +38,22 @@ class SceneInputs:
         if split not in sizes:
             raise ValueError(f"{split=} must be one of {', '.join(sizes)}.")
         return sizes
+
+    def invent_record(self) -> dict[str, Any]:
+        """A black image without objects, to plan a run without its data.
+
+        Files of masks are as large as those of CLEVR; sets of TensorFlow Datasets have no masks.
+        """
+        generated = self.data in scene_sources.NAMES
+        size = (self.image_size,) * 2 if generated else CLEVR
+        record = {
+            "image": np.zeros((*size, 3), np.uint8),
+            "mask": np.zeros(size, np.uint8),
+            "properties": np.zeros((0, properties.WIDTH), np.float32),
+        }
+        if self.data.startswith("tfds:"):
+            del record["mask"]
+        return record
 
     def assets(self, source: sources.Source) -> dict[str, str]:
         """Files that an evaluation needs: the value range."""

@@ -126,6 +126,10 @@ class Bags(BagObjective, ImageReading):
             name=f"{self.data} {split} bag",
         )
 
+    def invent_record(self) -> dict[str, Any]:
+        """A bag of one black image, to plan a run without its data."""
+        return {"instances": [super().invent_record()], "label": 0, "name": "invented"}
+
     def find_target(self, records: sources.Source) -> int:
         """The label of the target class in this data."""
         names = self.class_names
