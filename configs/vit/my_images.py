@@ -56,6 +56,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.sharding_rules = _sizes.SHARDING
     c.batch_size = 16 if debug else 32
     c.duration = "4 steps" if debug else "20 epochs"
+    # For ViT-B; a small model needs more (docs/results.md).
     c.optimizer = {"name": "adamw", "learning_rate": 1e-4, "weight_decay": 0.05}
     # The head starts anew; layers nearer to the pixels change less.
     c.learning_rate_multipliers = [["head/.*", 10.0], [_sizes.LAYERS, 0.75]]
