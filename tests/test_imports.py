@@ -37,7 +37,13 @@ ALLOWED = {
             ).split()
         ),
     },
-    "attn_jax/models": {"attn_jax.attention", "attn_jax.bounds", "flax", "jax"},
+    "attn_jax/models": {
+        "attn_jax.attention",
+        "attn_jax.bounds",
+        "attn_jax.convolution",
+        "flax",
+        "jax",
+    },
     "attn_jax/tasks": TASK,
     # A kind of classification.
     "attn_jax/tasks/classify_sets.py": {*TASK, "attn_jax.tasks.classify"},

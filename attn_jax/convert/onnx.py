@@ -79,7 +79,8 @@ def quiet() -> Iterator[None]:
 def evaluate(jaxpr: Any, consts: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
     """Computes a traced function, with transposed convolutions as convolutions of spread inputs.
 
-    jax2onnx gives them a wrong size. Calls are inlined; what is in loops stays as it is.
+    jax2onnx gives them a wrong size. Calls are inlined; what is in loops stays as it is. Of what
+    depends on the platform, the default is taken.
     """
     known: dict[Any, Any] = {}
 
@@ -94,6 +95,11 @@ def evaluate(jaxpr: Any, consts: Sequence[Any], arrays: Sequence[Any]) -> list[A
         inner = params.get("jaxpr", params.get("call_jaxpr"))
         if equation.primitive.name in INLINED and hasattr(inner, "consts"):
             found = evaluate(inner.jaxpr, inner.consts, given)
+        elif equation.primitive.name == "platform_index":
+            found = [None]
+        elif params.get("branches_platforms"):
+            branch = params["branches"][params["branches_platforms"].index(None)]
+            found = evaluate(branch.jaxpr, branch.consts, given[1:])
         elif equation.primitive.name == "conv_general_dilated":
             found = [convolve(*given, **params)]
         else:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from attn_jax.attention import layer_norm
+from attn_jax.convolution import convolve, convolve_transposed
 from attn_jax.models.slot_attention.keras import NORM_EPSILON, glorot
 
 
@@ -35,6 +36,7 @@ class Encoder(nn.Module):
                 (stride, stride),
                 kernel_init=glorot,
                 dtype=self.dtype,
+                conv_general_dilated=convolve,
                 name=f"conv_{i}",
             )(x)
             x = jax.nn.relu(x)
@@ -100,16 +102,29 @@ class Decoder(nn.Module):
         )(slots.astype(self.dtype), position)
         layers = zip(self.channels, self.kernels, self.strides, strict=True)
         for i, (channels, kernel, stride) in list(enumerate(layers))[1:]:
-            x = nn.ConvTranspose(
-                channels,
-                (kernel, kernel),
-                (stride, stride),
-                transpose_kernel=True,  # [h, w, out, in], as Keras
-                kernel_init=glorot,
-                dtype=self.dtype,
-                name=f"conv_{i}",
-            )(jax.nn.relu(x))
+            x = ConvTranspose(channels, kernel, stride, self.dtype, name=f"conv_{i}")(
+                jax.nn.relu(x)
+            )
         return x
+
+
+class ConvTranspose(nn.Module):
+    """`nn.ConvTranspose` with the kernel of Keras, [h, w, out, in]."""
+
+    features: int
+    kernel_size: int
+    stride: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "S h w D"]) -> Float[Array, "S H W C"]:
+        size = self.kernel_size
+        kernel = self.param("kernel", glorot, (size, size, self.features, x.shape[-1]))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x = convolve_transposed(
+            x.astype(self.dtype), kernel.astype(self.dtype), self.stride
+        )
+        return x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
 
 
 class SpreadConvTranspose(nn.Module):
@@ -136,16 +151,12 @@ class SpreadConvTranspose(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
 
-        def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-            strides = (self.stride, self.stride)
-            return jax.lax.conv_transpose(
-                x, kernel, strides, "SAME", transpose_kernel=True
-            )
-
         ones = jnp.ones((*position.shape[:3], 1), kernel.dtype)
-        taps = convolve(ones, kernel.reshape(size, size, -1, 1))[0]  # [H, W, C * D]
+        taps = kernel.reshape(size, size, -1, 1)  # of C * D output channels
+        taps = convolve_transposed(ones, taps, self.stride)[0]
         taps = taps.reshape(*taps.shape[:2], self.features, D)
-        x = jnp.einsum("SD,HWCD->SHWC", slots, taps) + convolve(position, kernel)
+        x = jnp.einsum("SD,HWCD->SHWC", slots, taps)
+        x = x + convolve_transposed(position, kernel, self.stride)
         return x + bias.reshape(1, 1, 1, -1)
 
 
