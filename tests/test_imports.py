@@ -41,6 +41,7 @@ ALLOWED = {
         "attn_jax.attention",
         "attn_jax.bounds",
         "attn_jax.convolution",
+        "attn_jax.layers",
         "flax",
         "jax",
     },

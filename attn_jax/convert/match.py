@@ -20,6 +20,7 @@ NOT_COMPARED = {
     "name",
     "dtype",
     "remat",
+    "scan_layers",
     "dropout",
     "attention_dropout",
     "stochastic_depth",

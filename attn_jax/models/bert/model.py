@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from attn_jax.attention import MultiHeadAttention, check_attention, layer_norm
 from attn_jax.bounds import Depth, NonNegativeFloat, Probability, Width
+from attn_jax.layers import apply_layers
 
 Activation = Callable[[jax.Array], jax.Array]
 Initializer = nn.initializers.Initializer
@@ -42,7 +43,9 @@ class Bert(nn.Module):
     embeddings and to each branch, `attention_dropout` to the attention weights. `attention` is a
     module with the call of `MultiHeadAttention`, such as
     `attn_jax.models.hopfield.HopfieldAttention`, of which each block has its own copy; its own
-    `dropout` replaces `attention_dropout`, which must be 0.
+    `dropout` replaces `attention_dropout`, which must be 0. `remat` computes the values of a block
+    again in the backward pass; `scan_layers` compiles one block, as a loop over all (see
+    `attn_jax.layers.apply_layers`).
 
     Several sequences may be packed in one row: `sequence_ids` numbers them from 1 (0 is padding),
     and tokens attend only to tokens of their own sequence; `position_ids` starts again in each;
@@ -82,6 +85,7 @@ class Bert(nn.Module):
     norm_epsilon: NonNegativeFloat = 1e-12
     dtype: str = "float32"
     remat: bool = False
+    scan_layers: bool = False
 
     @nn.compact
     def __call__(
@@ -197,20 +201,28 @@ class Bert(nn.Module):
         mask: Bool[Array, "B 1 #S S"] | None,
         train: bool,
     ) -> Float[Array, "B S D"]:
-        # `train` must stay a Python bool inside remat.
-        block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
-        for layer in range(self.depth):
-            x = block(
-                attention=self.make_attention(),
-                mlp_width=self.mlp_width,
-                activation=GELU[self.gelu_kind],
-                kernel_init=DIALECTS[self.dialect][1],
-                dropout=self.dropout,
-                norm_epsilon=self.norm_epsilon,
-                dtype=self.dtype,
-                name=f"block_{layer}",
-            )(x, mask, train)
-        return x
+        return apply_layers(
+            self,
+            Block,
+            self.make_block_fields,
+            self.depth,
+            x,
+            mask,
+            train=train,
+            scan=self.scan_layers,
+            remat=self.remat,
+        )
+
+    def make_block_fields(self) -> dict[str, Any]:
+        return {
+            "attention": self.make_attention(),
+            "mlp_width": self.mlp_width,
+            "activation": GELU[self.gelu_kind],
+            "kernel_init": DIALECTS[self.dialect][1],
+            "dropout": self.dropout,
+            "norm_epsilon": self.norm_epsilon,
+            "dtype": self.dtype,
+        }
 
     def make_attention(self) -> nn.Module:
         """The attention of one block, which becomes its submodule."""

@@ -55,8 +55,8 @@ class PatchEmbedding(nn.Module):
 class Block(nn.Module):
     """Pre-norm: x + MSA(LN(x)), then x + MLP(LN(x)) (paper eq. 2 and 3).
 
-    `layer_scale` multiplies a branch by a learned factor per channel; `drop_path` is the
-    rate at which an example skips the branch (Huang et al., 2016). `attention` has the call of
+    `layer_scale` multiplies a branch by a learned factor per channel; `rate` is the
+    probability that an example skips a branch. `attention` has the call of
     `MultiHeadAttention`.
     """
 
@@ -64,21 +64,27 @@ class Block(nn.Module):
     mlp_width: int
     layer_scale: float | None
     dropout: float
-    drop_path: float
     norm_epsilon: float
     gelu: str
     dtype: str
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], train: bool) -> Float[Array, "B T D"]:
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        rate: float | Float[Array, ""],
+        train: bool,
+    ) -> Float[Array, "B T D"]:
         def residual(branch: jax.Array, number: int) -> jax.Array:
-            branch = nn.Dropout(self.dropout, deterministic=not train)(branch)
+            # The names tell the random numbers of one from those of the other.
+            first, second = (f"Dropout_{2 * number - i}" for i in (2, 1))
+            drop = nn.Dropout(self.dropout, deterministic=not train, name=first)
+            branch = drop(branch)
             if self.layer_scale is not None:
                 init = nn.initializers.constant(self.layer_scale)
                 scale = self.param(f"scale_{number}", init, branch.shape[-1:])
                 branch = branch * scale.astype(branch.dtype).reshape(1, 1, -1)
-            per_example = nn.Dropout(self.drop_path, broadcast_dims=(1, 2))
-            return per_example(branch, deterministic=not train)
+            return SkippedBranch(name=second)(branch, rate, train)
 
         y = layer_norm(self.norm_epsilon, "norm_1")(x).astype(self.dtype)
         x = x + residual(self.attention(y, y, train=train), 1)
@@ -87,6 +93,28 @@ class Block(nn.Module):
         x = x + residual(mlp(y, train), 2)
         self.sow("intermediates", "block_output", x)
         return x
+
+
+class SkippedBranch(nn.Module):
+    """Zero for a share `rate` of the examples, the others divided by 1 - rate.
+
+    `nn.Dropout` over examples, whose rate may be an array.
+
+    Source: Huang et al. 2016, scaled as in timm.
+    """
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], rate: float | Float[Array, ""], train: bool
+    ) -> Float[Array, "B T D"]:
+        if not train or (isinstance(rate, float) and rate == 0):
+            return x
+        keep = jnp.asarray(1 - rate, jnp.float32)
+        chosen = jax.random.bernoulli(
+            self.make_rng("dropout"), keep, (x.shape[0], 1, 1)
+        )
+        # With rate 1, no gradient of an excluded branch may be 0 / 0.
+        return jnp.where(chosen, x / jnp.maximum(keep, 1e-6).astype(x.dtype), 0)
 
 
 class MLP(nn.Module):

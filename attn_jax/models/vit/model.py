@@ -21,6 +21,7 @@ from attn_jax.bounds import (
     Probability,
     Width,
 )
+from attn_jax.layers import apply_layers
 from attn_jax.models.vit.blocks import AttentionPooling, Block, PatchEmbedding
 
 
@@ -70,6 +71,8 @@ class ViT(nn.Module):
         stochastic_depth: rate of the last block; it rises linearly from 0 at the first.
         mask_token: declare a learned embedding for masked patches.
         patch_outputs: width of a linear head on every patch. 0: no such head.
+        remat: compute the values of a block again in the backward pass instead of keeping them.
+        scan_layers: compile one block, as a loop over all; see `attn_jax.layers.apply_layers`.
 
     Call: `images` [B, H, W, c] in [-1, 1]. `patch_source` [B, P]: index of the patch whose
     embedding each position gets. `patch_mask` [B, P]: where to replace the embedding by the
@@ -118,6 +121,7 @@ class ViT(nn.Module):
     patch_outputs: Classes = 0
     dtype: str = "float32"
     remat: bool = False
+    scan_layers: bool = False
 
     @property
     def rules(self) -> Dialect:
@@ -168,20 +172,18 @@ class ViT(nn.Module):
         if self.pre_norm:
             x = layer_norm(rules.norm_epsilon, "pre_norm")(x).astype(self.dtype)
 
-        # `train` must stay a Python bool inside remat.
-        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
-        for layer in range(self.depth):
-            x = block(
-                attention=self.make_attention(),
-                mlp_width=self.mlp_width,
-                layer_scale=self.layer_scale,
-                dropout=self.dropout,
-                drop_path=self.stochastic_depth * layer / max(self.depth - 1, 1),
-                norm_epsilon=rules.norm_epsilon,
-                gelu=rules.gelu,
-                dtype=self.dtype,
-                name=f"block_{layer}",
-            )(x, train)
+        last = max(self.depth - 1, 1)
+        x = apply_layers(
+            self,
+            Block,
+            self.make_block_fields,
+            self.depth,
+            x,
+            train=train,
+            scan=self.scan_layers,
+            remat=self.remat,
+            rates=[self.stochastic_depth * i / last for i in range(self.depth)],
+        )
         norm = layer_norm(rules.norm_epsilon, "encoder_norm")
         tokens = x.astype(jnp.float32) if rules.norm_after_pool else norm(x)
 
@@ -218,6 +220,17 @@ class ViT(nn.Module):
             head = nn.Dense(self.patch_outputs, name="patch_head")
             outputs["patch_logits"] = head(patches)
         return outputs
+
+    def make_block_fields(self) -> dict[str, Any]:
+        return {
+            "attention": self.make_attention(),
+            "mlp_width": self.mlp_width,
+            "layer_scale": self.layer_scale,
+            "dropout": self.dropout,
+            "norm_epsilon": self.rules.norm_epsilon,
+            "gelu": self.rules.gelu,
+            "dtype": self.dtype,
+        }
 
     def make_attention(self) -> nn.Module:
         """The attention of one block, which becomes its submodule."""
