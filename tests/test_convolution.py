@@ -90,6 +90,19 @@ def test_only_a_cpu_has_phases(platform, spread):
     assert ("lhs_dilate = [2, 2]" in program) == spread
 
 
+@pytest.mark.parametrize(
+    ("images", "platform", "parts"),
+    [(16, "cpu", PARTS), (15, "cpu", 1), (16, "cuda", 1)],
+)
+def test_only_a_cpu_convolves_many_images_in_parts(images, platform, parts):
+    x, kernel = draw((images, 64, 64, 2), (5, 5, 2, 3))
+    assert (x.size // 2 >= LARGE) == (images == 16)
+    options = {"padding": "SAME", "dimension_numbers": NUMBERS}
+    traced = jax.jit(lambda x, k: convolve(x, k, (1, 1), **options)).trace(x, kernel)
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert program.count("stablehlo.convolution") == parts
+
+
 def test_nothing_is_chosen_while_the_program_runs():
     x, kernel = draw((2, 4, 4, 3), (5, 5, 2, 3))
     function = jax.jit(jax.grad(lambda x, k: convolve_transposed(x, k, 2).sum()))

@@ -5,6 +5,7 @@ import json
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
@@ -96,6 +97,19 @@ def test_only_hbm_is_touched_and_fusions_count_by_their_borders():
     size = 16 * 8 * 4
     body = size + (size + size // 4)  # the gathered array is on the chip
     assert hlo.Program(LOOP).bytes_touched == 5 * body + 2 * size + 2 * size
+
+
+@pytest.mark.parametrize("depth", [4, 16])
+def test_a_loop_over_layers_touches_the_parameters_of_one_at_a_time(depth):
+    def loss(weights, x):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0].sum()
+
+    shapes = [jax.ShapeDtypeStruct(s, "float32") for s in [(depth, 64, 64), (8, 64)]]
+    program = jax.jit(jax.grad(loss)).lower(*shapes).compile()
+    layer = 4 * 64 * 64
+    touched = hlo.Program(program.as_text()).bytes_touched / depth / layer
+    # read and copied forwards and backwards, written and zeroed as a gradient; not times depth
+    assert 3 < touched < 16
 
 
 def test_a_copy_to_the_chip_reads_only_what_it_copies():

@@ -26,12 +26,13 @@ FREE = {
     *("conditional", "call", "partition-id", "replica-id", "after-all"),
     *("optimization-barrier", "custom-call-done"),
 }
+UPDATE = "dynamic-update-slice"  # in place
 PARTIAL = {"slice", "dynamic-slice", "gather"}  # read no more than they make
 # Bytes; other types have their bits in the name.
 WIDTHS = {"pred": 1, "token": 0, "opaque": 0}
 SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^{}]*\})?")
 NAME = re.compile(r"%([\w.\-]+)")
-LINE = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = (.*)")
+LINE = re.compile(r"\s+(ROOT )?%([\w.\-]+) = (.*)")
 HEAD = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\{$")
 MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 ON_CHIP = re.compile(r"S\([1-9]\d*\)")  # another memory than HBM
@@ -43,6 +44,7 @@ class Instruction:
     type: str
     opcode: str
     rest: str  # operands and attributes
+    root: bool = False  # the result of its computation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +93,13 @@ class Program:
         for one in instructions:
             self._add_collective(name, one, times)
             if not fused:
-                self.bytes_touched += times * count_touched(one, types)
+                fusion = one.opcode == "fusion"
+                inside = find_called(one, "calls") if fusion else ""
+                self.bytes_touched += times * (
+                    count_fused(one, types, self._computations[inside])
+                    if inside in self._computations
+                    else count_touched(one, types)
+                )
             if one.opcode == "while":
                 count = self._count_iterations(one)
                 self.unknown_loops += count is None
@@ -155,10 +163,10 @@ def split_computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
             current = found[head[2]] = []
             entry = head[2] if head[1] else entry
         elif match := LINE.match(line):
-            name, rest = match.groups()
+            root, name, rest = match.groups()
             end = end_of_type(rest)
             opcode, _, rest_ = rest[end:].strip().partition("(")
-            current.append(Instruction(name, rest[:end], opcode, rest_))
+            current.append(Instruction(name, rest[:end], opcode, rest_, bool(root)))
     if entry is None:
         raise ValueError("the text has no ENTRY computation; pass compiled.as_text().")
     return found, entry
@@ -207,17 +215,78 @@ def count_touched(one: Instruction, types: dict[str, str]) -> int:
     """Bytes of HBM that an instruction reads and writes."""
     if one.opcode in FREE or one.opcode.endswith(("-done", "-update")):
         return 0
-    operands = one.rest[: end_of_type(f"({one.rest}") - 1]
-    read = [types[name] for name in NAME.findall(operands) if name in types]
+    read = [types[name] for name in list_operands(one) if name in types]
     made, opcode = one.type, one.opcode.removesuffix("-start")
     if opcode != one.opcode and len(parts := split_tuple(made)) > 1:
         # (operands, results, ...), but a copy puts its result first.
         made = parts[0] if opcode == "copy" else parts[1]
-    if opcode == "dynamic-update-slice":  # in place
+    if opcode == UPDATE:
         read, made = read[1:2], read[1]
     elif opcode in PARTIAL and count_bytes(read[0], only_hbm=True):
         return count_bytes(made) + count_bytes(made, only_hbm=True)
     return sum(count_bytes(text, only_hbm=True) for text in [made, *read])
+
+
+def list_operands(one: Instruction) -> list[str]:
+    return NAME.findall(one.rest[: end_of_type(f"({one.rest}") - 1])
+
+
+def count_fused(
+    one: Instruction, types: dict[str, str], inside: Sequence[Instruction]
+) -> int:
+    """Bytes of HBM that a fusion reads and writes.
+
+    Of an operand from which it takes slices, those; of a result that is an operand with a new
+    slice, that slice. So does each step of a loop over layers with their stacked parameters.
+    """
+    made = {part.name: part for part in inside}
+    users: dict[str, list[tuple[Instruction, int]]] = {}
+    for part in inside:
+        for position, name in enumerate(list_operands(part)):
+            users.setdefault(name, []).append((part, position))
+
+    def follow(name: str) -> Iterator[tuple[Instruction, int]]:
+        for part, position in users.get(name, []):
+            if part.opcode == "bitcast":
+                yield from follow(part.name)
+            else:
+                yield part, position
+
+    def count_read(parameter: str, whole: int) -> int:
+        uses = list(follow(parameter))
+        slices = [part for part, position in uses if position == 0]
+        if not all(part.opcode in {*PARTIAL, UPDATE} for part in slices):
+            return whole
+        if len(slices) < len(uses):
+            return whole
+        read = [count_bytes(part.type) for part in slices if part.opcode != UPDATE]
+        return min(sum(read), whole)
+
+    def count_made(name: str, whole: int) -> int:
+        part = made[name]
+        while part.opcode == "bitcast":
+            part = made[list_operands(part)[0]]
+        if part.opcode != UPDATE:
+            return whole
+        return min(whole, count_bytes(made[list_operands(part)[1]].type))
+
+    numbered = {
+        int(part.rest.partition(")")[0]): part.name
+        for part in inside
+        if part.opcode == "parameter"
+    }
+    total = 0
+    for i, name in enumerate(list_operands(one)):
+        whole = count_bytes(types.get(name, ""), only_hbm=True)
+        total += count_read(numbered[i], whole) if whole and i in numbered else whole
+    [root] = (part for part in inside if part.root)
+    results = [(root.name, one.type)]  # may be a tuple as well, as of a reduce
+    if root.opcode == "tuple":
+        results = list(zip(list_operands(root), split_tuple(one.type), strict=True))
+    for result, type in results:
+        whole = count_bytes(type, only_hbm=True)
+        total += count_made(result, whole) if whole else 0
+    return total
 
 
 def find_called(one: Instruction, key: str) -> str:
