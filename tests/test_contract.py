@@ -20,12 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from budgets import check_budget, count_bytes
 from kinds import KINDS, RECIPES, ROOT, arrays, debug, shrink
 from runs import numbers
 
 import train
 from attn_jax import config as config_lib
 from attn_jax import derived, evaluation, sections, sharding
+from attn_jax.metrics import count_flops
 from attn_jax.run import prepare
 from configs import common
 
@@ -103,15 +105,29 @@ def test_recipes_that_need_data_say_how_to_set_it(recipe, tmp_path, monkeypatch)
         train.train(config, str(tmp_path / "run"))
 
 
-# The recipe of each kind is run to its end below. These have the same classes with other
-# fields, so that the step and the evaluations are traced on a batch, but not compiled.
-@pytest.mark.parametrize("recipe", [r for r in RECIPES if r not in KINDS])
-def test_every_recipe_has_a_batch_and_a_step(recipe):
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_has_a_batch_and_a_step_within_its_budget(recipe):
     run = prepare(debug(recipe), jax.devices()[:1])
     batch = run.place(next(run.read_batches()))
-    state, sums = jax.eval_shape(run.make_update(), run.state_shapes, batch)
+    trace = jax.make_jaxpr(run.make_update(), return_shape=True)
+    program, (state, sums) = trace(run.state_shapes, batch)
     assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, run.state_shapes)
     assert all(total.shape == count.shape == () for total, count in sums.values())
+    assert "callback" not in str(program)  # nothing goes through the host
+    costs = {
+        "flops": count_flops(program),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.param_shapes)),
+        "bytes of the state": count_bytes(run.state_shapes),
+        "bytes of a batch": count_bytes(batch),
+    }
+    check_budget("step", recipe, costs)
+
+
+# The recipe of each kind is run to its end below. These have the same classes with other fields,
+# so that their evaluations are traced, but not compiled.
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if r not in KINDS])
+def test_every_recipe_has_evaluations(recipe):
+    run = prepare(debug(recipe), jax.devices()[:1])
     for name, each in run.evaluations.items():
         found = each.metric_names(run.param_shapes)
         assert found is None or all(key.startswith(f"{name}/") for key in found)

@@ -11,10 +11,12 @@ import math
 import jax
 import numpy as np
 import pytest
+from budgets import check_budget
 from kinds import KINDS, MODELS, arrays, debug, shrink
 
 from attn_jax import config as config_lib
 from attn_jax import sharding
+from attn_jax.plan.hlo import Program
 from attn_jax.run import prepare
 
 SINGLE, MIXED = (1, 1, 1), (2, 2, 2)
@@ -36,8 +38,8 @@ def kind(request):
     return request.param
 
 
-# Parameters and losses after each step.
-Steps = collections.namedtuple("Steps", "params losses")
+# Parameters and losses after each step, and the text of the compiled program.
+Steps = collections.namedtuple("Steps", "params losses program")
 
 
 def without_noise(section):
@@ -90,16 +92,18 @@ def three_steps(kind):
         run = prepare(config, jax.devices()[: math.prod(mesh)])
         state = run.init_state(train_a_little(initialize(run)))
         update, batches = run.make_update(), run.read_batches()
-        params, losses = [], []
+        params, losses, compiled = [], [], None
         for _ in range(run.total_steps):
             batch = next(batches)
             # Devices and strided micro-batches have unequal counts.
             batch["valid"] = ~np.isin(np.arange(len(batch["valid"])), [0, 2, 4])
-            state, sums = update(state, run.place(batch))
+            batch = run.place(batch)
+            compiled = compiled or update.lower(state, batch).compile()
+            state, sums = compiled(state, batch)
             total, count = sums["loss"]
             losses.append(float(total / count))
             params.append(arrays(state.params))
-        return Steps(params, losses)
+        return Steps(params, losses, compiled.as_text())
 
     @functools.cache
     def initialize_once():
@@ -125,6 +129,18 @@ def test_a_model_on_a_mesh_of_three_axes_has_the_parameters_of_a_single_device(
     three_steps,
 ):
     check_mesh(three_steps, MIXED, noise=True)
+
+
+@pytest.mark.parametrize("kind", MODELS, indirect=True)
+def test_a_model_on_a_mesh_of_three_axes_exchanges_what_its_budget_allows(
+    three_steps, kind
+):
+    program = Program(three_steps(mesh=MIXED, noise=True).program)
+    sent = collections.Counter()
+    for each in program.collectives:
+        sent[each.kind] += each.bytes * each.times
+    # Compilers of different versions may choose other ways.
+    check_budget("bytes of collectives", kind, dict(sent), slack=0.25)
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k not in MODELS], indirect=True)
