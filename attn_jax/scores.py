@@ -1,12 +1,12 @@
-"""Metrics of a whole split for text tasks, by the definitions of GLUE and CoNLL."""
+"""Metrics of a whole split, by the definitions of GLUE, CoNLL and scikit-learn."""
 
 import warnings
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from scipy import stats
-from sklearn.metrics import f1_score, matthews_corrcoef
+from sklearn.metrics import average_precision_score, f1_score, matthews_corrcoef
 
 Entity = tuple[str, int, int]  # type, first word, word after the last
 
@@ -36,6 +36,19 @@ def score_numbers(
             "pearson": float(stats.pearsonr(targets, predicted).statistic),
             "spearman": float(stats.spearmanr(targets, predicted).statistic),
         }
+
+
+def score_rankings(
+    labels: Bool[np.ndarray, "N C"], logits: Float[np.ndarray, "N C"]
+) -> dict[str, float]:
+    """`map`: how well each class ranks its own rows first, as a mean of the average precisions.
+
+    A class that no row has is left out; NaN if no row has any.
+    """
+    there = labels.any(axis=0)
+    if not there.any():
+        return {"map": float("nan")}
+    return {"map": float(average_precision_score(labels[:, there], logits[:, there]))}
 
 
 def find_entities(tags: Sequence[str]) -> list[Entity]:

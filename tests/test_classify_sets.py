@@ -12,6 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 import attn_jax
 import train
+from attn_jax import scores
 from attn_jax.commands.predict import format_result
 from attn_jax.data import sources
 from attn_jax.tasks.classify_sets import ClassifySets
@@ -130,6 +131,23 @@ def test_loss_and_scores_are_those_of_scikit_learn():
     assert found == pytest.approx(expected, rel=1e-6)  # float32
 
 
+def test_mean_average_precision_is_that_of_its_definition():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(30, 4)).astype(np.float32)
+    labels = rng.random((30, 4)) < 0.3
+    labels[:, 2] = False  # a class that no image has
+    each = []
+    for truth, values in zip(labels.T, logits.T, strict=True):
+        ranked = truth[np.argsort(-values)]
+        if ranked.any():
+            precision = np.cumsum(ranked) / np.arange(1, 31)
+            each.append(precision[ranked].mean())
+    found = scores.score_rankings(labels, logits)
+    assert len(each) == 3
+    assert found == {"map": pytest.approx(np.mean(each), rel=1e-12)}
+    assert np.isnan(scores.score_rankings(np.zeros((30, 4), bool), logits)["map"])
+
+
 def test_a_run_learns_and_predicts_sets_of_labels(lights, tmp_path):
     changes = {
         "task.cls": "attn_jax.tasks.classify_sets:ClassifySets",
@@ -141,7 +159,7 @@ def test_a_run_learns_and_predicts_sets_of_labels(lights, tmp_path):
     }
     train.train(tell_colours(str(lights), changes=changes), str(tmp_path / "run"))
     last = records(tmp_path / "run")[-1]
-    assert last["test/accuracy"] == last["test/f1"] == 1.0
+    assert last["test/accuracy"] == last["test/f1"] == last["test/map"] == 1.0
     images = [str(lights / f"test{i}.png") for i in range(8)]
     results = attn_jax.predict(tmp_path / "run", images, top=2, trust=("runs",))
     assert [set(r["labels"]) for r in results] == [

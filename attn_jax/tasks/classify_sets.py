@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Bool
 
+from attn_jax import scores
 from attn_jax.data import sources, views
 from attn_jax.tasks.classify import Classify
 
@@ -28,6 +29,8 @@ class ClassifySets(Classify):
     Raises:
         ValueError: as `Classify`; another loss, or ReaL labels.
     """
+
+    SCORES = ("map",)  # of `score`
 
     separator: str = "|"
     loss_kind: Literal["softmax", "sigmoid"] = "sigmoid"
@@ -103,6 +106,18 @@ class ClassifySets(Classify):
             "accuracy": ((exact * valid).sum(), valid.sum()),
             "f1": ((both * valid).sum(), (either * valid).sum()),
         }
+
+    def predictions(
+        self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        return {"logits": self.read_logits(outputs), "labels": batch["labels"]}
+
+    def score(
+        self, predictions: Mapping[str, np.ndarray], records: sources.Source
+    ) -> dict[str, float]:
+        """`map`: mean average precision of the classes, over the whole split."""
+        del records  # the labels come with the predictions
+        return scores.score_rankings(predictions["labels"], predictions["logits"])
 
     def name_label(self, label: Bool[np.ndarray, " C"]) -> str:
         """The names of the classes that fit an image."""
