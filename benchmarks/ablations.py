@@ -81,7 +81,8 @@ def main() -> None:
         [
             f"### Ablations of Slot Attention: tetrominoes small, {options.steps:,} steps",
             "",
-            f"`python benchmarks/ablations.py --steps={options.steps} --seed={options.seed}`",
+            f"`python benchmarks/ablations.py --steps={options.steps} --seed={options.seed}"
+            + ("`" if options.only is None else f' --only="{options.only}"`'),
             f"({report.provenance()})",
             "",
             "| ablation | test/fg_ari | less than the recipe | mbo | squared error | stripes "
