@@ -23,10 +23,11 @@ def apply_layers(
 ) -> Float[Array, "*B T D"]:
     """Applies the submodules `block_0`, `block_1`, ... of `model`, within its own call.
 
-    With `scan`, the program holds one layer, in a loop over the stacked parameters of all: it
-    compiles in the time of one layer. They are stacked in every step, so initialization,
-    checkpoints, rules and names are those of separate layers. The outputs are equal up to rounding;
-    dropout draws other numbers. While `intermediates` are collected, layers are separate.
+    With `scan`, the program holds one layer, in a loop over the stacked parameters of all: a shorter
+    program, which accelerators compile faster but which needs more memory. The parameters are stacked
+    in every step, so initialization, checkpoints, rules and names are those of separate layers. The
+    outputs are equal up to rounding; dropout draws other numbers. While `intermediates` are collected,
+    layers are separate.
 
     Args:
         kind: the layer, called as (x, *args, train), or as (x, *args, rate, train) with `rates`.
@@ -61,6 +62,6 @@ def apply_layers(
         variables = {"params": given["params"]}
         return layer.apply(variables, x, *args, *rate, train, rngs=rngs), None
 
-    # Within a loop, nothing has to be kept from being computed once.
+    # In a loop, XLA cannot merge the second computation with the first, so no barrier is needed.
     step = jax.checkpoint(step, prevent_cse=False) if remat else step
     return jax.lax.scan(step, x, steps)[0]

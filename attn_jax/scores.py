@@ -41,9 +41,9 @@ def score_numbers(
 def score_rankings(
     labels: Bool[np.ndarray, "N C"], logits: Float[np.ndarray, "N C"]
 ) -> dict[str, float]:
-    """`map`: how well each class ranks its own rows first, as a mean of the average precisions.
+    """`map`: the mean over the classes of the average precision of their rankings of the rows.
 
-    A class that no row has is left out; NaN if no row has any.
+    Classes that no row belongs to are left out; NaN if there are no others.
     """
     there = labels.any(axis=0)
     if not there.any():

@@ -79,8 +79,8 @@ def quiet() -> Iterator[None]:
 def evaluate(jaxpr: Any, consts: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
     """Computes a traced function, with transposed convolutions as convolutions of spread inputs.
 
-    jax2onnx gives them a wrong size. Calls are inlined; what is in loops stays as it is. Of what
-    depends on the platform, the default is taken.
+    jax2onnx gives them a wrong size. Calls are inlined; what is in loops stays as it is. Where
+    the computation depends on the platform, the default is taken.
     """
     known: dict[Any, Any] = {}
 

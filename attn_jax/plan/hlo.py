@@ -93,11 +93,11 @@ class Program:
         for one in instructions:
             self._add_collective(name, one, times)
             if not fused:
-                fusion = one.opcode == "fusion"
-                inside = find_called(one, "calls") if fusion else ""
+                called = find_called(one, "calls") if one.opcode == "fusion" else ""
+                inside = self._computations.get(called)
                 self.bytes_touched += times * (
-                    count_fused(one, types, self._computations[inside])
-                    if inside in self._computations
+                    count_fused(one, types, inside)
+                    if inside
                     else count_touched(one, types)
                 )
             if one.opcode == "while":
@@ -236,8 +236,8 @@ def count_fused(
 ) -> int:
     """Bytes of HBM that a fusion reads and writes.
 
-    Of an operand from which it takes slices, those; of a result that is an operand with a new
-    slice, that slice. So does each step of a loop over layers with their stacked parameters.
+    If it only takes slices of an operand, only those are read; if a result is an operand with one
+    slice replaced, only that slice is written. A loop over stacked layers does both in each step.
     """
     made = {part.name: part for part in inside}
     users: dict[str, list[tuple[Instruction, int]]] = {}
@@ -254,12 +254,10 @@ def count_fused(
 
     def count_read(parameter: str, whole: int) -> int:
         uses = list(follow(parameter))
-        slices = [part for part, position in uses if position == 0]
-        if not all(part.opcode in {*PARTIAL, UPDATE} for part in slices):
+        sliced = {*PARTIAL, UPDATE}
+        if any(position or part.opcode not in sliced for part, position in uses):
             return whole
-        if len(slices) < len(uses):
-            return whole
-        read = [count_bytes(part.type) for part in slices if part.opcode != UPDATE]
+        read = [count_bytes(part.type) for part, _ in uses if part.opcode != UPDATE]
         return min(sum(read), whole)
 
     def count_made(name: str, whole: int) -> int:

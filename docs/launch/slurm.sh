@@ -1,7 +1,7 @@
 #!/bin/bash
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8   # one task for each GPU
-#SBATCH --gpus-per-task=1
+#SBATCH --gpus-per-node=8     # not --gpus-per-task: JAX picks a task's GPU among all of its node
 #SBATCH --signal=TERM@120     # seconds before the time limit: each task saves and ends
 #SBATCH --requeue
 
